@@ -1,0 +1,31 @@
+/// Time, as an interface, so that tests turn the hands themselves.
+///
+/// `monotonic` drives flushes and deadlines and never jumps; `wall` is compared with complete_at only.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace stepstash {
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  /// Since boot, CLOCK_MONOTONIC: comparable between processes of one boot.
+  virtual std::chrono::nanoseconds monotonic() const = 0;
+  /// Whole seconds since 1970-01-01 UTC, as Buildbot stores complete_at.
+  virtual std::int64_t wall_seconds() const = 0;
+};
+
+class SystemClock final : public Clock {
+ public:
+  std::chrono::nanoseconds monotonic() const override {
+    return std::chrono::steady_clock::now().time_since_epoch();  // CLOCK_MONOTONIC in libstdc++
+  }
+  std::int64_t wall_seconds() const override {
+    using namespace std::chrono;
+    return duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+  }
+};
+
+}  // namespace stepstash

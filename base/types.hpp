@@ -1,0 +1,37 @@
+/// The contract's limits, and what an entry of build data is called everywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/result.hpp"
+
+namespace stepstash {
+
+/// Buildbot's buildid: 1 .. 2^63-1.
+using BuildId = std::int64_t;
+
+inline constexpr std::size_t kMaxNameChars = 256;   // Buildbot: String(256)
+inline constexpr std::size_t kMaxNameBytes = 1024;  // 256 characters of at most four UTF-8 bytes
+inline constexpr std::size_t kMaxSourceChars = kMaxNameChars;
+inline constexpr std::size_t kMaxSourceBytes = kMaxNameBytes;
+
+/// One entry of build data without its value: what stat and list answer.
+struct EntryInfo {
+  std::uint64_t id = 0;        ///< unique for ever, kept when the value is replaced
+  std::uint64_t revision = 0;  ///< changes with every set; drawn from the same sequence as ids
+  BuildId buildid = 0;
+  std::uint64_t length = 0;  ///< bytes of the value
+  std::string name;
+  std::string source;
+};
+
+constexpr bool valid_build(BuildId build) noexcept { return build > 0; }
+
+/// Whether `text` is valid UTF-8 (no overlong forms, no surrogates) without NUL, of at most 256 characters.
+/// Serves names and sources alike. O(bytes), and stops at the first offence.
+bool valid_text(std::string_view text) noexcept;
+
+}  // namespace stepstash

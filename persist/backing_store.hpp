@@ -1,0 +1,106 @@
+/// What the daemon needs of a database, and the seam through which tests inject faults.
+///
+/// Facts travel one way, in batches, from the segment to here; they come back at a cold start and on reload.
+/// Thread rule: commit, reserve_ids, vacuum and the other writing calls come from one thread (the flusher's); load_value
+/// and load_build may run at the same time on one other thread. Nothing here is called on the Asio loop.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.hpp"
+#include "base/types.hpp"
+
+namespace stepstash::persist {
+
+/// One value to be written: borrowed bytes, valid until commit returns.
+struct EntryRow {
+  std::uint64_t id = 0;
+  std::uint64_t revision = 0;
+  BuildId buildid = 0;
+  std::string_view name;
+  std::string_view source;
+  std::uint64_t value_hash = 0;  ///< XXH3-64 of the value
+  std::span<const std::byte> value;
+};
+
+/// What changed about one build. Unset members leave the database's values alone.
+struct BuildRow {
+  BuildId buildid = 0;
+  std::optional<std::int64_t> complete_at;  ///< seconds since 1970
+  std::optional<bool> held;
+  std::uint64_t drop_upto = 0;  ///< delete this build's entries with id <= this; 0: none
+};
+
+/// Applied in this order: every BuildRow (deletions included), then every EntryRow.
+struct Batch {
+  std::vector<BuildRow> builds;
+  std::vector<EntryRow> entries;
+  bool empty() const noexcept { return builds.empty() && entries.empty(); }
+};
+
+/// What a cold start learns of one entry: all but the bytes.
+struct StoredEntry : EntryInfo {
+  std::uint64_t value_hash = 0;
+};
+
+struct StoredBuild {
+  BuildId buildid = 0;
+  std::optional<std::int64_t> complete_at;
+  bool held = false;
+};
+
+class BackingStore {
+ public:
+  virtual ~BackingStore() = default;
+
+  /// Identity of this database, drawn at random when it was made: "clean" in a segment refers to one database only.
+  virtual std::uint64_t store_id() const = 0;
+  /// Counts successful commits of this database, ever. A value lower than the segment remembers means that an
+  /// older copy was put back.
+  virtual std::uint64_t commit_count() const = 0;
+
+  /// Writes the batch; on success everything in it survives power loss (synchronous=FULL). Repeating a batch that
+  /// failed or whose outcome is unknown is harmless. A value of any length is accepted; large ones go in pieces, in
+  /// several transactions, and become visible with the last. O(bytes + rows).
+  /// Errors: Errc::not_durable for disk full, I/O error and locked (try again later); SQLite's own otherwise.
+  virtual Result<> commit(const Batch& batch) = 0;
+
+  /// Reserves ids first .. first+count-1 for ever, durably, and returns first. Never returns 0, and never less than
+  /// `at_least`.
+  virtual Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) = 0;
+
+  /// Number of entries, and the bytes of their names and sources: what a cold start must find room for.
+  struct Census {
+    std::uint64_t entries = 0;
+    std::uint64_t text_bytes = 0;
+    std::uint64_t builds_with_data = 0;
+  };
+  virtual Result<Census> census() = 0;
+
+  /// Calls `each` for every entry, in id order, without touching the values. Stops early when it returns false.
+  virtual Result<> load_entries(const std::function<bool(const StoredEntry&)>& each) = 0;
+  /// Calls `each` for every build that has entries, in buildid order.
+  virtual Result<> load_builds_with_data(const std::function<bool(const StoredBuild&)>& each) = 0;
+
+  /// What is known of one build; nullopt when nothing is.
+  virtual Result<std::optional<StoredBuild>> load_build(BuildId build) = 0;
+
+  /// Fills `out` with the value of entry `id` as of `revision`. `out.size()` must be its length.
+  /// Errors: Errc::not_found when the row is gone or of another revision or length; Errc::corrupt_database.
+  virtual Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) = 0;
+
+  /// Gives file space back, at most `pages` at a time; returns the pages freed. Called when nothing waits.
+  virtual Result<std::uint64_t> vacuum(std::uint64_t pages) = 0;
+
+  /// Bytes of the database's files on disk.
+  virtual std::uint64_t size_bytes() const = 0;
+};
+
+}  // namespace stepstash::persist

@@ -1,0 +1,43 @@
+/// Frames: an 8-byte head {payload bytes: u32 LE, type: u16 LE, zero: u16}, then the payload.
+///
+/// The length is checked against kMaxPayload before anything is allocated or read.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/result.hpp"
+#include "protocol/message.hpp"
+
+namespace stepstash::protocol {
+
+inline constexpr std::size_t kHeadBytes = 8;
+/// The largest frame is a Set: its value, name, source and fixed fields.
+inline constexpr std::size_t kMaxPayload = kInlineBytes + 2 * kMaxNameBytes + 256;
+static_assert(kListPageEntries * (2 * kMaxNameBytes + 64) <= kMaxPayload);
+
+struct Head {
+  std::uint32_t payload_bytes = 0;
+  std::uint16_t type = 0;
+};
+
+/// Errors: Errc::protocol_error when the length exceeds kMaxPayload or the reserved field is not zero.
+Result<Head> decode_head(std::span<const std::byte, kHeadBytes> bytes) noexcept;
+
+/// Total: any bytes give a message or Errc::protocol_error; every length is checked against what is there, trailing bytes
+/// are an error, and so are flags that are not known. Values are borrowed from `payload`, texts are copied.
+/// Names and sources are bounded here (kMaxNameBytes), their characters are the store's business.
+Result<Request> decode_request(Head head, std::span<const std::byte> payload);
+Result<Reply> decode_reply(Head head, std::span<const std::byte> payload);
+
+/// Appends one whole frame, head included, to `out`. A Failure's or Text's text is cut to what a frame holds.
+void encode(const Request& request, std::vector<std::byte>& out);
+void encode(const Reply& reply, std::vector<std::byte>& out);
+
+/// The frame of a Set up to, and without, its value: the value's bytes may follow from where they lie.
+void encode_set_head(const Set& set, std::vector<std::byte>& out);
+
+}  // namespace stepstash::protocol

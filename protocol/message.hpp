@@ -1,0 +1,160 @@
+/// What a client and the daemon say to each other, as plain structs. docs/protocol.md is the same for strangers.
+///
+/// A connection is a unix stream socket. Both sides send frames (frame.hpp). The client sends one request at a time and
+/// reads its reply; only Piece may be sent ahead, and is answered in order. Descriptors travel from the daemon to the
+/// client only.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/errc.hpp"
+#include "base/types.hpp"
+
+namespace stepstash::protocol {
+
+inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint64_t kHelloMagic = 0x6B636F73'70657473;  // "stepsock" in memory order
+/// Values up to here travel inside Set; larger ones go through the staging ring.
+inline constexpr std::size_t kInlineBytes = 64 * 1024;
+inline constexpr std::uint64_t kUnknownLength = UINT64_MAX;
+/// Entries in one ListPage at most; the rest follows on request.
+inline constexpr std::uint32_t kListPageEntries = 32;
+
+using SegmentId = std::array<std::uint8_t, 16>;
+
+// ---- requests ------------------------------------------------------------------------------------------------------
+
+/// First on every connection.
+struct Hello {
+  std::uint32_t version = kVersion;
+  bool attach = false;             ///< asks for the segment's and a pin page's descriptors
+  std::uint32_t resume_page = 0;   ///< with attach: the pin page this client holds already (0: none) ...
+  SegmentId resume_segment{};      ///< ... of this segment. If both still serve, no descriptors are sent.
+};
+
+/// What both ways of setting a value have in common.
+struct SetParams {
+  BuildId build = 0;
+  std::string name;
+  std::string source;
+  bool durable = false;             ///< acknowledge after the database's commit
+  bool if_absent = false;           ///< fail with condition_failed when the name is there
+  std::uint64_t if_revision = 0;    ///< non-zero: fail with condition_failed unless the entry has this revision
+  std::uint32_t deadline_ms = 0;    ///< how long to wait for room or for the commit
+};
+
+struct Set {
+  SetParams params;
+  std::span<const std::byte> value;  ///< borrowed from the frame
+};
+
+/// Opens a staged set. The reply is SetReady, with the ring's descriptor the first time on a connection.
+struct SetBegin {
+  SetParams params;
+  std::uint64_t length = 0;  ///< or kUnknownLength
+};
+
+/// `bytes` bytes at `ring_offset` are filled in. One PieceDone (or Failure) each, in order; the bytes may be overwritten
+/// after that. After a Failure all further pieces and the commit of this set fail alike.
+struct Piece {
+  std::uint32_t ring_offset = 0;
+  std::uint32_t bytes = 0;
+};
+struct SetCommit {};
+struct SetAbort {};
+
+/// Brings an evicted value back into the segment. Reply: Done, or Failure{not_found}.
+struct Load {
+  BuildId build = 0;
+  std::string name;
+};
+
+/// Done once the name is there; Failure{deadline_exceeded} otherwise.
+struct Wait {
+  BuildId build = 0;
+  std::string name;
+  std::uint32_t deadline_ms = 0;
+};
+
+struct List {
+  BuildId build = 0;
+  std::optional<std::string> name;
+  std::uint64_t after_id = 0;  ///< entries with a larger id
+};
+
+struct Finish {
+  BuildId build = 0;
+  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; the daemon's clock when left out
+};
+struct Prune {
+  std::int64_t older_than = 0;
+};
+struct Drop {
+  BuildId build = 0;
+};
+struct HoldBuild {
+  BuildId build = 0;
+  bool held = true;
+};
+struct Flush {
+  std::uint32_t deadline_ms = 0;
+};
+struct Stats {};
+
+using Request = std::variant<Hello, Set, SetBegin, Piece, SetCommit, SetAbort, Load, Wait, List, Finish, Prune, Drop,
+                             HoldBuild, Flush, Stats>;
+
+// ---- replies -------------------------------------------------------------------------------------------------------
+
+/// With attach, and unless the old attachment was resumed: two descriptors, the segment (read-only), the pin page.
+struct HelloOk {
+  std::uint32_t version = kVersion;
+  SegmentId segment_id{};
+  std::uint64_t segment_bytes = 0;
+  std::uint32_t pin_page = 0;
+  bool resumed = false;
+  std::uint64_t max_value_bytes = 0;
+  std::string server_version;
+};
+struct SetOk {
+  std::uint64_t id = 0;
+  std::uint64_t revision = 0;
+};
+struct SetReady {
+  std::uint32_t ring_bytes = 0;
+  std::uint32_t piece_bytes = 0;  ///< the most one Piece may announce
+  bool ring_attached = false;     ///< a descriptor comes with this reply
+};
+struct PieceDone {
+  std::uint64_t received = 0;  ///< bytes of this value so far
+};
+struct ListPage {
+  bool more = false;
+  std::vector<EntryInfo> entries;
+};
+struct Count {
+  std::uint64_t count = 0;
+};
+struct Finished {
+  std::int64_t complete_at = 0;
+};
+struct Text {
+  std::string text;  ///< JSON
+};
+struct Done {};
+struct Failure {
+  Errc code = Errc::protocol_error;
+  std::string message;  ///< for people: what happened, to what, with which numbers
+};
+
+using Reply = std::variant<HelloOk, SetOk, SetReady, PieceDone, ListPage, Count, Finished, Text, Done, Failure>;
+
+}  // namespace stepstash::protocol

@@ -1,0 +1,168 @@
+/// The bytes of a stepstash segment and of a pin page, and the only description of them in code.
+/// docs/segment-layout.md draws the same bytes and names the invariants L1, L2, ... cited below.
+///
+/// The segment is written by the daemon alone. Clients map it PROT_READ and trust nothing in it: every offset is
+/// checked against the mapping before it is followed. A pin page is written by its one client and by the daemon; the
+/// daemon trusts nothing in it. Sizes are bytes, integers are the host's; no pointers are stored.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace stepstash::shm {
+
+/// Bytes from the start of the segment; 0 is none. At most 48 bits.
+using Offset = std::uint64_t;
+using SegmentId = std::array<std::uint8_t, 16>;
+
+inline constexpr std::uint64_t kSegmentMagic = 0x68736174'73706574;  // "tepstash" in memory order
+inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::size_t kPageBytes = 4096;
+inline constexpr std::size_t kBlockAlign = 64;
+/// Values from this length on start on a page boundary; shorter ones on 64 bytes (below, the padding would cost
+/// more than 1.6 % of the value).
+inline constexpr std::size_t kPageAlignedFrom = 256 * 1024;
+inline constexpr std::uint64_t kMaxSegmentBytes = std::uint64_t{1} << 47;
+
+// ---- index ---------------------------------------------------------------------------------------------------------
+
+/// L4: one word names the current table: {version:10 | log2 of slots:6 | offset of the first slot:48}.
+/// Swapped by one store when a larger or cleaner table is complete; a reader whose word changed looks again.
+using IndexWord = std::uint64_t;
+constexpr IndexWord make_index_word(std::uint64_t version, unsigned log2_slots, Offset slots) noexcept {
+  return (version & 0x3FF) << 54 | std::uint64_t{log2_slots & 63} << 48 | slots;
+}
+constexpr Offset index_slots_offset(IndexWord word) noexcept { return word & 0xFFFF'FFFF'FFFF; }
+constexpr unsigned index_log2_slots(IndexWord word) noexcept { return static_cast<unsigned>(word >> 48) & 63; }
+constexpr std::uint64_t index_version(IndexWord word) noexcept { return word >> 54; }
+
+/// L5: a slot is {fingerprint:16 | offset of the entry's block:48}; 0 was never used, kTombstone no longer is.
+using Slot = std::uint64_t;
+inline constexpr Slot kEmptySlot = 0;
+inline constexpr Slot kTombstone = 1;
+constexpr Slot make_slot(std::uint64_t key_hash, Offset block) noexcept { return (key_hash >> 48) << 48 | block; }
+constexpr Offset slot_offset(Slot slot) noexcept { return slot & 0xFFFF'FFFF'FFFF; }
+constexpr bool slot_matches(Slot slot, std::uint64_t key_hash) noexcept {
+  return slot > kTombstone && slot >> 48 == key_hash >> 48;
+}
+
+// ---- the header ----------------------------------------------------------------------------------------------------
+
+/// The segment's first page. The first line never changes after creation (L1); the second holds the facts that do.
+struct alignas(64) Header {
+  std::uint64_t magic;
+  std::uint32_t layout_version;
+  std::uint32_t fingerprint;  // layout_fingerprint() of the program that made it
+  std::uint64_t segment_bytes;
+  SegmentId segment_id;  // random, new with every segment
+  std::uint64_t builds_capacity;
+  Offset heap_offset;
+  std::uint64_t header_hash;  // XXH3-64 of the bytes before it
+
+  std::atomic<IndexWord> index;
+  std::atomic<std::uint64_t> next_id;       // L2: ids and revisions below were, or may have been, given
+  std::atomic<std::uint64_t> id_limit;      // L2: the database has reserved ids below this one
+  std::atomic<std::uint64_t> store_id;      // L3: "clean" speaks of this database
+  std::atomic<std::uint64_t> commit_count;  // L3: ... at no earlier commit than this
+  std::uint64_t unused[3];
+};
+static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 56 && offsetof(Header, index) == 64);
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
+
+// ---- builds --------------------------------------------------------------------------------------------------------
+
+inline constexpr std::int64_t kNotComplete = INT64_MIN;
+enum class Hold : std::uint32_t { unknown = 0, held = 1, not_held = 2 };
+
+/// One build with data in the segment, or with a fact that the database does not have yet. The table follows the
+/// header's page. L6: `buildid` is stored last when a record is made and zeroed when it is given up; every other field
+/// is one fact and changes by one store.
+struct alignas(64) BuildRecord {
+  std::atomic<std::int64_t> buildid;  // 0: the record is free
+  std::atomic<std::int64_t> complete_at;
+  std::atomic<std::uint64_t> drop_upto;     // entries with id <= this are deleted; rows may still be in the database
+  std::atomic<Hold> hold;
+  std::uint32_t unused0;
+  std::atomic<std::uint64_t> finished_at_ns;  // CLOCK_BOOTTIME when finish was called; 0: unknown in this boot
+  std::uint64_t unused1[3];
+};
+static_assert(sizeof(BuildRecord) == 64);
+
+// ---- blocks --------------------------------------------------------------------------------------------------------
+
+inline constexpr std::uint32_t kBlockMagic = 0x6B6C4273;  // "sBlk"
+enum class BlockKind : std::uint32_t { free = 0, entry = 1, index = 2 };
+
+/// L7: blocks tile the heap from heap_offset to segment_bytes without gaps, at every instruction. `size` includes this
+/// header and is a multiple of 64. Splitting writes the second header first, then shrinks the first block by one
+/// store; merging is one store to the first. `kind` is a remark for people and `doctor`: what is in use follows from
+/// the index word and the slots alone (L8).
+struct BlockHeader {
+  std::uint32_t magic;
+  BlockKind kind;
+  std::atomic<std::uint64_t> size;
+};
+static_assert(sizeof(BlockHeader) == 16);
+
+enum class EntryState : std::uint32_t { dirty = 1, clean = 2 };
+
+/// A block that holds one entry of build data: this record, then name, source, padding, value.
+/// L9: everything but `state` is complete before a slot points here and never changes afterwards.
+struct Entry {
+  BlockHeader block;
+  std::uint64_t id;
+  std::int64_t buildid;
+  std::uint64_t revision;
+  std::uint64_t length;       // of the value
+  std::uint64_t value_hash;   // XXH3-64 of the value
+  std::uint64_t meta_hash;    // XXH3-64 of all that never changes (validate.hpp)
+  std::uint64_t set_at_ns;    // CLOCK_MONOTONIC
+  std::uint32_t value_offset; // from the block's start; 0: evicted, the value is in the database only
+  std::uint16_t name_bytes;
+  std::uint16_t source_bytes;
+  std::atomic<EntryState> state;  // L10: dirty -> clean when its transaction has committed
+  std::uint32_t unused;
+};
+static_assert(sizeof(Entry) == 88 && offsetof(Entry, id) == 16 && offsetof(Entry, state) == 80);
+
+// ---- pin pages -----------------------------------------------------------------------------------------------------
+
+inline constexpr std::uint64_t kPinPageMagic = 0x6E69705F'73706574;  // "teps_pin"
+inline constexpr std::size_t kPinsPerLine = 7;
+inline constexpr std::size_t kPinLines = 63;
+inline constexpr std::size_t kPinsPerPage = kPinsPerLine * kPinLines;  // 441: views one client can hold at once
+
+/// One cache line of pins, so that threads that start on different lines do not share one.
+struct alignas(64) PinLine {
+  std::atomic<Offset> pins[kPinsPerLine];  // P2: block that a view keeps in place; 0: none
+  std::atomic<Offset> recent;              // P3: a hint, the block read last through this line
+};
+
+/// One page per client: written by the client (pins, hints) and the daemon (the rest).
+struct alignas(64) PinPage {
+  std::uint64_t magic;
+  std::uint32_t layout_version;
+  std::uint32_t number;  // the object's name ends in it
+  SegmentId segment_id;  // the segment its pins speak of
+  std::int32_t pid;      // of the peer at attach, for people: 0 where the peer's PID namespace hides it
+  std::uint32_t uid;
+  std::atomic<std::uint32_t> superseded;  // P4: 1: another segment serves now; attach again
+  std::uint32_t unused[5];
+  PinLine lines[kPinLines];
+};
+static_assert(sizeof(PinLine) == 64 && sizeof(PinPage) == kPageBytes && offsetof(PinPage, lines) == 64);
+
+/// Changes whenever a size or a place in this header does, so that two programs that differ never share a segment.
+constexpr std::uint32_t layout_fingerprint() noexcept {
+  std::uint32_t hash = 2166136261u;  // FNV-1a, 32 bit
+  for (std::uint64_t part : {sizeof(Header), sizeof(BuildRecord), sizeof(BlockHeader), sizeof(Entry), sizeof(PinPage),
+                             offsetof(Header, index), offsetof(Entry, state), kPinsPerLine, kPinLines, kBlockAlign,
+                             kPageBytes}) {
+    for (int shift = 0; shift < 64; shift += 8) hash = (hash ^ static_cast<std::uint8_t>(part >> shift)) * 16777619u;
+  }
+  return hash;
+}
+
+}  // namespace stepstash::shm

@@ -1,0 +1,67 @@
+/// The clients' side of a segment: find a value and hold it in place, without a lock or a system call.
+///
+/// Everything read here may be stale and, from a client's point of view, wrong: offsets are checked against the mapping,
+/// and an entry is looked at only once a pin holds it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "base/result.hpp"
+#include "base/types.hpp"
+#include "base/unique_fd.hpp"
+#include "shm/layout.hpp"
+#include "shm/mapping.hpp"
+
+namespace stepstash::shm {
+
+/// One entry, held in place by a pin until release(). Plain and copyable, so that a C struct can carry it: whoever
+/// holds it last calls release() once. Must not outlive its Reader.
+struct Pinned {
+  const Entry* entry = nullptr;
+  std::atomic<Offset>* pin = nullptr;
+
+  std::string_view name() const noexcept;
+  std::string_view source() const noexcept;
+  bool resident() const noexcept { return entry->value_offset != 0; }
+  /// Empty when evicted.
+  std::span<const std::byte> value() const noexcept;
+  void release() noexcept;
+};
+
+enum class Found {
+  miss,        ///< authoritative: there is no such build data
+  resident,    ///< `out` holds the entry and its value
+  evicted,     ///< `out` holds the entry; its value must be asked for
+  superseded,  ///< another segment serves now: attach again
+  no_pin,      ///< all kPinsPerPage pins are in use
+  corrupt,     ///< the index leads outside the segment or nowhere: report it, and ask the daemon
+};
+
+class Reader {
+ public:
+  /// Maps the segment behind `segment` read-only and the pin page behind `pins`, and checks both. The descriptors are
+  /// closed: the mapping of the pin page keeps its lock, which tells the daemon that this client lives.
+  /// Errors: Errc::format_mismatch, Errc::corrupt_segment, those of fstat(2) and mmap(2).
+  static Result<Reader> attach(UniqueFd segment, UniqueFd pins);
+
+  /// Looks up one entry and pins it. Takes no lock, makes no system call, copies nothing; O(1) expected.
+  /// Thread safety: any number of threads. `out` is set when the answer is resident or evicted.
+  Found find(BuildId build, std::string_view name, Pinned& out) const noexcept;
+
+  const SegmentId& segment_id() const noexcept;
+  std::uint32_t pin_page() const noexcept;
+  bool superseded() const noexcept;
+  /// Pins in use now. O(kPinsPerPage).
+  std::size_t pins_in_use() const noexcept;
+
+ private:
+  Reader(Mapping segment, Mapping pins) noexcept;
+  std::atomic<Offset>* claim_pin(Offset block) const noexcept;
+
+  Mapping segment_;
+  Mapping pins_;
+};
+
+}  // namespace stepstash::shm

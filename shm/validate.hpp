@@ -1,0 +1,88 @@
+/// Checks of what stands in a segment, shared by readers (who trust nothing) and by attach (which decides what to keep).
+#pragma once
+
+#include <cstring>
+#include <span>
+#include <string_view>
+
+#include "base/errc.hpp"
+#include "base/result.hpp"
+#include "base/types.hpp"
+#include "shm/hash.hpp"
+#include "shm/layout.hpp"
+
+namespace stepstash::shm {
+
+constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t step) noexcept {
+  return (value + step - 1) / step * step;
+}
+
+/// L1. Errors: Errc::corrupt_segment (no segment, or its first line is damaged), Errc::format_mismatch (one of another
+/// layout).
+inline Result<> check_header(const Header& header, std::uint64_t mapped_bytes) noexcept {
+  if (header.magic != kSegmentMagic) return Errc::corrupt_segment;
+  if (header.layout_version != kLayoutVersion || header.fingerprint != layout_fingerprint()) {
+    return Errc::format_mismatch;
+  }
+  const std::span first_line(reinterpret_cast<const std::byte*>(&header), offsetof(Header, header_hash));
+  if (header.header_hash != hash_bytes(first_line)) return Errc::corrupt_segment;
+  if (header.segment_bytes != mapped_bytes || header.segment_bytes > kMaxSegmentBytes) return Errc::corrupt_segment;
+  if (header.builds_capacity > mapped_bytes / sizeof(BuildRecord)) return Errc::corrupt_segment;
+  if (header.heap_offset != round_up(kPageBytes + header.builds_capacity * sizeof(BuildRecord), kPageBytes)) {
+    return Errc::corrupt_segment;
+  }
+  if (header.heap_offset + kBlockAlign > header.segment_bytes || header.segment_bytes % kPageBytes != 0) {
+    return Errc::corrupt_segment;
+  }
+  return success();
+}
+
+/// Whether a table of `slots` slots at `table` lies inside a segment.
+constexpr bool table_inside(Offset table, std::uint64_t slots, std::uint64_t segment_bytes) noexcept {
+  return table % sizeof(Slot) == 0 && table >= kPageBytes && slots <= segment_bytes / sizeof(Slot) &&
+         table <= segment_bytes - slots * sizeof(Slot);
+}
+
+/// The entry whose block starts at `block`, or nullptr when no entry can be there. Checks places and sizes in O(1), not
+/// checksums.
+inline const Entry* checked_entry(const std::byte* base, std::uint64_t segment_bytes, Offset block) noexcept {
+  if (block % kBlockAlign != 0 || block < kPageBytes || block > segment_bytes - sizeof(Entry)) return nullptr;
+  const auto* entry = reinterpret_cast<const Entry*>(base + block);
+  if (entry->block.magic != kBlockMagic || entry->block.kind != BlockKind::entry) return nullptr;
+  // Relaxed: the size of a block in use changes only before the block is published.
+  const std::uint64_t size = entry->block.size.load(std::memory_order_relaxed);
+  if (size % kBlockAlign != 0 || size > segment_bytes - block) return nullptr;
+  const std::uint64_t texts_end = sizeof(Entry) + entry->name_bytes + entry->source_bytes;
+  if (entry->name_bytes > kMaxNameBytes || entry->source_bytes > kMaxSourceBytes || texts_end > size) return nullptr;
+  if (entry->value_offset == 0) return entry;
+  if (entry->value_offset < texts_end || entry->value_offset > size) return nullptr;
+  if (entry->length > size - entry->value_offset) return nullptr;
+  return entry;
+}
+
+inline std::string_view entry_name(const Entry& entry) noexcept {
+  return {reinterpret_cast<const char*>(&entry + 1), entry.name_bytes};
+}
+inline std::string_view entry_source(const Entry& entry) noexcept {
+  return {reinterpret_cast<const char*>(&entry + 1) + entry.name_bytes, entry.source_bytes};
+}
+inline std::span<const std::byte> entry_value(const Entry& entry) noexcept {
+  if (entry.value_offset == 0) return {};
+  return {reinterpret_cast<const std::byte*>(&entry) + entry.value_offset, static_cast<std::size_t>(entry.length)};
+}
+
+/// What Entry::meta_hash must be: over everything that never changes.
+inline std::uint64_t meta_hash(const Entry& entry) noexcept {
+  const std::uint64_t fields[] = {entry.id,         static_cast<std::uint64_t>(entry.buildid),
+                                  entry.revision,   entry.length,
+                                  entry.value_hash, entry.set_at_ns,
+                                  std::uint64_t{entry.value_offset} << 32 | std::uint64_t{entry.name_bytes} << 16 |
+                                      entry.source_bytes};
+  StreamHash hash;
+  hash.update(std::as_bytes(std::span(fields)));
+  hash.update(std::as_bytes(std::span(entry_name(entry))));
+  hash.update(std::as_bytes(std::span(entry_source(entry))));
+  return hash.digest();
+}
+
+}  // namespace stepstash::shm
