@@ -82,9 +82,9 @@ enum class Hold : std::uint32_t { unknown = 0, held = 1, not_held = 2 };
 struct alignas(64) BuildRecord {
   std::atomic<std::int64_t> buildid;  // 0: the record is free
   std::atomic<std::int64_t> complete_at;
-  std::atomic<std::uint64_t> drop_upto;     // entries with id <= this are deleted; rows may still be in the database
+  std::atomic<std::uint64_t> drop_upto;  // entries with id <= this are deleted; rows may still be in the database
   std::atomic<Hold> hold;
-  std::uint32_t unused0;
+  std::atomic<std::uint32_t> merged;          // 1: holds all that the database knew of this build
   std::atomic<std::uint64_t> finished_at_ns;  // CLOCK_BOOTTIME when finish was called; 0: unknown in this boot
   std::uint64_t unused1[3];
 };
@@ -115,11 +115,11 @@ struct Entry {
   std::uint64_t id;
   std::int64_t buildid;
   std::uint64_t revision;
-  std::uint64_t length;       // of the value
-  std::uint64_t value_hash;   // XXH3-64 of the value
-  std::uint64_t meta_hash;    // XXH3-64 of all that never changes (validate.hpp)
-  std::uint64_t set_at_ns;    // CLOCK_MONOTONIC
-  std::uint32_t value_offset; // from the block's start; 0: evicted, the value is in the database only
+  std::uint64_t length;        // of the value
+  std::uint64_t value_hash;    // XXH3-64 of the value
+  std::uint64_t meta_hash;     // XXH3-64 of all that never changes (validate.hpp)
+  std::uint64_t set_at_ns;     // CLOCK_MONOTONIC
+  std::uint32_t value_offset;  // from the block's start; 0: evicted, the value is in the database only
   std::uint16_t name_bytes;
   std::uint16_t source_bytes;
   std::atomic<EntryState> state;  // L10: dirty -> clean when its transaction has committed
@@ -157,9 +157,9 @@ static_assert(sizeof(PinLine) == 64 && sizeof(PinPage) == kPageBytes && offsetof
 /// Changes whenever a size or a place in this header does, so that two programs that differ never share a segment.
 constexpr std::uint32_t layout_fingerprint() noexcept {
   std::uint32_t hash = 2166136261u;  // FNV-1a, 32 bit
-  for (std::uint64_t part : {sizeof(Header), sizeof(BuildRecord), sizeof(BlockHeader), sizeof(Entry), sizeof(PinPage),
-                             offsetof(Header, index), offsetof(Entry, state), kPinsPerLine, kPinLines, kBlockAlign,
-                             kPageBytes}) {
+  for (std::uint64_t part :
+       {sizeof(Header), sizeof(BuildRecord), sizeof(BlockHeader), sizeof(Entry), sizeof(PinPage),
+        offsetof(Header, index), offsetof(Entry, state), kPinsPerLine, kPinLines, kBlockAlign, kPageBytes}) {
     for (int shift = 0; shift < 64; shift += 8) hash = (hash ^ static_cast<std::uint8_t>(part >> shift)) * 16777619u;
   }
   return hash;

@@ -18,6 +18,26 @@ std::size_t first_line_of_this_thread() noexcept {
   return line;
 }
 
+std::atomic<Offset>* claim_pin(PinPage& page, Offset block) noexcept {
+  const std::size_t first = first_line_of_this_thread();
+  for (std::size_t i = 0; i < kPinLines; ++i) {
+    PinLine& line = page.lines[(first + i) % kPinLines];
+    for (auto& pin : line.pins) {
+      // Relaxed: only a look whether the exchange is worth its price.
+      if (pin.load(std::memory_order_relaxed) != 0) continue;
+      Offset expected = 0;
+      // Sequentially consistent, as is the load of the slot that follows in find_entry(): it pairs with the daemon,
+      // which stores the slot and then scans the pins. One of the two sees the other (store-buffering, C++
+      // [atomics.order]). On x86 this locked instruction is claim and full fence in one.
+      if (pin.compare_exchange_strong(expected, block, std::memory_order_seq_cst, std::memory_order_relaxed)) {
+        line.recent.store(block, std::memory_order_relaxed);  // a hint for eviction; any value is harmless
+        return &pin;
+      }
+    }
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 std::string_view Pinned::name() const noexcept { return entry_name(*entry); }
@@ -25,9 +45,54 @@ std::string_view Pinned::source() const noexcept { return entry_source(*entry); 
 std::span<const std::byte> Pinned::value() const noexcept { return entry_value(*entry); }
 
 void Pinned::release() noexcept {
-  // Release pairs with PinRegistry's load: the daemon reuses the block only after our last read of it.
+  // Release pairs with PinRegistry::collect: the daemon reuses the block only after our last read of it.
   pin->store(0, std::memory_order_release);
   *this = {};
+}
+
+Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, BuildId build, std::string_view name,
+                 Pinned& out) noexcept {
+  const auto& header = *reinterpret_cast<const Header*>(segment);
+  const std::uint64_t hash = key_hash(build, name);
+
+  for (;;) {
+    // Acquire pairs with the daemon's store when it starts on another segment.
+    if (page.superseded.load(std::memory_order_acquire) != 0) return Found::superseded;
+    // Acquire pairs with IndexWriter's swap: the table behind the word is complete.
+    const IndexWord word = header.index.load(std::memory_order_acquire);
+    const Offset table = index_slots_offset(word);
+    const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
+    if (!table_inside(table, slots, bytes)) return Found::corrupt;
+    const auto* slot = reinterpret_cast<const std::atomic<Slot>*>(segment + table);
+
+    bool again = false;
+    for (std::uint64_t i = 0; i < slots && !again; ++i) {
+      const std::atomic<Slot>& here = slot[(hash + i) & (slots - 1)];
+      // Acquire is not enough to look at the entry, only to decide whether to pin it.
+      const Slot seen = here.load(std::memory_order_acquire);
+      if (seen == kEmptySlot) break;
+      if (!slot_matches(seen, hash)) continue;
+
+      std::atomic<Offset>* pin = claim_pin(page, slot_offset(seen));
+      if (pin == nullptr) return Found::no_pin;
+      // Unchanged after the pin became visible: the block was not retired before the pin, and will not be reused
+      // while it stands. The word is read again too, for a table that was replaced may hold anything.
+      if (here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word) {
+        pin->store(0, std::memory_order_release);
+        again = true;
+        break;
+      }
+      const Entry* entry = checked_entry(segment, bytes, slot_offset(seen));
+      if (entry != nullptr && entry->buildid == build && entry_name(*entry) == name) {
+        out = {entry, pin};
+        return out.resident() ? Found::resident : Found::evicted;
+      }
+      pin->store(0, std::memory_order_release);
+      if (entry == nullptr) return Found::corrupt;
+    }
+    // A miss counts only if the table was the current one all the while.
+    if (!again && header.index.load(std::memory_order_acquire) == word) return Found::miss;
+  }
 }
 
 Reader::Reader(Mapping segment, Mapping pins) noexcept : segment_(std::move(segment)), pins_(std::move(pins)) {}
@@ -48,71 +113,8 @@ Result<Reader> Reader::attach(UniqueFd segment, UniqueFd pins) {
   return Reader(std::move(segment_map), std::move(pins_map));
 }
 
-std::atomic<Offset>* Reader::claim_pin(Offset block) const noexcept {
-  auto& page = *reinterpret_cast<PinPage*>(pins_.data());
-  const std::size_t first = first_line_of_this_thread();
-  for (std::size_t i = 0; i < kPinLines; ++i) {
-    PinLine& line = page.lines[(first + i) % kPinLines];
-    for (auto& pin : line.pins) {
-      // Relaxed: only a look whether the exchange is worth its price.
-      if (pin.load(std::memory_order_relaxed) != 0) continue;
-      Offset expected = 0;
-      // Sequentially consistent, as is the load of the slot that follows in find(): it pairs with the daemon, which
-      // stores the slot and then scans the pins. One of the two sees the other (store-buffering, C++ [atomics.order]).
-      // On x86 this locked instruction is claim and full fence in one.
-      if (pin.compare_exchange_strong(expected, block, std::memory_order_seq_cst, std::memory_order_relaxed)) {
-        line.recent.store(block, std::memory_order_relaxed);  // a hint for eviction; any value is harmless
-        return &pin;
-      }
-    }
-  }
-  return nullptr;
-}
-
 Found Reader::find(BuildId build, std::string_view name, Pinned& out) const noexcept {
-  const std::byte* base = segment_.data();
-  const auto& header = *reinterpret_cast<const Header*>(base);
-  const auto& page = *reinterpret_cast<const PinPage*>(pins_.data());
-  const std::uint64_t hash = key_hash(build, name);
-
-  for (;;) {
-    // Acquire pairs with the daemon's store when it starts on another segment.
-    if (page.superseded.load(std::memory_order_acquire) != 0) return Found::superseded;
-    // Acquire pairs with IndexWriter's swap: the table behind the word is complete.
-    const IndexWord word = header.index.load(std::memory_order_acquire);
-    const Offset table = index_slots_offset(word);
-    const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
-    if (!table_inside(table, slots, segment_.size())) return Found::corrupt;
-    const auto* slot = reinterpret_cast<const std::atomic<Slot>*>(base + table);
-
-    bool again = false;
-    for (std::uint64_t i = 0; i < slots && !again; ++i) {
-      const std::atomic<Slot>& here = slot[(hash + i) & (slots - 1)];
-      // Acquire is not enough to look at the entry, only to decide whether to pin it.
-      const Slot seen = here.load(std::memory_order_acquire);
-      if (seen == kEmptySlot) break;
-      if (!slot_matches(seen, hash)) continue;
-
-      std::atomic<Offset>* pin = claim_pin(slot_offset(seen));
-      if (pin == nullptr) return Found::no_pin;
-      // Unchanged after the pin became visible: the block was not retired before the pin, and will not be reused
-      // while it stands. The word is read again too, for a table that was replaced may hold anything.
-      if (here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word) {
-        pin->store(0, std::memory_order_release);
-        again = true;
-        break;
-      }
-      const Entry* entry = checked_entry(base, segment_.size(), slot_offset(seen));
-      if (entry != nullptr && entry->buildid == build && entry_name(*entry) == name) {
-        out = {entry, pin};
-        return out.resident() ? Found::resident : Found::evicted;
-      }
-      pin->store(0, std::memory_order_release);
-      if (entry == nullptr) return Found::corrupt;
-    }
-    // A miss counts only if the table was the current one all the while.
-    if (!again && header.index.load(std::memory_order_acquire) == word) return Found::miss;
-  }
+  return find_entry(segment_.data(), segment_.size(), *reinterpret_cast<PinPage*>(pins_.data()), build, name, out);
 }
 
 const SegmentId& Reader::segment_id() const noexcept {

@@ -1,7 +1,7 @@
 /// The clients' side of a segment: find a value and hold it in place, without a lock or a system call.
 ///
-/// Everything read here may be stale and, from a client's point of view, wrong: offsets are checked against the mapping,
-/// and an entry is looked at only once a pin holds it.
+/// Everything read here may be stale and, from a client's point of view, wrong: offsets are checked against the
+/// mapping, and an entry is looked at only once a pin holds it.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,11 @@ enum class Found {
   corrupt,     ///< the index leads outside the segment or nowhere: report it, and ask the daemon
 };
 
+/// The search itself, over a segment of `bytes` bytes mapped at `segment` and a pin page: what Reader::find does with
+/// its own mappings. The header has been checked. Thread safety: any number of threads.
+Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, BuildId build, std::string_view name,
+                 Pinned& out) noexcept;
+
 class Reader {
  public:
   /// Maps the segment behind `segment` read-only and the pin page behind `pins`, and checks both. The descriptors are
@@ -58,7 +63,6 @@ class Reader {
 
  private:
   Reader(Mapping segment, Mapping pins) noexcept;
-  std::atomic<Offset>* claim_pin(Offset block) const noexcept;
 
   Mapping segment_;
   Mapping pins_;

@@ -1,4 +1,5 @@
-/// Checks of what stands in a segment, shared by readers (who trust nothing) and by attach (which decides what to keep).
+/// Checks of what stands in a segment, shared by readers (who trust nothing) and by attach (which decides what to
+/// keep).
 #pragma once
 
 #include <cstring>
@@ -73,11 +74,14 @@ inline std::span<const std::byte> entry_value(const Entry& entry) noexcept {
 
 /// What Entry::meta_hash must be: over everything that never changes.
 inline std::uint64_t meta_hash(const Entry& entry) noexcept {
-  const std::uint64_t fields[] = {entry.id,         static_cast<std::uint64_t>(entry.buildid),
-                                  entry.revision,   entry.length,
-                                  entry.value_hash, entry.set_at_ns,
-                                  std::uint64_t{entry.value_offset} << 32 | std::uint64_t{entry.name_bytes} << 16 |
-                                      entry.source_bytes};
+  const std::uint64_t fields[] = {
+      entry.id,
+      static_cast<std::uint64_t>(entry.buildid),
+      entry.revision,
+      entry.length,
+      entry.value_hash,
+      entry.set_at_ns,
+      std::uint64_t{entry.value_offset} << 32 | std::uint64_t{entry.name_bytes} << 16 | entry.source_bytes};
   StreamHash hash;
   hash.update(std::as_bytes(std::span(fields)));
   hash.update(std::as_bytes(std::span(entry_name(entry))));

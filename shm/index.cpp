@@ -1,0 +1,159 @@
+#include "shm/index.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/errc.hpp"
+#include "shm/fence.hpp"
+#include "shm/validate.hpp"
+
+namespace stepstash::shm {
+namespace {
+
+Header& header_at(std::byte* base) noexcept { return *reinterpret_cast<Header*>(base); }
+
+std::atomic<Slot>* table_at(std::byte* base, Offset table) noexcept {
+  return reinterpret_cast<std::atomic<Slot>*>(base + table);
+}
+
+}  // namespace
+
+IndexWriter::IndexWriter(std::byte* base, Heap& heap) : base_(base), heap_(heap) {}
+
+std::atomic<Slot>& IndexWriter::slot(std::uint64_t i) const noexcept {
+  return table_at(base_, table_)[i & (slots_ - 1)];
+}
+
+Result<Offset> IndexWriter::new_table(std::uint64_t slots) {
+  const Offset block = STEPSTASH_TRY(heap_.allocate(kTableHeader + slots * sizeof(Slot)));
+  if (auto reserved = heap_.reserve(block); !reserved) {
+    heap_.free(block);
+    return reserved.error();
+  }
+  reinterpret_cast<BlockHeader*>(base_ + block)->kind = BlockKind::index;
+  clear(block + kTableHeader, slots);
+  return block + kTableHeader;
+}
+
+Result<> IndexWriter::format(std::uint64_t slots) {
+  slots = std::bit_ceil(slots);
+  const Offset table = STEPSTASH_TRY(new_table(slots));
+  table_ = table;
+  slots_ = capacity_ = slots;
+  live_ = tombstones_ = 0;
+  const auto log2 = static_cast<unsigned>(std::countr_zero(slots));
+  header_at(base_).index.store(make_index_word(0, log2, table), std::memory_order_seq_cst);
+  return success();
+}
+
+void IndexWriter::attach() noexcept {
+  const IndexWord word = header_at(base_).index.load(std::memory_order_relaxed);  // nobody else stores it
+  table_ = index_slots_offset(word);
+  slots_ = capacity_ = std::uint64_t{1} << index_log2_slots(word);
+  live_ = tombstones_ = 0;
+  for (std::uint64_t i = 0; i < slots_; ++i) {
+    const Slot here = slot(i).load(std::memory_order_relaxed);
+    if (here == kTombstone) {
+      ++tombstones_;
+    } else if (here != kEmptySlot) {
+      ++live_;
+    }
+  }
+}
+
+std::optional<std::uint64_t> IndexWriter::locate(BuildId build, std::string_view name,
+                                                 std::uint64_t hash) const noexcept {
+  for (std::uint64_t i = 0; i < slots_; ++i) {
+    const Slot here = slot(hash + i).load(std::memory_order_relaxed);  // this thread's own stores
+    if (here == kEmptySlot) return std::nullopt;
+    if (!slot_matches(here, hash)) continue;
+    const auto& entry = *reinterpret_cast<const Entry*>(base_ + slot_offset(here));
+    if (entry.buildid == build && entry_name(entry) == name) return (hash + i) & (slots_ - 1);
+  }
+  return std::nullopt;
+}
+
+Offset IndexWriter::find(BuildId build, std::string_view name) const noexcept {
+  const auto at = locate(build, name, key_hash(build, name));
+  return at ? slot_offset(slot(*at).load(std::memory_order_relaxed)) : 0;
+}
+
+Result<> IndexWriter::make_room() {
+  // Up to 5/8 full, tombstones counted, a miss probes about 4 slots on average; beyond 7/8 about 32.
+  if ((live_ + tombstones_ + 1) * 8 <= slots_ * 5) return success();
+  // Doubling only when live entries are the reason; otherwise the same size without the tombstones.
+  auto rebuilt = rebuild(live_ * 8 > slots_ * 3 ? slots_ * 2 : slots_);
+  if (rebuilt || (live_ + tombstones_ + 1) * 8 <= slots_ * 7) return success();
+  return rebuilt.error();
+}
+
+Result<> IndexWriter::rebuild(std::uint64_t slots) {
+  const Table made = STEPSTASH_TRY(spare_or_new_table(slots));
+  const Offset table = made.slots_at;
+  for (std::uint64_t i = 0; i < slots_; ++i) {
+    const Slot here = slot(i).load(std::memory_order_relaxed);
+    if (here <= kTombstone) continue;
+    const auto& entry = *reinterpret_cast<const Entry*>(base_ + slot_offset(here));
+    std::uint64_t at = key_hash(entry.buildid, entry_name(entry));
+    while (table_at(base_, table)[at & (slots - 1)].load(std::memory_order_relaxed) != kEmptySlot) ++at;
+    table_at(base_, table)[at & (slots - 1)].store(here, std::memory_order_relaxed);  // published by the swap
+  }
+  const IndexWord old_word = header_at(base_).index.load(std::memory_order_relaxed);
+  const auto log2 = static_cast<unsigned>(std::countr_zero(slots));
+  // Sequentially consistent: a reader that pinned through the old table re-reads the word after its pin (reader.cpp).
+  header_at(base_).index.store(make_index_word(index_version(old_word) + 1, log2, table), std::memory_order_seq_cst);
+  // What is stored into the old table's memory from here on is not seen before the new word: a reader that probes
+  // such bytes sees, when it looks at the word again, that they do not count.
+  full_fence();
+  spares_.push_back({table_, capacity_});
+  table_ = table;
+  capacity_ = made.capacity;
+  slots_ = slots;
+  tombstones_ = 0;
+  return success();
+}
+
+/// A table that readers have left behind, if one is large enough, else a new one. Former tables are kept rather than
+/// freed: a reader that was stopped in the middle of a probe goes on in one, finds the index word changed and starts
+/// over; its memory must still be there (I8), and not be somebody's value. Together they take no more than twice the
+/// current one, for each larger table is twice the size of the one before.
+Result<IndexWriter::Table> IndexWriter::spare_or_new_table(std::uint64_t slots) {
+  const auto spare = std::find_if(spares_.begin(), spares_.end(), [&](const Table& t) { return t.capacity >= slots; });
+  if (spare == spares_.end()) return Table{STEPSTASH_TRY(new_table(slots)), slots};
+  const Table table = *spare;
+  spares_.erase(spare);
+  clear(table.slots_at, slots);
+  return table;
+}
+
+void IndexWriter::clear(Offset table, std::uint64_t slots) noexcept {
+  for (std::uint64_t i = 0; i < slots; ++i) {
+    table_at(base_, table)[i].store(kEmptySlot, std::memory_order_relaxed);  // published by the swap
+  }
+}
+
+Offset IndexWriter::publish(Offset block) noexcept {
+  const auto& entry = *reinterpret_cast<const Entry*>(base_ + block);
+  const std::uint64_t hash = key_hash(entry.buildid, entry_name(entry));
+  if (const auto at = locate(entry.buildid, entry_name(entry), hash)) {
+    // Sequentially consistent: pairs with the reader's load of the slot after its pin; the scan of the pins follows.
+    return slot_offset(slot(*at).exchange(make_slot(hash, block), std::memory_order_seq_cst));
+  }
+  std::uint64_t at = hash;
+  while (slot(at).load(std::memory_order_relaxed) > kTombstone) ++at;
+  if (slot(at).load(std::memory_order_relaxed) == kTombstone) --tombstones_;
+  slot(at).store(make_slot(hash, block), std::memory_order_seq_cst);
+  ++live_;
+  return 0;
+}
+
+Offset IndexWriter::erase(BuildId build, std::string_view name) noexcept {
+  const auto at = locate(build, name, key_hash(build, name));
+  if (!at) return 0;
+  --live_;
+  ++tombstones_;
+  return slot_offset(slot(*at).exchange(kTombstone, std::memory_order_seq_cst));
+}
+
+}  // namespace stepstash::shm

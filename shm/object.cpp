@@ -1,0 +1,96 @@
+#include "shm/object.hpp"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "base/errc.hpp"
+
+namespace stepstash::shm {
+
+Result<DataMap> DataMap::of(int fd) {
+  DataMap map;
+  for (off_t at = 0;;) {
+    const off_t data = ::lseek(fd, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return map;  // no data from here to the end
+    const off_t hole = data < 0 ? data : ::lseek(fd, data, SEEK_HOLE);
+    if (hole < 0) return last_errno();
+    map.runs_.emplace_back(data, hole);
+    at = hole;
+  }
+}
+
+bool DataMap::contains(std::uint64_t begin, std::uint64_t end) const noexcept {
+  const auto after = std::upper_bound(runs_.begin(), runs_.end(), begin,
+                                      [](std::uint64_t at, const auto& run) { return at < run.first; });
+  return after != runs_.begin() && end <= std::prev(after)->second;
+}
+
+Result<ObjectDirectory> ObjectDirectory::open(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) return last_errno();
+  return ObjectDirectory(std::move(fd), path);
+}
+
+Result<UniqueFd> ObjectDirectory::create(const std::string& name) const {
+  UniqueFd fd(::openat(fd_.get(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd || ::fchmod(fd.get(), 0600) != 0) return last_errno();
+  return fd;
+}
+
+Result<UniqueFd> ObjectDirectory::open_own(const std::string& name, Access access) const {
+  // O_NONBLOCK: were it a FIFO, opening must not wait. It means nothing to a regular file.
+  const int flags = (access == Access::read_only ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
+  UniqueFd fd(::openat(fd_.get(), name.c_str(), flags));
+  if (!fd) return errno == ELOOP ? make_error_code(Errc::unsafe_object) : last_errno();
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) return last_errno();
+  if (!S_ISREG(status.st_mode) || status.st_uid != ::geteuid() || status.st_nlink != 1) return Errc::unsafe_object;
+  return fd;
+}
+
+Result<> ObjectDirectory::rename(const std::string& from, const std::string& to) const {
+  if (::renameat(fd_.get(), from.c_str(), fd_.get(), to.c_str()) != 0) return last_errno();
+  return success();
+}
+
+Result<> ObjectDirectory::exchange(const std::string& one, const std::string& other) const {
+  if (::renameat2(fd_.get(), one.c_str(), fd_.get(), other.c_str(), RENAME_EXCHANGE) != 0) return last_errno();
+  return success();
+}
+
+Result<std::string> ObjectDirectory::set_aside(const std::string& from, const std::string& to) const {
+  for (int n = 1;; ++n) {
+    std::string name = to + "." + std::to_string(n);
+    if (::renameat2(fd_.get(), from.c_str(), fd_.get(), name.c_str(), RENAME_NOREPLACE) == 0) return name;
+    if (errno != EEXIST) return last_errno();
+  }
+}
+
+Result<> ObjectDirectory::remove(const std::string& name) const {
+  if (::unlinkat(fd_.get(), name.c_str(), 0) != 0 && errno != ENOENT) return last_errno();
+  return success();
+}
+
+Result<std::vector<std::string>> ObjectDirectory::list(std::string_view prefix) const {
+  UniqueFd again(::openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));  // fdopendir takes its descriptor over
+  if (!again) return last_errno();
+  struct Close {
+    void operator()(DIR* dir) const noexcept { ::closedir(dir); }
+  };
+  std::unique_ptr<DIR, Close> dir(::fdopendir(again.get()));
+  if (!dir) return last_errno();
+  again.release();
+  std::vector<std::string> names;
+  while (const dirent* item = ::readdir(dir.get())) {
+    if (std::string_view(item->d_name).starts_with(prefix)) names.emplace_back(item->d_name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace stepstash::shm

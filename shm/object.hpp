@@ -1,0 +1,67 @@
+/// Named objects: the segment, pin pages and lock files, as files of one directory (a tmpfs).
+///
+/// By default that is /dev/shm, where POSIX shared memory lives on Linux: what is made here as NAME is what shm_open(3)
+/// calls
+/// "/NAME". Boost.Interprocess's shared_memory_object can neither rename (an object must never be seen half made) nor
+/// use a tmpfs of one's own (with huge pages), so the objects are opened here and mapped by its mapped_region
+/// (mapping.hpp).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/result.hpp"
+#include "base/unique_fd.hpp"
+
+namespace stepstash::shm {
+
+/// Which parts of an object have pages. Touching another part through a mapping makes the kernel find a page for it,
+/// and raises SIGBUS where it finds none: what may be damaged is asked for its pages before it is followed.
+class DataMap {
+ public:
+  /// O(runs of pages). Errors: those of lseek(2).
+  static Result<DataMap> of(int fd);
+  /// Whether all of [begin, end) has pages. O(log runs).
+  bool contains(std::uint64_t begin, std::uint64_t end) const noexcept;
+
+ private:
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> runs_;  // ascending, not touching
+};
+
+/// Thread safety: const calls may run concurrently.
+class ObjectDirectory {
+ public:
+  static Result<ObjectDirectory> open(const std::string& path = "/dev/shm");
+
+  /// Makes an object, mode 0600 whatever the umask, readable and writable. Errors: EEXIST among those of openat(2).
+  Result<UniqueFd> create(const std::string& name) const;
+
+  enum class Access { read_only, read_write };
+  /// Opens an object after checking that it is this user's own: a regular file, of one link, not a symbolic link.
+  /// Errors: ENOENT; Errc::unsafe_object; those of openat(2).
+  Result<UniqueFd> open_own(const std::string& name, Access access) const;
+
+  /// `to` is replaced in one step when it exists. Errors: those of renameat(2).
+  Result<> rename(const std::string& from, const std::string& to) const;
+  /// Both must exist; each gets the other's name, in one step. Errors: ENOENT and others of renameat2(2).
+  Result<> exchange(const std::string& one, const std::string& other) const;
+  /// Gives `from` the first free name of `to`.1, `to`.2, ... and returns it; never replaces anything.
+  Result<std::string> set_aside(const std::string& from, const std::string& to) const;
+  /// A name that is not there is no error.
+  Result<> remove(const std::string& name) const;
+  /// Names that begin with `prefix`, sorted. O(names in the directory).
+  Result<std::vector<std::string>> list(std::string_view prefix) const;
+
+  const std::string& path() const noexcept { return path_; }
+
+ private:
+  ObjectDirectory(UniqueFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
+
+  UniqueFd fd_;
+  std::string path_;
+};
+
+}  // namespace stepstash::shm

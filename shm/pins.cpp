@@ -1,0 +1,172 @@
+#include "shm/pins.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstddef>
+#include <cstring>
+
+#include "shm/fence.hpp"
+
+namespace stepstash::shm {
+namespace {
+
+struct flock whole_file() noexcept {
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  return lock;
+}
+
+}  // namespace
+
+PinRegistry::PinRegistry(const ObjectDirectory& directory, std::string prefix)
+    : directory_(directory), prefix_(std::move(prefix)) {}
+
+void PinRegistry::read(const Page& page, PinPage& copy) noexcept {
+  static_assert(sizeof(copy) == kPageBytes);
+  auto* to = reinterpret_cast<std::byte*>(&copy);
+  std::size_t got = 0;
+  while (got < kPageBytes) {
+    const ssize_t now = ::pread(page.watch.get(), to + got, kPageBytes - got, static_cast<off_t>(got));
+    if (now < 0 && errno == EINTR) continue;
+    if (now <= 0) break;
+    got += static_cast<std::size_t>(now);
+  }
+  std::memset(to + got, 0, kPageBytes - got);
+}
+
+bool PinRegistry::held(int watch) {
+  struct flock lock = whole_file();
+  if (::fcntl(watch, F_OFD_GETLK, &lock) != 0) return true;  // not knowing is no reason to free anything
+  return lock.l_type != F_UNLCK;
+}
+
+Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
+  const std::vector<std::string> names = STEPSTASH_TRY(directory_.list(prefix_));
+  for (const std::string& object : names) {
+    std::uint32_t number = 0;
+    const char* digits = object.data() + prefix_.size();
+    const auto parsed = std::from_chars(digits, object.data() + object.size(), number);
+    if (parsed.ec != std::errc{} || parsed.ptr != object.data() + object.size() || name(number) != object) continue;
+    auto opened = directory_.open_own(object, ObjectDirectory::Access::read_write);
+    if (!opened) continue;  // foreign, or gone meanwhile: none of ours
+    UniqueFd fd = std::move(opened).value();
+    struct stat status {};
+    if (::fstat(fd.get(), &status) != 0 || status.st_size != static_cast<off_t>(kPageBytes) || !held(fd.get())) {
+      STEPSTASH_TRY(directory_.remove(object));
+      continue;
+    }
+    Page page{std::move(fd), segment, false, 0};
+    PinPage content;
+    read(page, content);
+    page.uid = content.uid;
+    page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
+                   content.number == number && content.segment_id == segment;
+    if (!page.current) {
+      // The client attaches anew, by asking the daemon: nothing else has to be ordered with this. Where the page cannot
+      // be written (its client took it away, and the tmpfs is full) the client alone does not learn of it.
+      const std::uint32_t yes = 1;
+      (void)!::pwrite(page.watch.get(), &yes, sizeof(yes), offsetof(PinPage, superseded));
+    }
+    pages_.emplace(number, std::move(page));
+    next_number_ = std::max(next_number_, number + 1);
+  }
+  return pages_.size();
+}
+
+Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::int32_t pid, std::uint32_t uid) {
+  std::uint32_t number = next_number_;
+  while (number == 0 || pages_.contains(number)) ++number;  // after 2^32 clients the numbers begin anew
+  const std::string object = name(number);
+  STEPSTASH_TRY(directory_.remove(object));  // nobody holds it: adopt() and pages_ know all that are held
+  UniqueFd client = STEPSTASH_TRY(directory_.create(object));
+  // From here on a failure leaves an object without a lock, which the next adopt() removes; most are removed at once.
+  const auto build = [&]() -> Result<Page> {
+    if (const int error = ::posix_fallocate(client.get(), 0, kPageBytes); error != 0) {
+      return std::error_code(error, std::system_category());
+    }
+    struct flock lock = whole_file();
+    if (::fcntl(client.get(), F_OFD_SETLK, &lock) != 0) return last_errno();
+    UniqueFd watch = STEPSTASH_TRY(directory_.open_own(object, ObjectDirectory::Access::read_write));
+    PinPage content{};
+    content.magic = kPinPageMagic;
+    content.layout_version = kLayoutVersion;
+    content.number = number;
+    content.segment_id = segment;
+    content.pid = pid;
+    content.uid = uid;
+    if (::pwrite(watch.get(), &content, sizeof(content), 0) != sizeof(content)) return last_errno();
+    return Page{std::move(watch), segment, true, uid};
+  };
+  auto page = build();
+  if (!page) {
+    (void)directory_.remove(object);
+    return page.error();
+  }
+  pages_.emplace(number, std::move(page).value());
+  next_number_ = number + 1;
+  return NewPage{std::move(client), number};
+}
+
+bool PinRegistry::resumable(std::uint32_t number, const SegmentId& segment) const {
+  const auto page = pages_.find(number);
+  return page != pages_.end() && page->second.current && page->second.segment_id == segment &&
+         held(page->second.watch.get());
+}
+
+std::size_t PinRegistry::reap() {
+  return std::erase_if(pages_, [&](const auto& item) {
+    const int watch = item.second.watch.get();
+    if (held(watch)) {
+      struct stat status {};
+      if (::fstat(watch, &status) == 0 && status.st_size != static_cast<off_t>(kPageBytes)) {
+        (void)!::ftruncate(watch, static_cast<off_t>(kPageBytes));
+      }
+      return false;
+    }
+    (void)directory_.remove(name(item.first));
+    return true;
+  });
+}
+
+void PinRegistry::collect(std::unordered_set<Offset>& pinned) const {
+  // The stores that unpublished come first. (The kernel's copy below is no atomic load of ours. A pin that is set while
+  // it is copied may be seen by half: it is set after this fence, so its reader's second look finds the slot changed.)
+  full_fence();
+  for (const auto& [number, page] : pages_) {
+    if (!page.current) continue;  // pins into another segment, which is not reused
+    PinPage content;
+    read(page, content);
+    for (const PinLine& line : content.lines) {
+      for (const auto& pin : line.pins) {
+        if (const Offset block = pin.load(std::memory_order_relaxed)) pinned.insert(block);  // a copy
+      }
+    }
+  }
+  // Acquire: what is freed for want of a pin is written only after the pin was seen to be gone.
+  full_fence();
+}
+
+std::size_t PinRegistry::pages_of(std::uint32_t uid) const noexcept {
+  return static_cast<std::size_t>(
+      std::count_if(pages_.begin(), pages_.end(), [&](const auto& item) { return item.second.uid == uid; }));
+}
+
+std::size_t PinRegistry::open_views() const noexcept {
+  std::size_t views = 0;
+  for (const auto& [number, page] : pages_) {
+    PinPage content;
+    read(page, content);
+    for (const PinLine& line : content.lines) {
+      for (const auto& pin : line.pins) views += pin.load(std::memory_order_relaxed) != 0;  // a figure for people
+    }
+  }
+  return views;
+}
+
+}  // namespace stepstash::shm

@@ -1,0 +1,93 @@
+/// Pin pages, the daemon's side: who holds which block in place, and who is gone.
+///
+/// Hazard pointers (M. Michael, "Hazard Pointers: Safe Memory Reclamation for Lock-Free Objects", IEEE TPDS 15(6),
+/// 2004), one page of them per client. A page is an object of its own, so that a restarted daemon finds it. It is
+/// locked (open file description lock) on the very description that the client receives and keeps mapped: the kernel
+/// drops the lock when the last process that has it mapped is gone, in whatever PID namespace it lived.
+///
+/// The daemon never maps a page. A client can cut its page's object short, or punch a hole into it: the daemon's next
+/// look through a mapping would be SIGBUS. Read with pread(2), what is missing is no pin, to nobody's harm but the
+/// client's; 4 KiB cost about as much as a scan of the mapping.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "base/result.hpp"
+#include "base/unique_fd.hpp"
+#include "shm/layout.hpp"
+#include "shm/object.hpp"
+
+namespace stepstash::shm {
+
+/// Thread safety: one thread. Lifetime: the directory outlives it.
+class PinRegistry {
+ public:
+  /// Pages are called `prefix` + number.
+  PinRegistry(const ObjectDirectory& directory, std::string prefix);
+
+  /// Finds the pages that an earlier daemon left. Those nobody holds are removed; those of another segment are told
+  /// that theirs is superseded and are kept until their clients let go. Returns how many are in use. O(pages).
+  Result<std::size_t> adopt(const SegmentId& segment);
+
+  /// A page for one client, locked on the description that is returned; it is to be passed to the client and closed
+  /// here. Errors: ENOSPC, EMFILE and others of openat(2), fallocate and mmap(2).
+  struct NewPage {
+    UniqueFd fd;
+    std::uint32_t number = 0;
+  };
+  Result<NewPage> create(const SegmentId& segment, std::int32_t pid, std::uint32_t uid);
+
+  /// Whether page `number` serves `segment` and somebody holds it: its client may go on with it.
+  bool resumable(std::uint32_t number, const SegmentId& segment) const;
+
+  /// Removes the pages whose lock is gone, and with them all pins on them; returns how many. Gives pages that their
+  /// client made shorter or longer their length back. O(pages) system calls.
+  std::size_t reap();
+
+  /// Adds every pinned offset to `pinned`. Call it after the stores that unpublish what is to be freed: a full fence
+  /// stands between those stores and these reads, and between the reader's pin and its second look.
+  /// O(pages * kPinsPerPage).
+  void collect(std::unordered_set<Offset>& pinned) const;
+
+  /// Calls `each` with the hints that readers left about what they read last. O(pages * kPinLines).
+  template <class F>
+  void recent(F&& each) const {
+    for (const auto& [number, page] : pages_) {
+      PinPage content;
+      read(page, content);
+      for (const PinLine& line : content.lines) {
+        if (const Offset block = line.recent.load(std::memory_order_relaxed)) each(block);  // a copy, and a hint
+      }
+    }
+  }
+
+  std::size_t pages() const noexcept { return pages_.size(); }
+  /// Pages that clients of one user hold. O(pages).
+  std::size_t pages_of(std::uint32_t uid) const noexcept;
+  /// Views open now. O(pages * kPinsPerPage).
+  std::size_t open_views() const noexcept;
+
+ private:
+  struct Page {
+    UniqueFd watch;  // another description of the same object, to ask whether the client's lock still stands
+    SegmentId segment_id;
+    bool current;       // of the segment that is served
+    std::uint32_t uid;  // of the client
+  };
+
+  /// A copy of a page as it is now; what its object lacks is zero.
+  static void read(const Page& page, PinPage& copy) noexcept;
+  std::string name(std::uint32_t number) const { return prefix_ + std::to_string(number); }
+  static bool held(int watch);
+
+  const ObjectDirectory& directory_;
+  std::string prefix_;
+  std::map<std::uint32_t, Page> pages_;
+  std::uint32_t next_number_ = 1;
+};
+
+}  // namespace stepstash::shm

@@ -1,0 +1,530 @@
+#include "shm/writer.hpp"
+
+#include <fcntl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <unordered_set>
+
+#include "base/errc.hpp"
+#include "base/text.hpp"
+#include "shm/validate.hpp"
+
+namespace stepstash::shm {
+namespace {
+
+/// One build record per this many bytes of segment: a build with less data than this on average is unusual, and the
+/// table costs 0.1 %.
+constexpr std::uint64_t kBytesPerBuild = 64 * 1024;
+constexpr std::uint64_t kMinBuilds = 1024;
+/// One index slot per this many bytes to begin with (0.2 %); the table grows by itself.
+constexpr std::uint64_t kBytesPerSlot = 4096;
+constexpr std::uint64_t kMinSlots = 1024;
+/// What keep_slab() sets aside: the records of at least 30 evicted entries, of some 500 usual ones.
+constexpr std::uint64_t kSlabBytes = 64 * 1024;
+constexpr std::uint64_t kLargestRecord = round_up(sizeof(Entry) + kMaxNameBytes + kMaxSourceBytes, kBlockAlign);
+constexpr std::uint64_t kMinSegmentBytes = 1024 * 1024;
+
+/// Records for twice as many builds as there are already.
+std::uint64_t builds_for(std::uint64_t builds, std::uint64_t bytes) noexcept {
+  return std::max({bytes / kBytesPerBuild, kMinBuilds, 2 * builds});
+}
+
+std::string temporary_name(const std::string& name) { return name + ".new"; }
+
+std::uint64_t record_bytes(std::uint64_t text_bytes) noexcept {
+  return round_up(sizeof(Entry) + text_bytes, kBlockAlign);
+}
+
+/// checked_entry(), and without touching what has no pages.
+const Entry* backed_entry(const std::byte* base, std::uint64_t bytes, Offset block, const DataMap& pages) {
+  if (block > bytes - sizeof(Entry) || !pages.contains(block, block + sizeof(Entry))) return nullptr;
+  const Entry* entry = checked_entry(base, bytes, block);
+  if (entry == nullptr) return nullptr;
+  const std::uint64_t texts_end = sizeof(Entry) + entry->name_bytes + entry->source_bytes;
+  const std::uint64_t end = entry->value_offset == 0 ? texts_end : entry->value_offset + entry->length;
+  return pages.contains(block, block + std::max(end, texts_end)) ? entry : nullptr;
+}
+
+BuildRecord* build_table(std::byte* base) noexcept { return reinterpret_cast<BuildRecord*>(base + kPageBytes); }
+
+/// For people: `build 7, name "report", id 12`.
+std::string describe(const Entry& entry) {
+  return "build " + std::to_string(entry.buildid) + ", name \"" + printable(entry_name(entry)) + "\", id " +
+         std::to_string(entry.id);
+}
+
+}  // namespace
+
+Writer::Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping)
+    : directory_(directory),
+      name_(std::move(name)),
+      fd_(std::move(fd)),
+      mapping_(std::move(mapping)),
+      heap_(mapping_.data(), header().heap_offset, mapping_.size(), fd_.get()),
+      index_(mapping_.data(), heap_),
+      pins_(directory, name_ + ".pin.") {}
+
+std::uint64_t Writer::bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept {
+  // The index takes up to 8/3 slots of 8 bytes per entry after growing, and the old table stands beside the new one.
+  const std::uint64_t per_entry = sizeof(Entry) + kBlockAlign + 48;
+  const std::uint64_t heap = entries * per_entry + text_bytes + 2 * kSlabBytes;
+  const std::uint64_t table = builds_for(builds, 0) * sizeof(BuildRecord);
+  return round_up(kMinSegmentBytes + heap + heap / 8 + table, kPageBytes);
+}
+
+Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory, const std::string& name,
+                                               std::uint64_t bytes, std::uint64_t known_builds) {
+  bytes = round_up(bytes, kPageBytes);
+  if (bytes < kMinSegmentBytes || bytes > kMaxSegmentBytes) return Errc::invalid_argument;
+  const std::string temporary = temporary_name(name);
+  STEPSTASH_TRY(directory.remove(temporary));  // of a daemon that died here
+  UniqueFd fd = STEPSTASH_TRY(directory.create(temporary));
+
+  const auto make = [&]() -> Result<std::unique_ptr<Writer>> {
+    const std::uint64_t builds = builds_for(known_builds, bytes);
+    const Offset heap_offset = round_up(kPageBytes + builds * sizeof(BuildRecord), kPageBytes);
+    if (heap_offset + kMinSegmentBytes / 2 > bytes) return Errc::invalid_argument;
+    if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return last_errno();
+    if (const int error = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(heap_offset)); error != 0) {
+      return std::error_code(error, std::system_category());
+    }
+    Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), bytes, Mapping::Access::read_write));
+    // Zero, and every build record is free. Written all the same: only pages that were count as data (DataMap).
+    std::memset(mapping.data(), 0, heap_offset);
+    auto* head = new (mapping.data()) Header{};
+    head->magic = kSegmentMagic;
+    head->layout_version = kLayoutVersion;
+    head->fingerprint = layout_fingerprint();
+    head->segment_bytes = bytes;
+    if (::getrandom(head->segment_id.data(), head->segment_id.size(), 0) !=
+        static_cast<ssize_t>(head->segment_id.size())) {
+      return last_errno();
+    }
+    head->builds_capacity = builds;
+    head->heap_offset = heap_offset;
+    head->header_hash = hash_bytes({reinterpret_cast<const std::byte*>(head), offsetof(Header, header_hash)});
+    head->next_id.store(1, std::memory_order_relaxed);  // nobody else sees the object before it is renamed
+    std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
+    STEPSTASH_TRY(writer->heap_.format());
+    STEPSTASH_TRY(writer->index_.format(std::max(bytes / kBytesPerSlot, kMinSlots)));
+    for (std::uint64_t i = builds; i-- > 0;) writer->free_builds_.push_back(build_table(writer->mapping_.data()) + i);
+    writer->keep_slab();
+    return writer;
+  };
+  auto made = make();
+  if (!made) (void)directory.remove(temporary);
+  return made;
+}
+
+Result<std::string> Writer::install(bool keep_former) {
+  const std::string temporary = temporary_name(name_);
+  std::string aside;
+  auto exchanged = directory_.exchange(temporary, name_);
+  if (exchanged) {
+    if (keep_former) {
+      aside = STEPSTASH_TRY(directory_.set_aside(temporary, name_ + ".damaged"));
+    } else {
+      STEPSTASH_TRY(directory_.remove(temporary));
+    }
+  } else if (exchanged.error() == std::errc::no_such_file_or_directory) {
+    STEPSTASH_TRY(directory_.rename(temporary, name_));
+  } else {
+    return exchanged.error();
+  }
+  STEPSTASH_TRY(pins_.adopt(header().segment_id));
+  return aside;
+}
+
+Result<> Writer::reserve(const Draft& draft, std::uint64_t bytes) {
+  return heap_.reserve(draft.block, draft.value_offset + bytes);
+}
+
+Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory, const std::string& name,
+                                               Recovery& recovery) {
+  UniqueFd fd = STEPSTASH_TRY(directory.open_own(name, ObjectDirectory::Access::read_write));
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) return last_errno();
+  const auto bytes = static_cast<std::uint64_t>(status.st_size);
+  if (bytes < kMinSegmentBytes || bytes > kMaxSegmentBytes) return Errc::corrupt_segment;
+  const DataMap pages = STEPSTASH_TRY(DataMap::of(fd.get()));
+  if (!pages.contains(0, sizeof(Header))) return Errc::corrupt_segment;
+  Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), bytes, Mapping::Access::read_write));
+  STEPSTASH_TRY(check_header(*reinterpret_cast<const Header*>(mapping.data()), bytes));
+  std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
+  STEPSTASH_TRY(writer->recover(recovery));
+  return writer;
+}
+
+Result<> Writer::recover(Recovery& recovery) {
+  std::byte* base = mapping_.data();
+  // 1. The chain, as it stands. A dead daemon leaves it whole (L7); anything else is damage.
+  std::unordered_map<Offset, std::uint64_t> blocks;
+  const DataMap pages = STEPSTASH_TRY(DataMap::of(fd_.get()));
+  if (!pages.contains(0, header().heap_offset)) return Errc::corrupt_segment;
+  STEPSTASH_TRY(Heap::walk(
+      base, header().heap_offset, bytes(), [&](Offset at, std::uint64_t size) { blocks.emplace(at, size); }, &pages));
+  // 2. The table must fill a block of the chain.
+  const IndexWord word = header().index.load(std::memory_order_acquire);
+  const Offset table = index_slots_offset(word);
+  if (index_log2_slots(word) > 44) return Errc::corrupt_segment;
+  const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
+  if (!table_inside(table, slots, bytes())) return Errc::corrupt_segment;
+  const auto table_block = blocks.find(table - IndexWriter::kTableHeader);
+  // To the byte: with fewer slots than were made, half of the entries would be missing without a word.
+  if (table_block == blocks.end() || table_block->second != IndexWriter::kTableHeader + slots * sizeof(Slot)) {
+    return Errc::corrupt_segment;
+  }
+  // From here on nothing fails as a whole.
+  // 3. Build records.
+  for (std::uint64_t i = 0; i < header().builds_capacity; ++i) {
+    BuildRecord& record = build_table(base)[i];
+    const BuildId build = record.buildid.load(std::memory_order_acquire);
+    if (build == 0) continue;
+    if (!valid_build(build) || !builds_.emplace(build, &record).second) {
+      recovery.set_aside.push_back("build record " + std::to_string(i) + ": build " + std::to_string(build));
+      record.buildid.store(0, std::memory_order_release);
+    }
+  }
+  for (std::uint64_t i = header().builds_capacity; i-- > 0;) {
+    BuildRecord& record = build_table(base)[i];
+    if (record.buildid.load(std::memory_order_relaxed) == 0) free_builds_.push_back(&record);
+  }
+  // 4. Slots: each must lead to a block of the chain with an entry whose checksums hold, found where its key says.
+  std::unordered_set<Offset> live;
+  std::vector<Offset> damaged;
+  std::uint64_t highest = 0;
+  auto* slot = reinterpret_cast<std::atomic<Slot>*>(base + table);
+  for (std::uint64_t i = 0; i < slots; ++i) {
+    const Slot here = slot[i].load(std::memory_order_acquire);
+    if (here <= kTombstone) continue;
+    const Offset block = slot_offset(here);
+    const auto in_chain = blocks.find(block);
+    const Entry* entry = in_chain == blocks.end() ? nullptr : backed_entry(base, bytes(), block, pages);
+    std::string complaint;
+    if (entry == nullptr) {
+      complaint = "index slot " + std::to_string(i) + ": leads to no entry";
+    } else if (meta_hash(*entry) != entry->meta_hash || !valid_build(entry->buildid) ||
+               !valid_text(entry_name(*entry)) || !valid_text(entry_source(*entry))) {
+      complaint = "index slot " + std::to_string(i) + ": the record of an entry is damaged";
+    } else if (make_slot(key_hash(entry->buildid, entry_name(*entry)), block) != here) {
+      complaint = describe(*entry) + ": the index does not fit it";
+    } else if (!live.insert(block).second) {
+      complaint = describe(*entry) + ": found twice";
+    }
+    if (!complaint.empty()) {
+      recovery.set_aside.push_back(std::move(complaint));
+      slot[i].store(kTombstone, std::memory_order_seq_cst);
+      continue;
+    }
+    highest = std::max({highest, entry->id, entry->revision});
+    if (entry->state.load(std::memory_order_relaxed) == EntryState::dirty &&
+        hash_bytes(entry_value(*entry)) != entry->value_hash) {
+      recovery.set_aside.push_back(describe(*entry) + ": the value does not match its checksum");
+      damaged.push_back(block);
+    }
+    const auto record = builds_.find(entry->buildid);
+    if (record != builds_.end() && entry->id <= record->second->drop_upto.load(std::memory_order_acquire)) {
+      slot[i].store(kTombstone, std::memory_order_seq_cst);  // a deletion that was under way
+      live.erase(block);
+    }
+  }
+  index_.attach();
+  // Keys that cannot be found from where their hash points (their way there is broken), or are there twice.
+  for (std::uint64_t i = 0; i < slots; ++i) {
+    const Slot here = slot[i].load(std::memory_order_relaxed);
+    if (here <= kTombstone) continue;
+    const auto& entry = entry_at(slot_offset(here));
+    if (index_.find(entry.buildid, entry_name(entry)) == slot_offset(here)) continue;
+    recovery.set_aside.push_back(describe(entry) + ": out of its place in the index");
+    slot[i].store(kTombstone, std::memory_order_seq_cst);
+    live.erase(slot_offset(here));
+  }
+  index_.attach();
+  recovery.attached = true;
+  recovery.entries_kept = index_.entries();
+  if (header().next_id.load(std::memory_order_relaxed) <= highest) header().next_id.store(highest + 1);
+
+  // 5. What readers of the dead daemon hold stays; the rest is free.
+  STEPSTASH_TRY(pins_.adopt(header().segment_id));
+  std::unordered_set<Offset> pinned;
+  pins_.collect(pinned);
+  // A client may write anything into its page. Only an entry can have been found and pinned: what is free stays free.
+  std::erase_if(pinned, [&](Offset at) { return !blocks.contains(at) || checked_entry(base, bytes(), at) == nullptr; });
+  const Offset index_block = index_.table_block();
+  STEPSTASH_TRY(
+      heap_.rebuild([&](Offset at) { return at == index_block || live.contains(at) || pinned.contains(at); }));
+  for (const Offset block : pinned) {
+    if (!live.contains(block)) retire(block);
+  }
+  // A damaged value is not served, and no older one in its place: its record stays, as that of an evicted entry, and a
+  // get finds either this very revision in the database or nothing that it may give.
+  for (const Offset block : damaged) {
+    if (!live.contains(block)) continue;
+    if (auto record = evict(entry_at(block)); !record) erase(entry_at(block));
+  }
+  keep_slab();
+  return success();
+}
+
+Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& name,
+                         const std::function<void(const Entry&)>& each,
+                         const std::function<void(const BuildRecord&)>& build) {
+  UniqueFd fd = STEPSTASH_TRY(directory.open_own(name, ObjectDirectory::Access::read_only));
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) return last_errno();
+  const std::uint64_t bytes = static_cast<std::uint64_t>(status.st_size) / kPageBytes * kPageBytes;
+  if (bytes < 2 * kPageBytes) return success();
+  const Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), bytes, Mapping::Access::read_only));
+  const DataMap pages = STEPSTASH_TRY(DataMap::of(fd.get()));
+  if (!pages.contains(0, sizeof(Header))) return success();
+  const std::byte* base = mapping.data();
+  const auto& head = *reinterpret_cast<const Header*>(base);
+  if (head.layout_version != kLayoutVersion) return success();  // another layout: nothing here can be read
+
+  std::uint64_t builds = std::min((bytes - kPageBytes) / sizeof(BuildRecord), head.builds_capacity);
+  if (!pages.contains(kPageBytes, kPageBytes + builds * sizeof(BuildRecord))) builds = 0;
+  std::unordered_map<BuildId, std::uint64_t> dropped;
+  for (std::uint64_t i = 0; i < builds; ++i) {
+    const auto& record = reinterpret_cast<const BuildRecord*>(base + kPageBytes)[i];
+    const BuildId id = record.buildid.load(std::memory_order_relaxed);
+    if (!valid_build(id) || record.hold.load(std::memory_order_relaxed) > Hold::not_held) continue;
+    dropped[id] = record.drop_upto.load(std::memory_order_relaxed);
+    build(record);
+  }
+  // Every 64 bytes may begin a block. Of blocks that are still published none is older than its retired copies, so
+  // only those that a slot of the table refers to count; where the table is gone nothing can be told apart.
+  const IndexWord word = head.index.load(std::memory_order_relaxed);
+  const Offset table = index_slots_offset(word);
+  const std::uint64_t slots = index_log2_slots(word) > 44 ? 0 : std::uint64_t{1} << index_log2_slots(word);
+  if (slots == 0 || !table_inside(table, slots, bytes)) return success();
+  if (!pages.contains(table, table + slots * sizeof(Slot))) return success();
+  for (std::uint64_t i = 0; i < slots; ++i) {
+    const Slot here = reinterpret_cast<const std::atomic<Slot>*>(base + table)[i].load(std::memory_order_relaxed);
+    if (here <= kTombstone) continue;
+    const Entry* entry = backed_entry(base, bytes, slot_offset(here), pages);
+    if (entry == nullptr || meta_hash(*entry) != entry->meta_hash || !valid_build(entry->buildid)) continue;
+    if (make_slot(key_hash(entry->buildid, entry_name(*entry)), slot_offset(here)) != here) continue;
+    if (entry->value_offset != 0 && hash_bytes(entry_value(*entry)) != entry->value_hash) continue;
+    const auto drop = dropped.find(entry->buildid);
+    if (drop != dropped.end() && entry->id <= drop->second) continue;
+    each(*entry);
+  }
+  return success();
+}
+
+// ---- entries -------------------------------------------------------------------------------------------------------
+
+Result<Draft> Writer::draft(std::string_view name, std::string_view source, std::uint64_t length) {
+  const std::uint64_t head = round_up(sizeof(Entry) + name.size() + source.size(), kBlockAlign);
+  const bool page_aligned = length >= kPageAlignedFrom;
+  if (length > max_value_bytes()) return Errc::segment_full;  // keeps the sums below from overflowing
+  // Without room for a record nothing could be evicted any more: that comes before any value.
+  if (!keep_slab()) return Errc::segment_full;
+  const Offset block = STEPSTASH_TRY(heap_.allocate(head + length + (page_aligned ? kPageBytes : 0)));
+  Draft made;
+  made.block = block;
+  const Offset value = page_aligned ? round_up(block + head, kPageBytes) : block + head;
+  made.value_offset = static_cast<std::uint32_t>(value - block);
+  made.capacity = heap_.block_bytes(block) - made.value_offset;
+  return made;
+}
+
+std::span<std::byte> Writer::value_bytes(const Draft& draft) const noexcept {
+  return {mapping_.data() + draft.block + draft.value_offset, static_cast<std::size_t>(draft.capacity)};
+}
+
+Result<bool> Writer::extend(Draft& draft, std::uint64_t capacity) {
+  if (capacity > max_value_bytes()) return false;
+  const bool done = STEPSTASH_TRY(heap_.extend(draft.block, draft.value_offset + capacity));
+  draft.capacity = heap_.block_bytes(draft.block) - draft.value_offset;
+  return done;
+}
+
+const Entry& Writer::publish(const Draft& draft, const EntryFacts& facts) noexcept {
+  heap_.shrink(draft.block, draft.value_offset == 0 ? record_bytes(facts.name.size() + facts.source.size())
+                                                    : draft.value_offset + facts.length);
+  auto* entry = reinterpret_cast<Entry*>(mapping_.data() + draft.block);
+  entry->block.kind = BlockKind::entry;
+  entry->id = facts.id;
+  entry->buildid = facts.build;
+  entry->revision = facts.revision;
+  entry->length = facts.length;
+  entry->value_hash = facts.value_hash;
+  entry->set_at_ns = static_cast<std::uint64_t>(facts.set_at.count());
+  entry->value_offset = draft.value_offset;
+  entry->name_bytes = static_cast<std::uint16_t>(facts.name.size());
+  entry->source_bytes = static_cast<std::uint16_t>(facts.source.size());
+  entry->unused = 0;
+  auto* text = reinterpret_cast<char*>(entry + 1);
+  std::copy(facts.name.begin(), facts.name.end(), text);
+  std::copy(facts.source.begin(), facts.source.end(), text + facts.name.size());
+  entry->state.store(facts.state, std::memory_order_relaxed);  // published with the rest by the slot's store
+  entry->meta_hash = meta_hash(*entry);
+  if (const Offset old = index_.publish(draft.block)) retire(old);
+  return *entry;
+}
+
+std::uint64_t Writer::evictable_bytes(const Entry& entry) const noexcept {
+  if (entry.value_offset == 0) return 0;
+  const std::uint64_t now = entry.block.size.load(std::memory_order_relaxed);
+  const std::uint64_t after = record_bytes(entry.name_bytes + entry.source_bytes);
+  return now > after ? now - after : 0;
+}
+
+Result<const Entry*> Writer::publish_record(const EntryFacts& facts) {
+  const Offset block = STEPSTASH_TRY(allocate_record(record_bytes(facts.name.size() + facts.source.size())));
+  return &publish(Draft{block, 0, 0}, facts);
+}
+
+Result<const Entry*> Writer::evict(const Entry& entry) {
+  EntryFacts facts;
+  facts.id = entry.id;
+  facts.revision = entry.revision;
+  facts.build = entry.buildid;
+  facts.name = entry_name(entry);
+  facts.source = entry_source(entry);
+  facts.length = entry.length;
+  facts.value_hash = entry.value_hash;
+  facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
+  facts.state = EntryState::clean;
+  return publish_record(facts);
+}
+
+/// Records are cut off one slab after another, so that the few bytes that stay of an evicted value do not lie scattered
+/// where large values could.
+Result<Offset> Writer::allocate_record(std::uint64_t bytes) {
+  keep_slab();
+  const std::uint64_t left = slab_bytes();
+  if (left == bytes) return std::exchange(slab_, 0);
+  if (left > bytes) {
+    const Offset record = slab_;
+    slab_ = heap_.split(record, bytes);
+    return record;
+  }
+  return heap_.allocate_high(bytes);
+}
+
+/// Sees to it that the slab has room for a record of the largest kind; false when there is no run for another slab.
+bool Writer::keep_slab() noexcept {
+  const std::uint64_t left = slab_bytes();
+  if (left >= kLargestRecord) return true;
+  for (std::uint64_t bytes = kSlabBytes; bytes >= kLargestRecord; bytes /= 2) {
+    auto slab = heap_.allocate_high(bytes);
+    if (!slab) continue;
+    if (slab_ != 0) heap_.free(slab_);
+    slab_ = slab.value();
+    return true;
+  }
+  return false;
+}
+
+void Writer::erase(const Entry& entry) noexcept {
+  if (const Offset block = index_.erase(entry.buildid, entry_name(entry))) retire(block);
+}
+
+void Writer::mark(const Entry& entry, EntryState state) noexcept {
+  // The segment is ours to write; entries are handed out as const because only `state` ever changes.
+  // Release: a later attach that sees `clean` may rely on the commit, which happened before.
+  const_cast<Entry&>(entry).state.store(state, std::memory_order_release);
+}
+
+const Entry* Writer::find(BuildId build, std::string_view name) const noexcept {
+  const Offset block = index_.find(build, name);
+  return block == 0 ? nullptr : &entry_at(block);
+}
+
+void Writer::for_each(const std::function<void(const Entry&)>& each) const {
+  const IndexWord word = header().index.load(std::memory_order_relaxed);
+  const auto* slot = reinterpret_cast<const std::atomic<Slot>*>(mapping_.data() + index_slots_offset(word));
+  for (std::uint64_t i = 0; i < index_.slots(); ++i) {
+    const Slot here = slot[i].load(std::memory_order_relaxed);
+    if (here > kTombstone) each(entry_at(slot_offset(here)));
+  }
+}
+
+std::uint64_t Writer::max_value_bytes() const noexcept {
+  // Three times the table: it and its predecessors (index.cpp).
+  const std::uint64_t taken = 3 * heap_.block_bytes(index_.table_block()) + kSlabBytes +
+                              round_up(sizeof(Entry) + kMaxNameBytes + kMaxSourceBytes, kPageBytes) + kPageBytes;
+  return heap_.capacity() > taken ? heap_.capacity() - taken : 0;
+}
+
+// ---- reclaiming ----------------------------------------------------------------------------------------------------
+
+void Writer::retire(Offset block) {
+  retired_.push_back(block);
+  retired_bytes_ += heap_.block_bytes(block);
+}
+
+void Writer::unhold(Offset block) noexcept {
+  const auto held = holds_.find(block);
+  if (held != holds_.end() && --held->second == 0) holds_.erase(held);
+}
+
+std::uint64_t Writer::reclaim() {
+  if (retired_.empty()) return 0;
+  std::unordered_set<Offset> pinned;
+  pins_.collect(pinned);
+  const std::uint64_t before = heap_.free_bytes();
+  std::erase_if(retired_, [&](Offset block) {
+    if (pinned.contains(block) || holds_.contains(block)) return false;
+    retired_bytes_ -= heap_.block_bytes(block);
+    heap_.free(block);
+    return true;
+  });
+  const std::uint64_t freed = heap_.free_bytes() - before;
+  if (freed > 0) keep_slab();
+  return freed;
+}
+
+std::uint64_t Writer::reclaim_if_due() {
+  if (retired_.size() < due_blocks_ && retired_bytes_ < due_bytes_) return 0;
+  const std::uint64_t freed = reclaim();
+  // What is still held counts no longer: the next scan waits for as much again.
+  due_blocks_ = retired_.size() + 16 + 8 * pins_.pages();
+  due_bytes_ = retired_bytes_ + heap_.capacity() / 64;
+  return freed;
+}
+
+// ---- builds --------------------------------------------------------------------------------------------------------
+
+BuildRecord* Writer::find_build(BuildId build) const noexcept {
+  const auto found = builds_.find(build);
+  return found == builds_.end() ? nullptr : found->second;
+}
+
+Result<BuildRecord*> Writer::add_build(BuildId build, bool spare) {
+  if (BuildRecord* record = find_build(build)) return record;
+  const std::uint64_t kept = spare ? 0 : header().builds_capacity / 8;
+  if (free_builds_.size() <= kept) return Errc::too_many_builds;
+  BuildRecord* record = free_builds_.back();
+  builds_.emplace(build, record);
+  free_builds_.pop_back();
+  record->complete_at.store(kNotComplete, std::memory_order_relaxed);  // all published by the store of buildid
+  record->drop_upto.store(0, std::memory_order_relaxed);
+  record->hold.store(Hold::unknown, std::memory_order_relaxed);
+  record->merged.store(0, std::memory_order_relaxed);
+  record->finished_at_ns.store(0, std::memory_order_relaxed);
+  record->buildid.store(build, std::memory_order_release);  // pairs with recover() in a later process
+  return record;
+}
+
+void Writer::remove_build(BuildRecord& record) noexcept {
+  builds_.erase(record.buildid.load(std::memory_order_relaxed));
+  record.buildid.store(0, std::memory_order_release);
+  free_builds_.push_back(&record);
+}
+
+void Writer::for_each_build(const std::function<void(BuildRecord&)>& each) const {
+  for (const auto& [build, record] : builds_) each(*record);
+}
+
+Result<UniqueFd> Writer::open_for_client() const {
+  return directory_.open_own(name_, ObjectDirectory::Access::read_only);
+}
+
+}  // namespace stepstash::shm

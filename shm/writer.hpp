@@ -1,0 +1,193 @@
+/// The daemon's side of a segment: the only code that writes one.
+///
+/// Makes it or attaches to one that an earlier daemon left, gives out blocks, publishes and unpublishes entries, keeps
+/// the build records, and returns blocks to the heap when nobody looks at them any more.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.hpp"
+#include "base/types.hpp"
+#include "base/unique_fd.hpp"
+#include "shm/heap.hpp"
+#include "shm/index.hpp"
+#include "shm/layout.hpp"
+#include "shm/mapping.hpp"
+#include "shm/object.hpp"
+#include "shm/pins.hpp"
+
+namespace stepstash::shm {
+
+/// An entry in the making: a block in use that no slot refers to. If the daemon dies it never was.
+struct Draft {
+  Offset block = 0;
+  std::uint32_t value_offset = 0;
+  std::uint64_t capacity = 0;  ///< bytes of value that fit
+};
+
+/// What attach found, for the log and for `stats`.
+struct Recovery {
+  bool attached = false;  ///< an existing segment was taken over
+  std::uint64_t entries_kept = 0;
+  std::vector<std::string> set_aside;  ///< what could not be trusted, by name, one line each
+};
+
+/// Thread safety: one thread (the loop's), but for reserve() and value_bytes() of drafts, which other threads may call.
+class Writer {
+ public:
+  /// Makes a segment of `bytes` bytes (rounded up to pages) under a temporary name; install() gives it its own.
+  /// Its build table has room for twice `known_builds`, and for one build per 64 KiB of segment. Only header, build
+  /// table and index are reserved now. Errors: ENOSPC, Errc::invalid_argument (too small, also for the builds, or too
+  /// large).
+  static Result<std::unique_ptr<Writer>> create(const ObjectDirectory& directory, const std::string& name,
+                                                std::uint64_t bytes, std::uint64_t known_builds = 0);
+
+  /// Puts a new segment in its place, in one step. What was there is removed or, with `keep_former`, renamed to
+  /// `name`.damaged.N; returns that name (empty: nothing was kept). Clients of the former segment are told to attach
+  /// anew.
+  Result<std::string> install(bool keep_former);
+
+  /// Takes over the segment called `name`. Entries that cannot be trusted are unpublished and named in `recovery`;
+  /// deletions that were under way are completed. O(entries + builds + dirty bytes). Errors: ENOENT;
+  /// Errc::format_mismatch, Errc::corrupt_segment (as a whole: nothing was changed), Errc::unsafe_object.
+  static Result<std::unique_ptr<Writer>> attach(const ObjectDirectory& directory, const std::string& name,
+                                                Recovery& recovery);
+
+  /// Calls `each` with every entry of a segment that attach refused whose checksums hold, value included, and `build`
+  /// with every build record that is plausible. Trusts nothing; O(segment). The object is not changed.
+  static Result<> salvage(const ObjectDirectory& directory, const std::string& name,
+                          const std::function<void(const Entry&)>& each,
+                          const std::function<void(const BuildRecord&)>& build);
+
+  /// The smallest segment that has room for `builds` builds, said to create(), and `entries` evicted entries with
+  /// `text_bytes` of names and sources.
+  static std::uint64_t bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept;
+
+  // ---- entries ----
+
+  /// Finds room for an entry whose value has `length` bytes. The memory is not reserved yet. Errors:
+  /// Errc::segment_full, ENOSPC.
+  Result<Draft> draft(std::string_view name, std::string_view source, std::uint64_t length);
+  /// Reserves the pages of the record and of the value's first `bytes` bytes: 1 ms and more per MiB where they are new,
+  /// and allowed on any thread. Errors: ENOSPC.
+  Result<> reserve(const Draft& draft, std::uint64_t bytes);
+  /// Where the draft's value goes. Only what reserve() has covered may be touched.
+  std::span<std::byte> value_bytes(const Draft& draft) const noexcept;
+  /// Lengthens a draft in place when the room behind it is free. reserve() again.
+  Result<bool> extend(Draft& draft, std::uint64_t capacity);
+  void discard(const Draft& draft) noexcept { heap_.free(draft.block); }
+
+  /// All of an entry but its bytes and where they lie.
+  struct EntryFacts {
+    std::uint64_t id = 0;
+    std::uint64_t revision = 0;
+    BuildId build = 0;
+    std::string_view name;
+    std::string_view source;
+    std::uint64_t length = 0;
+    std::uint64_t value_hash = 0;
+    std::chrono::nanoseconds set_at{0};
+    EntryState state = EntryState::dirty;
+  };
+  /// Completes the record and publishes it by one store; what stood there before is retired. The slot has to be
+  /// there: make_room() comes first. Gives back what the draft has too much.
+  const Entry& publish(const Draft& draft, const EntryFacts& facts) noexcept;
+  Result<> make_room() { return index_.make_room(); }
+
+  /// Publishes an entry whose value is in the database only. Errors: Errc::segment_full, ENOSPC.
+  Result<const Entry*> publish_record(const EntryFacts& facts);
+  /// Replaces a clean resident entry by its record alone. The value's block is retired. Errors: Errc::segment_full.
+  Result<const Entry*> evict(const Entry& entry);
+  /// Bytes that evict() would give back: 0 when it is not worth doing.
+  std::uint64_t evictable_bytes(const Entry& entry) const noexcept;
+
+  /// Unpublishes and retires. The reference is void afterwards, but for hold()s.
+  void erase(const Entry& entry) noexcept;
+  /// Its transaction has committed / it has to be written (again).
+  void mark(const Entry& entry, EntryState state) noexcept;
+
+  const Entry* find(BuildId build, std::string_view name) const noexcept;
+  /// Calls `each` for every entry, in no particular order. O(slots).
+  void for_each(const std::function<void(const Entry&)>& each) const;
+  Offset offset_of(const Entry& entry) const noexcept {
+    return static_cast<Offset>(reinterpret_cast<const std::byte*>(&entry) - mapping_.data());
+  }
+  const Entry& entry_at(Offset block) const noexcept {
+    return *reinterpret_cast<const Entry*>(mapping_.data() + block);
+  }
+
+  // ---- reclaiming ----
+
+  /// Keeps a block from being reused, retired or not, until unhold(); counted. What a flush or a copy in progress
+  /// reads.
+  void hold(Offset block) { ++holds_[block]; }
+  void unhold(Offset block) noexcept;
+  /// Frees retired blocks that nobody pins or holds; returns the bytes. O(retired + pages * kPinsPerPage).
+  std::uint64_t reclaim();
+  /// reclaim(), when enough has been retired for the scan of all pin pages to be worth its price: O(1) amortised over
+  /// retired blocks.
+  std::uint64_t reclaim_if_due();
+  std::size_t retired() const noexcept { return retired_.size(); }
+  std::uint64_t retired_bytes() const noexcept { return retired_bytes_; }
+  /// What is left of the slab that records of evicted entries are cut from: neither free nor used.
+  std::uint64_t slab_bytes() const noexcept { return slab_ == 0 ? 0 : heap_.block_bytes(slab_); }
+
+  // ---- builds ----
+
+  BuildRecord* find_build(BuildId build) const noexcept;
+  /// The build's record, made when it is not there. `spare` may use the last eighth of the table, which is kept for
+  /// what frees. Errors: Errc::too_many_builds.
+  Result<BuildRecord*> add_build(BuildId build, bool spare);
+  void remove_build(BuildRecord& record) noexcept;
+  std::size_t builds() const noexcept { return builds_.size(); }
+  std::uint64_t builds_capacity() const noexcept { return header().builds_capacity; }
+  void for_each_build(const std::function<void(BuildRecord&)>& each) const;
+
+  // ---- the rest ----
+
+  Header& header() const noexcept { return *reinterpret_cast<Header*>(mapping_.data()); }
+  Heap& heap() noexcept { return heap_; }
+  const Heap& heap() const noexcept { return heap_; }
+  const IndexWriter& index() const noexcept { return index_; }
+  std::uint64_t bytes() const noexcept { return mapping_.size(); }
+  /// The longest value that an otherwise empty segment could hold.
+  std::uint64_t max_value_bytes() const noexcept;
+  PinRegistry& pins() noexcept { return pins_; }
+  const PinRegistry& pins() const noexcept { return pins_; }
+  /// A read-only descriptor of the segment, an open of its own, to be passed to a client.
+  Result<UniqueFd> open_for_client() const;
+
+ private:
+  Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
+  Result<> recover(Recovery& recovery);
+  bool keep_slab() noexcept;
+  Result<Offset> allocate_record(std::uint64_t bytes);
+  void retire(Offset block);
+
+  const ObjectDirectory& directory_;
+  std::string name_;
+  UniqueFd fd_;
+  Mapping mapping_;
+  Heap heap_;
+  IndexWriter index_;
+  PinRegistry pins_;
+  std::unordered_map<BuildId, BuildRecord*> builds_;
+  std::vector<BuildRecord*> free_builds_;
+  std::vector<Offset> retired_;
+  std::uint64_t retired_bytes_ = 0;
+  std::size_t due_blocks_ = 16;
+  std::uint64_t due_bytes_ = 0;
+  std::unordered_map<Offset, int> holds_;
+  Offset slab_ = 0;  // a slab for records of evicted entries: freeing is never refused
+};
+
+}  // namespace stepstash::shm
