@@ -1,8 +1,8 @@
 /// What the daemon needs of a database, and the seam through which tests inject faults.
 ///
 /// Facts travel one way, in batches, from the segment to here; they come back at a cold start and on reload.
-/// Thread rule: commit, reserve_ids, vacuum and the other writing calls come from one thread (the flusher's); load_value
-/// and load_build may run at the same time on one other thread. Nothing here is called on the Asio loop.
+/// Thread rule: commit, reserve_ids, vacuum and the other writing calls come from one thread (the flusher's);
+/// load_value and load_build may run at the same time on one other thread. Nothing here is called on the Asio loop.
 #pragma once
 
 #include <cstddef>
@@ -98,6 +98,9 @@ class BackingStore {
 
   /// Gives file space back, at most `pages` at a time; returns the pages freed. Called when nothing waits.
   virtual Result<std::uint64_t> vacuum(std::uint64_t pages) = 0;
+
+  /// What the last failure was, for people; empty when there has been none. Any thread.
+  virtual std::string last_error() const { return {}; }
 
   /// Bytes of the database's files on disk.
   virtual std::uint64_t size_bytes() const = 0;
