@@ -17,6 +17,8 @@ namespace stepstash::protocol {
 inline constexpr std::size_t kHeadBytes = 8;
 /// The largest frame is a Set: its value, name, source and fixed fields.
 inline constexpr std::size_t kMaxPayload = kInlineBytes + 2 * kMaxNameBytes + 256;
+/// The type of a Piece: pieces that arrive together are copied together.
+inline constexpr std::uint16_t kPieceType = 4;
 static_assert(kListPageEntries * (2 * kMaxNameBytes + 64) <= kMaxPayload);
 
 struct Head {
@@ -27,9 +29,9 @@ struct Head {
 /// Errors: Errc::protocol_error when the length exceeds kMaxPayload or the reserved field is not zero.
 Result<Head> decode_head(std::span<const std::byte, kHeadBytes> bytes) noexcept;
 
-/// Total: any bytes give a message or Errc::protocol_error; every length is checked against what is there, trailing bytes
-/// are an error, and so are flags that are not known. Values are borrowed from `payload`, texts are copied.
-/// Names and sources are bounded here (kMaxNameBytes), their characters are the store's business.
+/// Total: any bytes give a message or Errc::protocol_error; every length is checked against what is there, trailing
+/// bytes are an error, and so are flags that are not known. Values are borrowed from `payload`, texts are copied. Names
+/// and sources are bounded here (kMaxNameBytes), their characters are the store's business.
 Result<Request> decode_request(Head head, std::span<const std::byte> payload);
 Result<Reply> decode_reply(Head head, std::span<const std::byte> payload);
 

@@ -1,8 +1,8 @@
 /// What a client and the daemon say to each other, as plain structs. docs/protocol.md is the same for strangers.
 ///
-/// A connection is a unix stream socket. Both sides send frames (frame.hpp). The client sends one request at a time and
-/// reads its reply; only Piece may be sent ahead, and is answered in order. Descriptors travel from the daemon to the
-/// client only.
+/// A connection is a unix stream socket. Both sides send frames (frame.hpp); every request has one reply, in order. Of
+/// a staged set all requests may be sent without waiting for the replies: SetBegin (once the ring is mapped), Pieces,
+/// SetCommit. Descriptors travel from the daemon to the client only.
 #pragma once
 
 #include <array>
@@ -35,9 +35,9 @@ using SegmentId = std::array<std::uint8_t, 16>;
 /// First on every connection.
 struct Hello {
   std::uint32_t version = kVersion;
-  bool attach = false;             ///< asks for the segment's and a pin page's descriptors
-  std::uint32_t resume_page = 0;   ///< with attach: the pin page this client holds already (0: none) ...
-  SegmentId resume_segment{};      ///< ... of this segment. If both still serve, no descriptors are sent.
+  bool attach = false;            ///< asks for the segment's and a pin page's descriptors
+  std::uint32_t resume_page = 0;  ///< with attach: the pin page this client holds already (0: none) ...
+  SegmentId resume_segment{};     ///< ... of this segment. If both still serve, no descriptors are sent.
 };
 
 /// What both ways of setting a value have in common.
@@ -45,10 +45,10 @@ struct SetParams {
   BuildId build = 0;
   std::string name;
   std::string source;
-  bool durable = false;             ///< acknowledge after the database's commit
-  bool if_absent = false;           ///< fail with condition_failed when the name is there
-  std::uint64_t if_revision = 0;    ///< non-zero: fail with condition_failed unless the entry has this revision
-  std::uint32_t deadline_ms = 0;    ///< how long to wait for room or for the commit
+  bool durable = false;           ///< acknowledge after the database's commit
+  bool if_absent = false;         ///< fail with condition_failed when the name is there
+  std::uint64_t if_revision = 0;  ///< non-zero: fail with condition_failed unless the entry has this revision
+  std::uint32_t deadline_ms = 0;  ///< how long to wait for room or for the commit
 };
 
 struct Set {
@@ -62,8 +62,8 @@ struct SetBegin {
   std::uint64_t length = 0;  ///< or kUnknownLength
 };
 
-/// `bytes` bytes at `ring_offset` are filled in. One PieceDone (or Failure) each, in order; the bytes may be overwritten
-/// after that. After a Failure all further pieces and the commit of this set fail alike.
+/// `bytes` bytes at `ring_offset` are filled in. One PieceDone (or Failure) each, in order; the bytes may be
+/// overwritten after that. After a Failure all further pieces and the commit of this set fail alike.
 struct Piece {
   std::uint32_t ring_offset = 0;
   std::uint32_t bytes = 0;
@@ -75,6 +75,7 @@ struct SetAbort {};
 struct Load {
   BuildId build = 0;
   std::string name;
+  std::uint32_t deadline_ms = 0;  ///< for finding room
 };
 
 /// Done once the name is there; Failure{deadline_exceeded} otherwise.
