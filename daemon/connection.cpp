@@ -1,0 +1,569 @@
+#include "daemon/connection.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/write.hpp>
+#include <cstring>
+
+#include "base/errc.hpp"
+#include "shm/validate.hpp"
+
+namespace stepstash::daemon {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// Pieces are this part of the ring: while one is copied out, others are filled.
+constexpr std::uint32_t kPiecesPerRing = 8;
+/// Copied and hashed in slices that stay in the second-level cache, so that hashing does not fetch them again.
+constexpr std::size_t kSlice = 128 * 1024;
+/// Room for a value of unknown length to begin with.
+constexpr std::uint64_t kFirstGuess = 1 << 20;
+/// What an idle connection keeps as its receive buffer.
+constexpr std::size_t kIdleBuffer = 4096;
+/// A set that is begun and gets nothing for this long is given up: it keeps room from others.
+constexpr auto kStagedIdle = 5min;
+constexpr std::uint32_t kDefaultDeadlineMs = 10'000;
+
+TimePoint deadline_after(std::uint32_t ms) {
+  return std::chrono::steady_clock::now() + std::chrono::milliseconds(ms == 0 ? kDefaultDeadlineMs : ms);
+}
+
+Errc wire_code(std::error_code error) {
+  if (error.category() == category()) return static_cast<Errc>(error.value());
+  if (error == std::errc::no_space_on_device || error == std::errc::not_enough_memory) return Errc::segment_full;
+  if (error == std::errc::too_many_files_open || error == std::errc::too_many_files_open_in_system) {
+    return Errc::too_many;
+  }
+  return Errc::not_durable;
+}
+
+}  // namespace
+
+Result<Peer> Peer::of(int socket) {
+  ucred credentials{};
+  socklen_t size = sizeof credentials;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return last_errno();
+  Peer peer{credentials.pid, credentials.uid, {}};
+  peer.groups.resize(32);
+  for (;;) {
+    size = static_cast<socklen_t>(peer.groups.size() * sizeof(gid_t));
+    if (::getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, peer.groups.data(), &size) == 0) break;
+    if (errno != ERANGE) return last_errno();
+    peer.groups.resize(size / sizeof(gid_t));  // at most NGROUPS_MAX, 65536
+  }
+  peer.groups.resize(size / sizeof(gid_t));
+  peer.groups.push_back(credentials.gid);
+  return peer;
+}
+
+Connection::Connection(Services& services, Socket socket, Peer peer, Right right)
+    : services_(services),
+      socket_(std::move(socket)),
+      peer_(std::move(peer)),
+      right_(right),
+      waiter_(services.loop),
+      frame_timer_(services.loop) {}
+
+void Connection::close() {
+  closed_ = true;
+  frame_timer_.cancel();
+  waiter_.hang_up();
+  boost::system::error_code ignored;
+  socket_.close(ignored);
+}
+
+bool Connection::shed_ring() {
+  if (!ring_ || staged_ || busy_ || closed_) return false;
+  close();
+  return true;
+}
+
+/// Asio's reactor completes wait_error when the kernel reports EPOLLHUP, which a unix stream socket does when its peer
+/// is gone: also while a request of that peer waits for something.
+void Connection::watch_for_hang_up() {
+  socket_.async_wait(Socket::wait_error, [self = shared_from_this()](const boost::system::error_code& error) {
+    if (!error) self->waiter_.hang_up();
+  });
+}
+
+/// A frame that was begun has to be whole, and a reply read, within the frame timeout; idling between frames is free.
+void Connection::arm_frame_timer(std::chrono::milliseconds timeout) {
+  frame_timer_.expires_after(timeout);
+  frame_timer_.async_wait([self = shared_from_this()](const boost::system::error_code& error) {
+    if (!error) self->close();
+  });
+}
+
+awaitable<void> Connection::run() {
+  watch_for_hang_up();
+  if (right_ == Right::none) {
+    protocol::Failure refused{Errc::not_permitted, fmt::format("user {} may not use this daemon: see read, write and "
+                                                               "admin in its configuration",
+                                                               peer_.uid)};
+    co_await send(protocol::Reply(std::move(refused)));
+  } else {
+    while (!closed_ && co_await read_frames()) {
+    }
+  }
+  if (!closed_) close();
+  staged_.reset();
+  if (ring_) {
+    ring_.reset();
+    --services_.rings;
+  }
+}
+
+/// Reads once and handles every whole frame that is there; false when the connection is to end.
+awaitable<bool> Connection::read_frames() {
+  std::size_t wanted = kIdleBuffer;
+  if (in_used_ >= protocol::kHeadBytes) {  // a frame was begun: its head has been checked below
+    const auto head =
+        protocol::decode_head(std::span<const std::byte, protocol::kHeadBytes>(in_.data(), protocol::kHeadBytes));
+    wanted = std::max(wanted, protocol::kHeadBytes + head.value().payload_bytes);
+  }
+  if (in_.size() < wanted || (in_used_ == 0 && in_.size() > kIdleBuffer)) {
+    in_.resize(wanted);
+    in_.shrink_to_fit();
+  }
+  if (in_used_ == 0) {
+    // Between frames idling is free, but not with room reserved that others may need.
+    if (staged_) {
+      arm_frame_timer(kStagedIdle);
+    } else {
+      frame_timer_.cancel();
+    }
+    frame_begun_ = false;
+  } else if (!frame_begun_) {
+    frame_begun_ = true;  // the whole frame has this long, however many reads it takes
+    arm_frame_timer(services_.config.frame_timeout);
+  }
+  boost::system::error_code error;
+  const std::size_t got = co_await socket_.async_read_some(asio::buffer(in_.data() + in_used_, in_.size() - in_used_),
+                                                           asio::redirect_error(asio::use_awaitable, error));
+  if (error) co_return false;
+  in_used_ += got;
+
+  std::size_t at = 0;
+  bool go_on = true;
+  while (go_on && in_used_ - at >= protocol::kHeadBytes) {
+    const auto head =
+        protocol::decode_head(std::span<const std::byte, protocol::kHeadBytes>(in_.data() + at, protocol::kHeadBytes));
+    if (!head) {
+      co_await send(protocol::Reply(failure(head.error())));
+      co_return false;
+    }
+    const std::size_t frame = protocol::kHeadBytes + head.value().payload_bytes;
+    if (in_used_ - at < frame) break;
+    frame_timer_.cancel();
+    frame_begun_ = false;
+    auto request = protocol::decode_request(
+        head.value(), std::span(in_.data() + at + protocol::kHeadBytes, head.value().payload_bytes));
+    if (!request) {
+      co_await send(protocol::Reply(failure(request.error())));
+      co_return false;
+    }
+    at += frame;
+    if (const auto* piece = std::get_if<protocol::Piece>(&request.value())) {
+      pieces_.push_back(*piece);
+      // Pieces that came together are copied together; more than the ring holds cannot be out at once.
+      if (pieces_.size() < kPiecesPerRing && next_is_piece(at)) continue;
+      go_on = co_await on_pieces();
+    } else {
+      go_on = co_await handle(std::move(request).value());
+    }
+  }
+  std::memmove(in_.data(), in_.data() + at, in_used_ - at);
+  in_used_ -= at;
+  co_return go_on;
+}
+
+bool Connection::next_is_piece(std::size_t at) const noexcept {
+  if (in_used_ - at < protocol::kHeadBytes) return false;
+  const auto head =
+      protocol::decode_head(std::span<const std::byte, protocol::kHeadBytes>(in_.data() + at, protocol::kHeadBytes));
+  return head && head.value().type == protocol::kPieceType &&
+         in_used_ - at >= protocol::kHeadBytes + head.value().payload_bytes;
+}
+
+awaitable<bool> Connection::handle(protocol::Request request) {
+  if (const auto* hello = std::get_if<protocol::Hello>(&request)) co_return co_await on_hello(*hello);
+  if (!greeted_) {
+    co_await send_failure(Errc::protocol_error, "the first message must be Hello");
+    co_return false;
+  }
+  busy_ = true;
+  bool go_on = false;
+  if (auto* begin = std::get_if<protocol::SetBegin>(&request)) {
+    go_on = co_await on_set_begin(std::move(*begin));
+  } else {
+    const protocol::Reply reply = co_await answer(request);
+    go_on = co_await send(reply);
+  }
+  busy_ = false;
+  co_return go_on;
+}
+
+awaitable<protocol::Reply> Connection::answer(protocol::Request& request) {
+  Store& store = services_.store;
+  const auto refuse = [this](const char* what) {
+    return protocol::Reply(protocol::Failure{
+        Errc::not_permitted,
+        fmt::format("user {} may not {}: see write and admin in the configuration", peer_.uid, what)});
+  };
+  if (auto* set = std::get_if<protocol::Set>(&request)) {
+    if (!may(Right::write)) co_return refuse("set build data");
+    const TimePoint deadline = deadline_after(set->params.deadline_ms);
+    auto done = co_await store.set(set->params, set->value, waiter_, deadline);
+    if (!done) co_return failure(done.error(), set->value.size());
+    co_return done.value();
+  }
+  if (std::get_if<protocol::SetCommit>(&request) != nullptr) co_return co_await on_commit();
+  if (std::get_if<protocol::SetAbort>(&request) != nullptr) {
+    staged_.reset();
+    co_return protocol::Done{};
+  }
+  if (auto* load = std::get_if<protocol::Load>(&request)) {
+    auto done = co_await store.load(load->build, load->name, waiter_, deadline_after(load->deadline_ms));
+    if (!done) co_return failure(done.error());
+    co_return protocol::Done{};
+  }
+  if (auto* wait = std::get_if<protocol::Wait>(&request)) {
+    auto done = co_await store.wait(wait->build, wait->name, waiter_, deadline_after(wait->deadline_ms));
+    if (!done) co_return failure(done.error());
+    co_return protocol::Done{};
+  }
+  if (auto* list = std::get_if<protocol::List>(&request)) {
+    auto page = store.list(*list);
+    if (!page) co_return failure(page.error());
+    co_return std::move(page).value();
+  }
+  if (auto* finish = std::get_if<protocol::Finish>(&request)) {
+    if (!may(Right::write)) co_return refuse("finish builds");
+    auto at = store.finish(finish->build, finish->complete_at);
+    if (!at) co_return failure(at.error());
+    co_return protocol::Finished{at.value()};
+  }
+  if (auto* hold = std::get_if<protocol::HoldBuild>(&request)) {
+    if (!may(Right::write)) co_return refuse("hold builds");
+    auto done = store.hold(hold->build, hold->held);
+    if (!done) co_return failure(done.error());
+    co_return protocol::Done{};
+  }
+  if (auto* prune = std::get_if<protocol::Prune>(&request)) {
+    if (!may(Right::admin)) co_return refuse("prune");
+    auto count = co_await store.prune(prune->older_than, waiter_, deadline_after(0));
+    if (!count) co_return failure(count.error());
+    co_return protocol::Count{count.value()};
+  }
+  if (auto* drop = std::get_if<protocol::Drop>(&request)) {
+    if (!may(Right::admin)) co_return refuse("drop builds");
+    auto count = store.drop(drop->build);
+    if (!count) co_return failure(count.error());
+    co_return protocol::Count{count.value()};
+  }
+  if (auto* flush = std::get_if<protocol::Flush>(&request)) {
+    const std::uint64_t place = services_.flusher.last_place();
+    auto done = co_await services_.flusher.committed(place, waiter_, deadline_after(flush->deadline_ms));
+    if (!done) co_return failure(done.error());
+    co_return protocol::Done{};
+  }
+  co_return protocol::Text{services_.stats()};
+}
+
+// ---- attaching -----------------------------------------------------------------------------------------------------
+
+awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
+  if (greeted_) {
+    co_await send_failure(Errc::protocol_error, "Hello comes once, and first");
+    co_return false;
+  }
+  if (hello.version != protocol::kVersion) {
+    co_await send_failure(Errc::version_mismatch,
+                          fmt::format("the client speaks protocol version {}, this daemon (stepstash {}) version {}",
+                                      hello.version, STEPSTASH_VERSION, protocol::kVersion));
+    co_return false;
+  }
+  greeted_ = true;
+  shm::Writer& segment = services_.segment;
+  protocol::HelloOk ok;
+  ok.segment_id = segment.header().segment_id;
+  ok.segment_bytes = segment.bytes();
+  ok.max_value_bytes = segment.max_value_bytes();
+  ok.server_version = STEPSTASH_VERSION;
+  if (!hello.attach) co_return co_await send(protocol::Reply(ok));
+  if (hello.resume_page != 0 && hello.resume_segment == ok.segment_id &&
+      segment.pins().resumable(hello.resume_page, ok.segment_id)) {
+    ok.resumed = true;
+    ok.pin_page = hello.resume_page;
+    co_return co_await send(protocol::Reply(ok));
+  }
+  // A client keeps its page as long as it likes, connected or not: pages have a bound of their own.
+  segment.pins().reap();
+  const std::size_t per_user = 2 * std::size_t{services_.config.max_connections_per_user};
+  if (segment.pins().pages_of(peer_.uid) >= per_user) {
+    co_await send_failure(Errc::too_many, fmt::format("clients of user {} hold {} pin pages; at most {} can", peer_.uid,
+                                                      segment.pins().pages_of(peer_.uid), per_user));
+    co_return false;
+  }
+  if (segment.pins().pages() >= 2 * std::size_t{services_.config.max_connections}) {
+    co_await send_failure(Errc::too_many, fmt::format("{} clients hold a pin page each; at most {} can",
+                                                      segment.pins().pages(), 2 * services_.config.max_connections));
+    co_return false;
+  }
+  auto readable = segment.open_for_client();
+  auto page = readable ? segment.pins().create(ok.segment_id, peer_.pid, peer_.uid)
+                       : Result<shm::PinRegistry::NewPage>(readable.error());
+  if (!page) {
+    co_await send_failure(page.error(), "no pin page: " + page.error().message());
+    co_return false;
+  }
+  ok.pin_page = page.value().number;
+  const int descriptors[] = {readable.value().get(), page.value().fd.get()};
+  co_return co_await send_with_descriptors(protocol::Reply(ok), descriptors);
+}
+
+// ---- staged sets ---------------------------------------------------------------------------------------------------
+
+Result<> Connection::make_ring() {
+  const std::uint64_t bytes = services_.config.ring_size;
+  Ring ring;
+  ring.fd = UniqueFd(::memfd_create("stepstash-ring", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!ring.fd) return last_errno();
+  // Reserved, like all memory that others can make us touch (I8); sealed, so that a client cannot cut it off under us.
+  if (const int error = ::posix_fallocate(ring.fd.get(), 0, static_cast<off_t>(bytes)); error != 0) {
+    return std::error_code(error, std::system_category());
+  }
+  if (::fcntl(ring.fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) return last_errno();
+  ring.mapping = STEPSTASH_TRY(shm::Mapping::map(ring.fd.get(), bytes, shm::Mapping::Access::read_only));
+  ring_ = std::move(ring);
+  ++services_.rings;
+  return success();
+}
+
+awaitable<bool> Connection::on_set_begin(protocol::SetBegin begin) {
+  if (staged_) {
+    co_await send_failure(Errc::protocol_error, "SetBegin before the former set ended");
+    co_return false;
+  }
+  if (!may(Right::write)) {
+    co_return co_await send_failure(Errc::not_permitted, fmt::format("user {} may not set build data", peer_.uid));
+  }
+  const TimePoint deadline = deadline_after(begin.params.deadline_ms);
+  while (!ring_ && services_.rings >= services_.config.max_rings && !services_.shed_ring()) {
+    if (waiter_.gone() || std::chrono::steady_clock::now() >= deadline) {
+      co_return co_await send_failure(Errc::too_many,
+                                      fmt::format("all {} staging rings are in use (max_rings)", services_.rings));
+    }
+    co_await services_.ring_ended.wait(waiter_, deadline);
+  }
+  if (!ring_) {
+    if (auto made = make_ring(); !made) {
+      co_return co_await send_failure(made.error(), "no staging ring: " + made.error().message());
+    }
+  }
+  const bool known = begin.length != protocol::kUnknownLength;
+  auto draft = co_await services_.store.reserve(begin.params, known ? begin.length : kFirstGuess, waiter_, deadline);
+  if (!draft) co_return co_await send(protocol::Reply(failure(draft.error(), known ? begin.length : kFirstGuess)));
+  staged_.emplace(std::move(begin.params), begin.length, std::move(draft).value());
+
+  protocol::SetReady ready;
+  ready.ring_bytes = static_cast<std::uint32_t>(ring_->mapping.size());
+  ready.piece_bytes = ready.ring_bytes / kPiecesPerRing;
+  if (ring_->sent) co_return co_await send(protocol::Reply(ready));
+  ready.ring_attached = true;
+  ring_->sent = true;
+  const int descriptors[] = {ring_->fd.get()};
+  const bool sent = co_await send_with_descriptors(protocol::Reply(ready), descriptors);
+  ring_->fd.reset();
+  co_return sent;
+}
+
+/// Copies what pieces_ announces, on another thread, and answers each.
+awaitable<bool> Connection::on_pieces() {
+  if (!staged_) {
+    co_await send_failure(Errc::protocol_error, "Piece without SetBegin");
+    co_return false;
+  }
+  busy_ = true;
+  out_.clear();
+  std::uint64_t total = 0;
+  for (const protocol::Piece& piece : pieces_) {
+    if (piece.bytes == 0 || piece.bytes > ring_->mapping.size() ||
+        piece.ring_offset > ring_->mapping.size() - piece.bytes) {
+      staged_->failure = protocol::Failure{
+          Errc::protocol_error, fmt::format("a piece of {} bytes at {} lies outside the ring of {} bytes", piece.bytes,
+                                            piece.ring_offset, ring_->mapping.size())};
+    }
+    total += piece.bytes;
+  }
+  if (!staged_->failure) {
+    const std::uint64_t needed = staged_->received + total;
+    if (staged_->length != protocol::kUnknownLength && needed > staged_->length) {
+      staged_->failure = protocol::Failure{
+          Errc::invalid_argument,
+          fmt::format("{} bytes came of a value that was announced with {}", needed, staged_->length)};
+    } else if (auto room = co_await grow(needed); !room) {
+      staged_->failure = failure(room.error(), needed);
+    }
+  }
+  std::uint64_t received = staged_->received;
+  if (!staged_->failure) {
+    auto job = [this]() { return copy_pieces(); };
+    Result<> copied = co_await run_on(services_.copiers, job);
+    while (!copied && services_.store.made_room_in_tmpfs(copied.error(), total)) {
+      copied = co_await run_on(services_.copiers, job);
+    }
+    if (!copied) staged_->failure = failure(copied.error(), received + total);
+  }
+  for (const protocol::Piece& piece : pieces_) {
+    received += piece.bytes;
+    if (staged_->failure) {
+      protocol::encode(protocol::Reply(*staged_->failure), out_);
+    } else {
+      protocol::encode(protocol::Reply(protocol::PieceDone{received}), out_);
+    }
+  }
+  if (!staged_->failure) {
+    staged_->received = received;
+  } else {
+    staged_->draft.reset();
+  }
+  pieces_.clear();
+  busy_ = false;
+  co_return co_await write_out();
+}
+
+/// On a copier's thread, while the coroutine waits.
+Result<> Connection::copy_pieces() {
+  Staged& staged = *staged_;
+  std::uint64_t at = staged.received;
+  std::uint64_t end = at;
+  for (const protocol::Piece& piece : pieces_) end += piece.bytes;
+  STEPSTASH_TRY(
+      services_.segment.reserve(*staged.draft, end));  // all of it first: after a failure this can be repeated
+  for (const protocol::Piece& piece : pieces_) {
+    const std::span<std::byte> to = services_.segment.value_bytes(*staged.draft);
+    const std::byte* from = ring_->mapping.data() + piece.ring_offset;
+    for (std::size_t done = 0; done < piece.bytes;) {
+      const std::size_t slice = std::min<std::size_t>(kSlice, piece.bytes - done);
+      std::memcpy(to.data() + at, from + done, slice);
+      // The copy is hashed, not the ring: its owner may change that at any time.
+      staged.hash.update(to.subspan(at, slice));
+      at += slice;
+      done += slice;
+    }
+  }
+  return success();
+}
+
+/// Makes sure that the draft holds `needed` bytes: in place where the room behind it is free, else twice as large
+/// elsewhere.
+awaitable<Result<>> Connection::grow(std::uint64_t needed) {
+  Staged& staged = *staged_;
+  if (needed <= staged.draft->capacity) co_return success();
+  shm::Writer& segment = services_.segment;
+  const std::uint64_t doubled = std::min(std::max(needed, 2 * staged.draft->capacity), segment.max_value_bytes());
+  if (needed > doubled) co_return Errc::too_large;
+  auto extended = segment.extend(*staged.draft, doubled);
+  if (!extended) co_return extended.error();
+  if (extended.value()) co_return success();
+  auto larger =
+      co_await services_.store.reserve(staged.params, doubled, waiter_, deadline_after(staged.params.deadline_ms));
+  if (!larger && needed < doubled) {
+    larger =
+        co_await services_.store.reserve(staged.params, needed, waiter_, deadline_after(staged.params.deadline_ms));
+  }
+  if (!larger) co_return larger.error();
+  OwnedDraft to = std::move(larger).value();
+  auto job = [this, &to, &staged]() -> Result<> {
+    STEPSTASH_TRY(services_.segment.reserve(*to, staged.received));
+    std::memcpy(services_.segment.value_bytes(*to).data(), services_.segment.value_bytes(*staged.draft).data(),
+                staged.received);
+    return success();
+  };
+  const Result<> copied = co_await run_on(services_.copiers, job);
+  if (!copied) co_return copied.error();
+  staged.draft = std::move(to);
+  co_return success();
+}
+
+awaitable<protocol::Reply> Connection::on_commit() {
+  if (!staged_) co_return protocol::Failure{Errc::protocol_error, "SetCommit without SetBegin"};
+  Staged staged = std::move(*staged_);
+  staged_.reset();
+  if (staged.failure) co_return *staged.failure;
+  if (staged.length != protocol::kUnknownLength && staged.received != staged.length) {
+    co_return protocol::Failure{
+        Errc::invalid_argument,
+        fmt::format("{} bytes came of a value that was announced with {}", staged.received, staged.length)};
+  }
+  if (auto reserved = services_.segment.reserve(*staged.draft, staged.received); !reserved) {
+    co_return failure(reserved.error(), staged.received);
+  }
+  auto done = co_await services_.store.commit(staged.params, std::move(staged.draft), staged.received,
+                                              staged.hash.digest(), waiter_, deadline_after(staged.params.deadline_ms));
+  if (!done) co_return failure(done.error(), staged.received);
+  co_return done.value();
+}
+
+// ---- sending -------------------------------------------------------------------------------------------------------
+
+protocol::Failure Connection::failure(std::error_code error, std::uint64_t length) const {
+  return {wire_code(error), services_.store.explain(error, length)};
+}
+
+awaitable<bool> Connection::send(const protocol::Reply& reply) {
+  out_.clear();
+  protocol::encode(reply, out_);
+  co_return co_await write_out();
+}
+
+/// g++ 12 destroys a temporary aggregate of a co_await expression twice, so no Failure is made in one.
+awaitable<bool> Connection::send_failure(std::error_code code, std::string_view message) {
+  const protocol::Reply reply = protocol::Failure{wire_code(code), std::string(message)};
+  co_return co_await send(reply);
+}
+
+awaitable<bool> Connection::write_out() {
+  // Nearly always the socket takes it at once: no timer, no trip through the reactor.
+  const ssize_t sent = ::send(socket_.native_handle(), out_.data(), out_.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  const std::size_t done = sent > 0 ? static_cast<std::size_t>(sent) : 0;
+  if (done == out_.size()) co_return true;
+  if (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) co_return false;
+  arm_frame_timer(services_.config.frame_timeout);
+  boost::system::error_code error;
+  co_await asio::async_write(socket_, asio::buffer(out_.data() + done, out_.size() - done),
+                             asio::redirect_error(asio::use_awaitable, error));
+  frame_timer_.cancel();
+  frame_begun_ = false;
+  co_return !error;
+}
+
+awaitable<bool> Connection::send_with_descriptors(const protocol::Reply& reply, std::span<const int> descriptors) {
+  out_.clear();
+  protocol::encode(reply, out_);
+  iovec data{out_.data(), out_.size()};
+  alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(2 * sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+  std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size_bytes());
+  // The client has read every earlier reply, so the socket's buffer is empty: a few dozen bytes go at once or never.
+  const ssize_t sent = ::sendmsg(socket_.native_handle(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  co_return sent == static_cast<ssize_t>(out_.size());
+}
+
+}  // namespace stepstash::daemon

@@ -1,0 +1,127 @@
+/// One client's socket: reads frames, asks the store, answers. Its end gives back all that it held.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <boost/asio/local/stream_protocol.hpp>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "base/unique_fd.hpp"
+#include "daemon/config.hpp"
+#include "daemon/store.hpp"
+#include "daemon/tasks.hpp"
+#include "protocol/frame.hpp"
+#include "protocol/message.hpp"
+#include "shm/hash.hpp"
+#include "shm/mapping.hpp"
+
+namespace stepstash::daemon {
+
+/// What all connections share. Loop's thread only.
+struct Services {
+  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, shm::Writer& segment_, const Config& config_)
+      : loop(loop_), store(store_), flusher(flusher_), segment(segment_), config(config_) {}
+
+  asio::io_context& loop;
+  Store& store;
+  Flusher& flusher;
+  shm::Writer& segment;
+  const Config& config;  ///< changes at reload
+  std::function<std::string()> stats;
+  asio::thread_pool copiers{2};  ///< fill blocks from staging rings; two, for one long copy must not hold up all others
+  std::uint64_t rings = 0;       ///< staging rings that exist now
+  WaitList ring_ended;           ///< those who wait for one
+  std::function<bool()> shed_ring;  ///< ends a connection that has a ring and does nothing; false when there is none
+};
+
+/// Who is on the other side, as the kernel says, at the time of connect(2).
+struct Peer {
+  pid_t pid = 0;
+  uid_t uid = 0;
+  std::vector<gid_t> groups;
+  static Result<Peer> of(int socket);
+};
+
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  using Socket = asio::local::stream_protocol::socket;
+
+  Connection(Services& services, Socket socket, Peer peer, Right right);
+
+  /// Serves until the peer hangs up, breaks the protocol, or close() is called.
+  awaitable<void> run();
+  void close();
+  /// Ends the connection when it has a ring and is idle: its client connects anew when it needs to.
+  bool shed_ring();
+  uid_t uid() const noexcept { return peer_.uid; }
+  /// A request is being answered.
+  bool busy() const noexcept { return busy_; }
+
+ private:
+  /// A set through the staging ring, between SetBegin and its end.
+  struct Staged {
+    Staged(protocol::SetParams params_, std::uint64_t length_, OwnedDraft draft_)
+        : params(std::move(params_)), length(length_), draft(std::move(draft_)) {}
+
+    protocol::SetParams params;
+    std::uint64_t length;  // or kUnknownLength
+    OwnedDraft draft;
+    std::uint64_t received = 0;
+    shm::StreamHash hash;
+    std::optional<protocol::Failure> failure;
+  };
+  struct Ring {
+    UniqueFd fd;
+    shm::Mapping mapping;
+    bool sent = false;
+  };
+
+  awaitable<bool> read_frames();
+  awaitable<bool> handle(protocol::Request request);
+  awaitable<protocol::Reply> answer(protocol::Request& request);
+  awaitable<bool> on_hello(const protocol::Hello& hello);
+  awaitable<bool> on_set_begin(protocol::SetBegin begin);
+  bool next_is_piece(std::size_t at) const noexcept;
+  awaitable<bool> on_pieces();
+  Result<> copy_pieces();
+  awaitable<Result<>> grow(std::uint64_t needed);
+  awaitable<protocol::Reply> on_commit();
+
+  Result<> make_ring();
+  awaitable<bool> send(const protocol::Reply& reply);
+  awaitable<bool> send_failure(std::error_code code, std::string_view message);
+  awaitable<bool> write_out();
+  awaitable<bool> send_with_descriptors(const protocol::Reply& reply, std::span<const int> descriptors);
+  protocol::Failure failure(std::error_code error, std::uint64_t length = 0) const;
+  bool may(Right right) const noexcept { return right_ >= right; }
+  void arm_frame_timer(std::chrono::milliseconds timeout);
+  void watch_for_hang_up();
+
+  Services& services_;
+  Socket socket_;
+  Peer peer_;
+  Right right_;
+  Waiter waiter_;
+  asio::steady_timer frame_timer_;
+  bool greeted_ = false;
+  bool frame_begun_ = false;  // and the frame timer is running
+  bool closed_ = false;
+  bool busy_ = false;  // a request is being answered
+  std::vector<std::byte> in_;
+  std::size_t in_used_ = 0;
+  std::vector<std::byte> out_;
+  std::optional<Ring> ring_;
+  std::optional<Staged> staged_;
+  std::vector<protocol::Piece> pieces_;  // announced, not copied yet
+};
+
+}  // namespace stepstash::daemon

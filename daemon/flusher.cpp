@@ -1,0 +1,285 @@
+#include "daemon/flusher.hpp"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+#include "base/errc.hpp"
+#include "shm/hash.hpp"
+#include "shm/validate.hpp"
+
+namespace stepstash::daemon {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// Pages given back to the file system in one step between batches: about 10 ms.
+constexpr std::uint64_t kVacuumPages = 256;
+
+}  // namespace
+
+Flusher::Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingStore& store, const Clock& clock,
+                 std::chrono::milliseconds interval)
+    : segment_(segment), store_(store), clock_(clock), interval_(interval), wake_(loop), pause_(loop) {}
+
+// ---- the queue -----------------------------------------------------------------------------------------------------
+
+std::uint64_t Flusher::mark(DirtyMark& mark, Item item, std::uint64_t bytes) {
+  dirty_bytes_ += bytes - mark.bytes;  // modulo 2^64: the sum comes out right when it shrinks, too
+  mark.bytes = bytes;
+  std::uint64_t& place = mark.in_flight ? mark.next_seq : mark.seq;
+  if (place == 0) {
+    place = ++last_seq_;
+    queue_.emplace(place, item);
+    if (queue_.size() == 1 || dirty_bytes_ >= kBatchBytes) wake_.wake();
+  }
+  return place;
+}
+
+std::uint64_t Flusher::mark_dirty(Node& node, std::chrono::nanoseconds since) {
+  if (!node.dirty.dirty()) ++dirty_values_;
+  return mark(node.dirty, Item{&node, nullptr, since}, segment_.entry_at(node.block).length);
+}
+
+std::uint64_t Flusher::mark_dirty(BuildState& build) {
+  return mark(build.dirty, Item{nullptr, &build, clock_.monotonic()}, 0);
+}
+
+void Flusher::forget(Node& node) {
+  if (!node.dirty.dirty()) return;
+  --dirty_values_;
+  dirty_bytes_ -= node.dirty.bytes;
+  if (node.dirty.in_flight) {
+    queue_.at(node.dirty.seq).node = nullptr;  // settle() removes it
+    if (node.dirty.next_seq != 0) queue_.erase(node.dirty.next_seq);
+  } else {
+    queue_.erase(node.dirty.seq);
+  }
+  node.dirty = {};
+  committed_.notify_all();
+}
+
+std::chrono::nanoseconds Flusher::oldest_age() const {
+  if (queue_.empty()) return 0ns;
+  return std::max<std::chrono::nanoseconds>(clock_.monotonic() - queue_.begin()->second.since, 0ns);
+}
+
+awaitable<Result<>> Flusher::committed(std::uint64_t place, Waiter& waiter, TimePoint deadline) {
+  kick();
+  while (!queue_.empty() && queue_.begin()->first <= place) {
+    if (waiter.gone() || std::chrono::steady_clock::now() >= deadline) co_return Errc::not_durable;
+    co_await committed_.wait(waiter, deadline);
+  }
+  co_return success();
+}
+
+void Flusher::kick() {
+  kicked_ = true;
+  wake_.wake();
+}
+
+void Flusher::set_interval(std::chrono::milliseconds interval) {
+  interval_ = interval;
+  wake_.wake();
+}
+
+void Flusher::stop(TimePoint give_up) {
+  give_up_ = give_up;
+  wake_.wake();
+  pause_.wake();
+}
+
+// ---- batches -------------------------------------------------------------------------------------------------------
+
+bool Flusher::due() const { return kicked_ || give_up_ || dirty_bytes_ >= kBatchBytes || oldest_age() >= interval_; }
+
+std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places) {
+  std::vector<Flight> flights;
+  std::uint64_t bytes = 0;
+  for (auto& [seq, item] : queue_) {
+    if (flights.size() >= kBatchItems) break;
+    Flight flight{.seq = seq};
+    if (item.node != nullptr) {
+      const shm::Entry& entry = segment_.entry_at(item.node->block);
+      if (bytes > 0 && bytes + entry.length > kBatchBytes) break;
+      bytes += entry.length;
+      flight.block = item.node->block;
+      flight.bytes = entry.length;
+      segment_.hold(flight.block);
+      item.node->dirty.in_flight = true;
+      batch.entries.push_back({entry.id, entry.revision, entry.buildid, shm::entry_name(entry),
+                               shm::entry_source(entry), entry.value_hash, shm::entry_value(entry)});
+      entry_places.push_back(seq);
+    } else if (item.build != nullptr) {
+      const shm::BuildRecord& record = *item.build->record;
+      flight.complete_at = record.complete_at.load(std::memory_order_relaxed);  // the loop's own stores, here and below
+      flight.hold = record.hold.load(std::memory_order_relaxed);
+      flight.drop_upto = record.drop_upto.load(std::memory_order_relaxed);
+      item.build->dirty.in_flight = true;
+      persist::BuildRow row{.buildid = item.build->id, .complete_at = {}, .held = {}, .drop_upto = flight.drop_upto};
+      if (flight.complete_at != shm::kNotComplete) row.complete_at = flight.complete_at;
+      if (flight.hold != shm::Hold::unknown) row.held = flight.hold == shm::Hold::held;
+      batch.builds.push_back(row);
+    }
+    flights.push_back(flight);
+  }
+  return flights;
+}
+
+/// On the flusher's thread. Reads values that are held in place; touches nothing else of the loop's.
+Flusher::Outcome Flusher::write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places) {
+  Outcome outcome;
+  const auto start = clock_.monotonic();
+  persist::Batch sound;
+  sound.builds = std::move(batch.builds);
+  for (std::size_t i = 0; i < batch.entries.size(); ++i) {
+    if (shm::hash_bytes(batch.entries[i].value) == batch.entries[i].value_hash) {
+      sound.entries.push_back(batch.entries[i]);
+    } else {
+      outcome.damaged.push_back(entry_places[i]);
+    }
+  }
+  outcome.committed = sound.empty() ? Result<>(success()) : store_.commit(sound);
+  outcome.commit_count = store_.commit_count();
+  outcome.duration = clock_.monotonic() - start;
+  return outcome;
+}
+
+void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
+  if (flight.block != 0) segment_.unhold(flight.block);
+  const auto place = queue_.find(flight.seq);
+  const Item item = place->second;
+  if (item.node == nullptr && item.build == nullptr) {  // forgotten in flight
+    queue_.erase(place);
+    return;
+  }
+  DirtyMark& mark = item.node != nullptr ? item.node->dirty : item.build->dirty;
+  mark.in_flight = false;
+  if (!committed && !damaged) {
+    // The newer state, if there is one, takes the older place: who waits for either waits for both.
+    if (mark.next_seq != 0) queue_.erase(std::exchange(mark.next_seq, 0));
+    return;
+  }
+  queue_.erase(place);
+  mark.seq = std::exchange(mark.next_seq, 0);
+  if (item.node != nullptr) {
+    if (mark.dirty()) return;  // replaced meanwhile
+    --dirty_values_;
+    dirty_bytes_ -= std::exchange(mark.bytes, 0);
+    if (damaged) {
+      on_damaged(*item.node);
+      return;
+    }
+    segment_.mark(segment_.entry_at(item.node->block), shm::EntryState::clean);
+    counters_.flushed_bytes += flight.bytes;
+    ++counters_.flushed_values;
+    on_clean(*item.node);
+    return;
+  }
+  std::uint64_t dropped = flight.drop_upto;
+  if (dropped != 0) {
+    vacuum_due_ = true;
+    // Unless more was dropped meanwhile, no row of what was deleted is left.
+    item.build->record->drop_upto.compare_exchange_strong(dropped, 0, std::memory_order_release,
+                                                          std::memory_order_relaxed);
+  }
+  if (!mark.dirty()) on_build_clean(*item.build);
+}
+
+void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome) {
+  const bool committed = outcome.committed.has_value();
+  if (committed) {
+    ++counters_.flushes;
+    if (!counters_.last_error.empty()) spdlog::info("the database takes writes again");
+    counters_.last_error.clear();
+    segment_.header().commit_count.store(outcome.commit_count, std::memory_order_release);
+  } else {
+    ++counters_.flush_errors;
+    note_failure(outcome.committed.error());
+  }
+  counters_.last_duration = outcome.duration;
+  for (const Flight& flight : flights) {
+    const bool damaged = std::find(outcome.damaged.begin(), outcome.damaged.end(), flight.seq) != outcome.damaged.end();
+    settle_one(flight, committed, damaged);
+  }
+  committed_.notify_all();
+  on_settled();
+}
+
+void Flusher::note_failure(std::error_code error) {
+  const std::string detail = store_.last_error();
+  const std::string text = detail.empty() ? error.message() : error.message() + ": " + detail;
+  if (text != counters_.last_error) {
+    spdlog::error("{}; {} bytes in {} values wait for it, and writing is tried again and again", text, dirty_bytes_,
+                  dirty_values_);
+  }
+  counters_.last_error = text;
+}
+
+bool Flusher::ids_low() const noexcept {
+  const shm::Header& header = segment_.header();
+  return header.id_limit.load(std::memory_order_relaxed) <
+         header.next_id.load(std::memory_order_relaxed) + kIdRange / 2;
+}
+
+awaitable<void> Flusher::reserve_ids() {
+  shm::Header& header = segment_.header();
+  // Ids go on being given from the old range meanwhile: the new one begins behind it.
+  const std::uint64_t at_least =
+      std::max(header.next_id.load(std::memory_order_relaxed), header.id_limit.load(std::memory_order_relaxed));
+  auto job = [this, at_least]() { return store_.reserve_ids(kIdRange, at_least); };
+  const Result<std::uint64_t> first = co_await run_on(thread_, job);
+  if (!first) {
+    note_failure(first.error());
+    next_id_try_ = std::chrono::steady_clock::now() + 1s;
+    co_return;
+  }
+  header.next_id.store(first.value(), std::memory_order_release);  // in this order: docs/segment-layout.md, L2
+  header.id_limit.store(first.value() + kIdRange, std::memory_order_release);
+}
+
+awaitable<void> Flusher::run() {
+  auto backoff = 100ms;
+  for (;;) {
+    if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) co_await reserve_ids();
+    if (queue_.empty()) {
+      kicked_ = false;
+      if (give_up_) break;
+      if (vacuum_due_) {
+        auto job = [this]() -> std::uint64_t {
+          auto freed = store_.vacuum(kVacuumPages);
+          return freed ? freed.value() : 0;
+        };
+        vacuum_due_ = co_await run_on(thread_, job) > 0;
+        continue;
+      }
+      co_await wake_.sleep_until(ids_low() ? next_id_try_ : TimePoint::max());
+      continue;
+    }
+    if (!due()) {
+      const auto left = interval_ - oldest_age();
+      co_await wake_.sleep_until(std::chrono::steady_clock::now() +
+                                 std::chrono::duration_cast<std::chrono::steady_clock::duration>(left));
+      continue;
+    }
+    kicked_ = false;
+    auto batch = std::make_unique<persist::Batch>();
+    auto places = std::make_unique<std::vector<std::uint64_t>>();
+    const std::vector<Flight> flights = take(*batch, *places);
+    auto job = [this, &batch, &places]() -> Outcome { return write(*batch, *places); };
+    const Outcome outcome = co_await run_on(thread_, job);
+    settle(flights, outcome);
+    if (outcome.committed) {
+      backoff = 100ms;
+      if (!queue_.empty() && !committed_.empty()) kicked_ = true;  // more than one batch was asked for
+      continue;
+    }
+    kicked_ = true;  // after the pause at once: whoever waits for it must not wait for the interval
+    const auto now = std::chrono::steady_clock::now();
+    if (give_up_ && now >= *give_up_) break;
+    co_await pause_.sleep_until(give_up_ ? std::min(*give_up_, now + 100ms) : now + backoff);
+    backoff = std::min(backoff * 2, 2000ms);
+  }
+}
+
+}  // namespace stepstash::daemon

@@ -1,0 +1,129 @@
+/// Write-behind: takes what is dirty, in order of age, to the database in batches, on one thread of its own.
+///
+/// Everything dirty has a place in one queue. "Committed up to place N" is what durable sets and flush barriers wait
+/// for. What is replaced before its turn keeps its place and is never written; what is replaced while its former
+/// state is being committed gets a second place. A failed commit changes nothing: the places stay.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "base/result.hpp"
+#include "daemon/catalog.hpp"
+#include "daemon/tasks.hpp"
+#include "persist/backing_store.hpp"
+#include "shm/writer.hpp"
+
+namespace stepstash::daemon {
+
+/// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it, and run() has returned before it
+/// goes.
+class Flusher {
+ public:
+  struct Counters {
+    std::uint64_t flushes = 0;  ///< batches committed
+    std::uint64_t flush_errors = 0;
+    std::uint64_t flushed_values = 0;
+    std::uint64_t flushed_bytes = 0;
+    std::string last_error;  ///< empty once a commit succeeded again
+    std::chrono::nanoseconds last_duration{0};
+  };
+
+  Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingStore& store, const Clock& clock,
+          std::chrono::milliseconds interval);
+
+  /// Puts it into the queue and returns the place to wait for.
+  std::uint64_t mark_dirty(Node& node, std::chrono::nanoseconds since);
+  std::uint64_t mark_dirty(BuildState& build);
+  /// The node is about to go: its places are given up.
+  void forget(Node& node);
+
+  /// Waits until everything up to `place` is committed. Errors: Errc::not_durable at the deadline.
+  awaitable<Result<>> committed(std::uint64_t place, Waiter& waiter, TimePoint deadline);
+  std::uint64_t last_place() const noexcept { return last_seq_; }
+
+  /// Flushes without waiting for the interval.
+  void kick();
+  void set_interval(std::chrono::milliseconds interval);
+
+  /// Called after every batch with what it freed or failed; and with each value whose bytes no longer match.
+  std::function<void()> on_settled;
+  std::function<void(Node&)> on_clean;
+  std::function<void(BuildState&)> on_build_clean;
+  std::function<void(Node&)> on_damaged;
+
+  /// The flush loop. Returns after stop() when everything is written, or when `give_up` has passed.
+  awaitable<void> run();
+  void stop(TimePoint give_up);
+
+  std::uint64_t dirty_bytes() const noexcept { return dirty_bytes_; }
+  std::uint64_t dirty_values() const noexcept { return dirty_values_; }
+  /// Age of what waits longest; zero when nothing does.
+  std::chrono::nanoseconds oldest_age() const;
+  bool empty() const noexcept { return queue_.empty(); }
+  const Counters& counters() const noexcept { return counters_; }
+
+  /// A commit takes at most this many bytes (or one value): more makes later ones wait longer and gains nothing.
+  static constexpr std::uint64_t kBatchBytes = 64 << 20;
+  static constexpr std::size_t kBatchItems = 8192;
+  /// Ids are reserved in ranges of this size; below half of one the next is asked for.
+  static constexpr std::uint64_t kIdRange = std::uint64_t{1} << 24;
+
+ private:
+  struct Item {
+    Node* node = nullptr;  // both null: given up while in flight
+    BuildState* build = nullptr;
+    std::chrono::nanoseconds since{0};
+  };
+  struct Flight {
+    std::uint64_t seq;
+    shm::Offset block = 0;
+    std::uint64_t bytes = 0;
+    // A build's facts as they were taken.
+    std::int64_t complete_at = 0;
+    shm::Hold hold{};
+    std::uint64_t drop_upto = 0;
+  };
+  struct Outcome {
+    Result<> committed = success();
+    std::uint64_t commit_count = 0;
+    std::vector<std::uint64_t> damaged;  // places
+    std::chrono::nanoseconds duration{0};
+  };
+
+  std::uint64_t mark(DirtyMark& mark, Item item, std::uint64_t bytes);
+  std::vector<Flight> take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places);
+  Outcome write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places);
+  void note_failure(std::error_code error);
+  bool ids_low() const noexcept;
+  awaitable<void> reserve_ids();
+  void settle(const std::vector<Flight>& flights, const Outcome& outcome);
+  void settle_one(const Flight& flight, bool committed, bool damaged);
+  bool due() const;
+
+  shm::Writer& segment_;
+  persist::BackingStore& store_;
+  const Clock& clock_;
+  std::chrono::milliseconds interval_;
+  asio::thread_pool thread_{1};
+  Waiter wake_;
+  Waiter pause_;
+  std::map<std::uint64_t, Item> queue_;
+  std::uint64_t last_seq_ = 0;
+  std::uint64_t dirty_bytes_ = 0;
+  std::uint64_t dirty_values_ = 0;
+  bool kicked_ = false;
+  bool vacuum_due_ = false;
+  TimePoint next_id_try_{};
+  std::optional<TimePoint> give_up_;
+  WaitList committed_;
+  Counters counters_;
+};
+
+}  // namespace stepstash::daemon

@@ -1,0 +1,46 @@
+/// stepstashd: arguments and files -> Config -> Server::run.
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "daemon/log.hpp"
+#include "daemon/options.hpp"
+#include "daemon/server.hpp"
+
+namespace {
+
+/// Every connection is a descriptor: use all that the system lets us have.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace stepstash::daemon;
+  CommandLine command = parse_command_line(argc, argv, environ, ::geteuid());
+  std::fputs(command.output.c_str(), stdout);
+  std::fputs(command.errors.c_str(), stderr);
+  if (!command.reading) return command.exit_status;
+
+  ::umask(0077);
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(2), not the end
+  raise_descriptor_limit();
+  set_up_log(command.reading->config.log_level);
+  for (const std::string& line : command.reading->warnings) spdlog::warn("{}", line);
+
+  auto server = Server::open(std::move(command.reading->config), std::move(command.inputs));
+  if (!server) {
+    spdlog::error("{}", server.error().message);
+    return server.error().exit_status;
+  }
+  return server.value()->run();
+}

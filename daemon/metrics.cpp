@@ -1,0 +1,84 @@
+#include "daemon/metrics.hpp"
+
+#include <nlohmann/json.hpp>
+
+namespace stepstash::daemon {
+namespace {
+
+/// The first few of many lines, each cut to a bearable length: the reply has to fit one frame.
+nlohmann::ordered_json first_lines(const std::vector<std::string>& lines) {
+  constexpr std::size_t kLines = 32;
+  constexpr std::size_t kBytes = 512;
+  auto some = nlohmann::ordered_json::array();
+  for (std::size_t i = 0; i < std::min(lines.size(), kLines); ++i) some.push_back(lines[i].substr(0, kBytes));
+  return some;
+}
+
+double seconds(std::chrono::nanoseconds duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+std::string stats_json(const Services& services, const persist::BackingStore& database, const Startup& startup,
+                       const ServerFigures& server) {
+  const shm::Writer& segment = services.segment;
+  const shm::Heap& heap = segment.heap();
+  const Store::Counters& store = services.store.counters();
+  const Flusher::Counters& flushes = services.flusher.counters();
+  const nlohmann::ordered_json json = {
+      {"version", STEPSTASH_VERSION},
+      {"pid", ::getpid()},
+      {"uptime_seconds", server.uptime.count()},
+      {"segment",
+       {{"total_bytes", segment.bytes()},
+        {"heap_bytes", heap.capacity()},
+        {"used_bytes", heap.capacity() - heap.free_bytes()},
+        {"free_bytes", heap.free_bytes()},
+        {"largest_free_run_bytes", heap.largest_free()},
+        {"retired_blocks", segment.retired()},
+        {"retired_bytes", segment.retired_bytes()},
+        {"max_value_bytes", segment.max_value_bytes()},
+        {"index_slots", segment.index().slots()},
+        {"builds_capacity", segment.builds_capacity()}}},
+      {"entries", segment.index().entries()},
+      {"builds", segment.builds()},
+      {"values_resident", services.store.resident_values()},
+      {"values_evicted", services.store.evicted_values()},
+      {"dirty_values", services.flusher.dirty_values()},
+      {"dirty_bytes", services.flusher.dirty_bytes()},
+      {"oldest_dirty_seconds", seconds(services.flusher.oldest_age())},
+      {"open_views", segment.pins().open_views()},
+      {"pin_pages", segment.pins().pages()},
+      {"connections", server.connections},
+      {"connections_accepted", server.accepted},
+      {"connections_refused", server.refused},
+      {"staging_rings", services.rings},
+      {"sets", store.sets},
+      {"gets_asked", store.asked},
+      {"reloads", store.reloads},
+      {"reload_errors", store.reload_errors},
+      {"evictions", store.evictions},
+      {"finishes", store.finishes},
+      {"entries_pruned", store.pruned},
+      {"entries_dropped", store.dropped},
+      {"damaged_values", store.damaged},
+      {"damaged", first_lines(services.store.damaged())},
+      {"flushes", flushes.flushes},
+      {"flush_errors", flushes.flush_errors},
+      {"flushed_values", flushes.flushed_values},
+      {"flushed_bytes", flushes.flushed_bytes},
+      {"last_flush_seconds", seconds(flushes.last_duration)},
+      {"last_flush_error", flushes.last_error},
+      {"database", {{"size_bytes", database.size_bytes()}, {"commits", database.commit_count()}}},
+      {"last_recovery",
+       {{"entries_kept", startup.entries_kept},
+        {"entries_loaded", startup.entries_loaded},
+        {"entries_salvaged", startup.entries_salvaged},
+        {"entries_set_aside", startup.set_aside.size()},
+        {"set_aside", first_lines(startup.set_aside)},
+        {"seconds", seconds(startup.duration)}}},
+  };
+  // Names may hold any UTF-8; what is none (it cannot be, but `damaged` texts come from damage) is replaced.
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+}  // namespace stepstash::daemon

@@ -1,0 +1,24 @@
+/// The counters behind `stats`, as one JSON object. docs/operations.md says what to watch in it.
+#pragma once
+
+#include <string>
+
+#include "daemon/connection.hpp"
+#include "daemon/startup.hpp"
+#include "persist/backing_store.hpp"
+
+namespace stepstash::daemon {
+
+/// What only the server knows.
+struct ServerFigures {
+  std::size_t connections = 0;
+  std::uint64_t accepted = 0;
+  std::uint64_t refused = 0;
+  std::chrono::seconds uptime{0};
+};
+
+/// O(pin pages). Loop's thread only.
+std::string stats_json(const Services& services, const persist::BackingStore& database, const Startup& startup,
+                       const ServerFigures& server);
+
+}  // namespace stepstash::daemon

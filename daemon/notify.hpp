@@ -1,0 +1,32 @@
+/// What systemd is told, and what it hands over (sd_notify(3), sd_listen_fds(3)). Without systemd all of it is nothing.
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+
+#include "base/unique_fd.hpp"
+
+namespace stepstash::daemon {
+
+class Notifier {
+ public:
+  Notifier();
+  void starting(const std::string& status);  ///< also asks for more time: recovery of many entries may be long
+  void ready(const std::string& status);
+  void reloading();
+  void stopping(const std::string& status);
+  void status(const std::string& text);  ///< sent only when it differs from the last
+  void alive();                          ///< feeds the watchdog
+  /// How often alive() is due: half of what the unit asks for; nullopt without a watchdog.
+  std::optional<std::chrono::microseconds> watchdog_interval() const noexcept { return watchdog_; }
+
+  /// The listening socket that the socket unit passed, if it did. Call once.
+  static UniqueFd listening_socket();
+
+ private:
+  std::optional<std::chrono::microseconds> watchdog_;
+  std::string last_status_;
+};
+
+}  // namespace stepstash::daemon

@@ -1,0 +1,124 @@
+#include "daemon/options.hpp"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace stepstash::daemon {
+namespace {
+
+constexpr std::string_view kEpilogue =
+    "Sizes are whole numbers with B, KiB, MiB, GiB or TiB (256MiB); durations have ms, s, min, h or d (200ms), or are\n"
+    "\"never\". Every setting may also stand in the configuration file (flush_interval = \"200ms\") or in the "
+    "environment\n"
+    "(STEPSTASH_FLUSH_INTERVAL=200ms); the command line outweighs the environment, which outweighs the file.\n"
+    "See stepstashd(8) and stepstashd.conf(5).";
+
+std::string option_name(std::string_view key) {
+  std::string name = "--" + std::string(key);
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+std::string suggestion(std::string_view option, const std::vector<SettingInfo>& infos) {
+  std::vector<std::string> known = {"--config", "--check-config", "--print-config", "--version", "--help"};
+  for (const SettingInfo& info : infos) known.push_back(option_name(info.key));
+  const auto meant = nearest(option.substr(0, option.find('=')), known);
+  return meant ? fmt::format("; did you mean {}?", *meant) : std::string();
+}
+
+void refuse(CommandLine& command, std::string_view message, int exit_status) {
+  command.errors += fmt::format("stepstashd: {}\n", message);
+  if (exit_status == kExitUsage) command.errors += "Try 'stepstashd --help'.\n";
+  command.exit_status = exit_status;
+}
+
+}  // namespace
+
+CommandLine parse_command_line(int argc, const char* const* argv, const char* const* envp, uid_t uid) {
+  CommandLine command;
+  command.inputs.environment = Inputs::copy_environment(envp);
+  command.inputs.uid = uid;
+
+  CLI::App app("Keeps the data of builds in shared memory, and behind it in SQLite.", "stepstashd");
+  app.set_help_flag();  // --help is answered below, so that it is written where the caller wants it
+  app.allow_extras();   // named below, with a suggestion
+  app.footer(std::string(kEpilogue));
+
+  bool help = false, version = false, check = false, print = false;
+  std::string config_file;
+  app.add_option("--config", config_file, "read this configuration file")->type_name("FILE");
+
+  const std::vector<SettingInfo> infos = setting_infos();
+  std::deque<std::vector<std::string>> texts;  // a deque: CLI11 keeps references to its elements
+  std::vector<CLI::Option*> options;
+  for (const SettingInfo& info : infos) {
+    CLI::Option* option = app.add_option(option_name(info.key), texts.emplace_back(), info.help);
+    // One text per mention, so that nothing else on the line is taken for a second element.
+    option->type_name(info.placeholder)->expected(1);
+    option->multi_option_policy(info.is_list ? CLI::MultiOptionPolicy::TakeAll : CLI::MultiOptionPolicy::TakeLast);
+    option->allow_extra_args(false);
+    options.push_back(option);
+  }
+  app.add_flag("--check-config", check, "check the configuration, say so, and exit");
+  app.add_flag("--print-config", print, "print the configuration in force and where it comes from, and exit");
+  app.add_flag("--version", version, "print the version and exit");
+  app.add_flag("-h,--help", help, "print this and exit");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    refuse(command, error.what(), kExitUsage);
+    return command;
+  }
+  if (const std::vector<std::string> extras = app.remaining(); !extras.empty()) {
+    const std::string& first = extras.front();
+    refuse(command,
+           first.starts_with("-") ? fmt::format("there is no option {}{}", first, suggestion(first, infos))
+                                  : fmt::format("\"{}\" is not expected: there are options only", first),
+           kExitUsage);
+    return command;
+  }
+  if (help) {
+    command.output = app.help();
+    return command;
+  }
+  if (version) {
+    command.output = "stepstashd " STEPSTASH_VERSION "\n";
+    return command;
+  }
+
+  if (!config_file.empty()) command.inputs.config_file = config_file;
+  for (std::size_t i = 0; i < infos.size(); ++i) {
+    if (options[i]->count() == 0) continue;
+    std::string joined;
+    for (const std::string& text : texts[i]) joined += (joined.empty() ? "" : ",") + text;
+    command.inputs.options.insert_or_assign(infos[i].key, joined);
+  }
+
+  auto reading = read_config(command.inputs);
+  if (!reading) {
+    refuse(command, reading.error().message, reading.error().exit_status);
+    return command;
+  }
+  for (const std::string& warning : reading.value().warnings)
+    command.errors += fmt::format("stepstashd: {}\n", warning);
+  if (check || print) {
+    if (print) command.output += print_config(reading.value());
+    if (check) {
+      const std::string& file = reading.value().config.config_file;
+      command.output += file.empty() ? "no configuration file; the settings are ok\n" : fmt::format("{}: ok\n", file);
+    }
+    return command;
+  }
+  command.reading = std::move(reading).value();
+  return command;
+}
+
+}  // namespace stepstash::daemon

@@ -1,0 +1,413 @@
+#include "daemon/server.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <cstring>
+
+#include "base/errc.hpp"
+#include "daemon/log.hpp"
+
+namespace stepstash::daemon {
+namespace {
+
+using namespace std::chrono_literals;
+
+// sysexits(3)
+constexpr int kExitCannotCreate = 73;
+constexpr int kExitIo = 74;
+constexpr int kExitTemporary = 75;
+constexpr int kExitPermission = 77;
+
+/// How often retired blocks, dead clients and the watchdog are looked after.
+constexpr auto kTick = 100ms;
+/// How long requests under way, and then the flush, may take when the daemon stops.
+constexpr auto kFinishRequests = 5s;
+constexpr auto kFinalFlush = 60s;
+/// Of what was set aside at the start; `stats` has the number.
+constexpr std::size_t kLinesLogged = 1000;
+
+ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
+
+int exit_status_of(std::error_code error) {
+  if (error == Errc::already_held) return kExitTemporary;
+  if (error == Errc::unsafe_object || error == std::errc::permission_denied ||
+      error == std::errc::operation_not_permitted) {
+    return kExitPermission;
+  }
+  if (error == Errc::newer_database || error == Errc::invalid_argument) return kExitConfig;
+  if (error == Errc::not_durable) return kExitIo;
+  return kExitCannotCreate;
+}
+
+Configured<LockFile> lock(const std::string& path, const char* what, const std::string& object) {
+  std::string holder;
+  auto locked = LockFile::acquire(path, holder);
+  if (locked) return std::move(locked).value();
+  const std::error_code error = locked.error();
+  if (error == Errc::already_held) {
+    return fail(kExitTemporary, fmt::format("{} {} is held by another stepstashd, {}", what, object, holder));
+  }
+  return fail(exit_status_of(error), fmt::format("{}: {}", path, error.message()));
+}
+
+}  // namespace
+
+Server::Server(Config config, Inputs inputs) : config_(std::move(config)), inputs_(std::move(inputs)) {}
+
+Server::~Server() = default;
+
+Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs) {
+  std::unique_ptr<Server> server(new Server(std::move(config), std::move(inputs)));
+  const Config& settings = server->config_;
+  STEPSTASH_TRY(prepare_directories(settings, ::geteuid()));
+  const std::string segment = settings.segment_directory + "/" + settings.segment_name;
+  server->locks_.push_back(STEPSTASH_TRY(lock(segment + ".lock", "segment", segment)));
+  server->locks_.push_back(STEPSTASH_TRY(lock(settings.db + ".lock", "database", settings.db)));
+  STEPSTASH_TRY(server->open_database());
+  STEPSTASH_TRY(server->open_segment_and_store());
+  STEPSTASH_TRY(server->listen());
+  server->spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  return server;
+}
+
+Configured<> Server::open_database() {
+  notifier_.starting("opening the database");
+  const persist::SqliteStore::Options options{.path = config_.db};
+  std::string why;
+  auto opened = persist::SqliteStore::open(options, &why);
+  if (!opened && opened.error() == Errc::corrupt_database) {
+    auto aside = persist::SqliteStore::set_aside(config_.db);
+    if (!aside)
+      return fail(kExitIo, fmt::format("{}: damaged, and cannot be renamed: {}", config_.db, aside.error().message()));
+    spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
+    startup_.set_aside.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
+    opened = persist::SqliteStore::open(options, &why);
+  }
+  if (!opened) {
+    return fail(exit_status_of(opened.error()),
+                fmt::format("database {}: {}{}{}", config_.db, opened.error().message(), why.empty() ? "" : ": ", why));
+  }
+  database_ = std::move(opened).value();
+  return success();
+}
+
+Configured<> Server::open_segment_and_store() {
+  auto directory = shm::ObjectDirectory::open(config_.segment_directory);
+  if (!directory) {
+    return fail(exit_status_of(directory.error()),
+                fmt::format("segment directory {}: {}", config_.segment_directory, directory.error().message()));
+  }
+  directory_ = std::move(directory).value();
+  const std::string name = config_.segment_directory + "/" + config_.segment_name;
+  auto opened = open_segment(*directory_, config_.segment_name, config_.segment_size, *database_,
+                             [this](const std::string& what) { notifier_.starting(what); });
+  if (!opened) {
+    return fail(exit_status_of(opened.error()),
+                fmt::format("segment {} of {}: {}", name, format_size(config_.segment_size), opened.error().message()));
+  }
+  std::vector<std::string> set_aside = std::move(startup_.set_aside);
+  startup_ = std::move(opened).value();
+  startup_.set_aside.insert(startup_.set_aside.begin(), set_aside.begin(), set_aside.end());
+  for (std::size_t i = 0; i < startup_.set_aside.size(); ++i) {
+    if (i == kLinesLogged) {
+      spdlog::error("set aside: {} more", startup_.set_aside.size() - i);
+      break;
+    }
+    spdlog::error("set aside: {}", startup_.set_aside[i]);
+  }
+  if (startup_.segment->bytes() != config_.segment_size) {
+    spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is made anew", name,
+                 format_size(startup_.segment->bytes()), format_size(config_.segment_size));
+  }
+  shm::Writer& segment = *startup_.segment;
+  flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
+  store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_,
+                                   Store::Limits{config_.max_dirty, config_.punch_after, config_.build_data_horizon});
+  store_->adopt(startup_.all_dirty);
+  // Last: killed before, the next start finds the old identity and marks everything again.
+  segment.header().store_id.store(database_->store_id());
+  segment.header().commit_count.store(database_->commit_count());
+  services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
+  services_->stats = [this] { return stats(); };
+  services_->shed_ring = [this] { return shed_ring(); };
+  spdlog::info("segment {}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s", name,
+               startup_.entries_kept, startup_.entries_loaded, startup_.entries_salvaged, startup_.set_aside.size(),
+               std::chrono::duration<double>(startup_.duration).count());
+  return success();
+}
+
+Configured<> Server::listen() {
+  std::string path = config_.socket;
+  UniqueFd socket = Notifier::listening_socket();
+  if (socket) {
+    sockaddr_un address{};
+    socklen_t size = sizeof address;
+    if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0 && address.sun_path[0] == '/') {
+      path = address.sun_path;
+    }
+  } else {
+    locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
+    struct stat status {};
+    if (::lstat(path.c_str(), &status) == 0) {
+      // With the lock in hand, a socket of ours that is still there was left by a daemon that died.
+      if (!S_ISSOCK(status.st_mode) || status.st_uid != ::geteuid()) {
+        return fail(kExitPermission, fmt::format("{}: in the way, and not a socket of this user's own", path));
+      }
+      if (::unlink(path.c_str()) != 0)
+        return fail(kExitCannotCreate, fmt::format("{}: {}", path, std::strerror(errno)));
+    }
+    socket = UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    // Mode 0 until owner and mode are right: nobody can connect in between.
+    const mode_t mask = ::umask(0777);
+    const int bound = ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
+    const int error = errno;
+    ::umask(mask);
+    if (bound != 0) return fail(kExitCannotCreate, fmt::format("cannot bind {}: {}", path, std::strerror(error)));
+    if (config_.socket_group && ::lchown(path.c_str(), static_cast<uid_t>(-1), config_.socket_group->id) != 0) {
+      return fail(kExitPermission, fmt::format("cannot give {} to group {}: {}", path, config_.socket_group->text,
+                                               std::strerror(errno)));
+    }
+    if (::chmod(path.c_str(), config_.socket_mode) != 0 || ::listen(socket.get(), SOMAXCONN) != 0) {
+      return fail(kExitCannotCreate, fmt::format("cannot listen on {}: {}", path, std::strerror(errno)));
+    }
+    socket_is_ours_ = true;
+  }
+  struct stat status {};
+  socket_gid_ = ::stat(path.c_str(), &status) == 0 ? status.st_gid : ::getegid();
+  boost::system::error_code error;
+  acceptor_.assign(asio::local::stream_protocol(), socket.release(), error);
+  if (error) return fail(kExitCannotCreate, fmt::format("{}: {}", path, error.message()));
+  acceptor_.non_blocking(true, error);
+  spdlog::info("listening on {}", path);
+  return success();
+}
+
+// ---- serving -------------------------------------------------------------------------------------------------------
+
+int Server::run() {
+  const auto flush = [this]() -> awaitable<void> {
+    co_await flusher_->run();
+    flusher_done_ = true;
+    tick_.wake();
+  };
+  // Handlers on other threads post back here: the loop must not end while one of them is at it.
+  auto work = asio::make_work_guard(loop_);
+  const auto all = [this, &work]() -> awaitable<void> {
+    co_await handle_signals();
+    co_await stop();
+    work.reset();
+  };
+  asio::co_spawn(loop_, flush, asio::detached);
+  asio::co_spawn(
+      loop_, [this] { return accept(); }, asio::detached);
+  asio::co_spawn(
+      loop_, [this] { return keep_time(); }, asio::detached);
+  asio::co_spawn(loop_, all, asio::detached);
+  notifier_.ready(status_line());
+  loop_.run();
+  return exit_status_;
+}
+
+awaitable<void> Server::accept() {
+  while (!stopping_) {
+    boost::system::error_code error;
+    Connection::Socket socket(loop_);
+    co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
+    if (!error) {
+      greet(std::move(socket));
+      continue;
+    }
+    if (stopping_ || error == asio::error::operation_aborted) break;
+    // Out of descriptors: with the spare one the caller is told, instead of being left in the queue while we spin.
+    if (error == boost::system::errc::too_many_files_open ||
+        error == boost::system::errc::too_many_files_open_in_system) {
+      spare_fd_.reset();
+      UniqueFd refused(::accept4(acceptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC));
+      refused.reset();
+      spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+      ++refused_;
+    }
+    spdlog::warn("cannot accept a connection: {}", error.message());
+    co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + 100ms);
+  }
+}
+
+void Server::greet(Connection::Socket socket) {
+  auto peer = Peer::of(socket.native_handle());
+  if (!peer) return;
+  const auto refuse = [&](std::string why) {
+    ++refused_;
+    std::vector<std::byte> frame;
+    protocol::encode(protocol::Reply(protocol::Failure{Errc::too_many, std::move(why)}), frame);
+    (void)::send(socket.native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  };
+  if (open_connections_ >= config_.max_connections) {
+    return refuse(fmt::format("{} connections are open, the most there may be (max_connections)", open_connections_));
+  }
+  const uid_t uid = peer.value().uid;
+  if (per_user_[uid] >= config_.max_connections_per_user) {
+    return refuse(fmt::format("user {} has {} connections open, the most one may have (max_connections_per_user)", uid,
+                              per_user_[uid]));
+  }
+  const Right right = config_.right_of(uid, peer.value().groups, ::geteuid(), socket_gid_);
+  auto connection = std::make_shared<Connection>(*services_, std::move(socket), std::move(peer).value(), right);
+  ++accepted_;
+  asio::co_spawn(
+      loop_, [this, connection] { return serve(connection); }, asio::detached);
+}
+
+awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
+  const uid_t uid = connection->uid();
+  const auto place = connections_.insert(connections_.end(), connection);
+  ++open_connections_;
+  ++per_user_[uid];
+  co_await connection->run();
+  connections_.erase(place);
+  --open_connections_;
+  if (--per_user_[uid] == 0) per_user_.erase(uid);
+  services_->ring_ended.notify_all();
+  // A client that is gone may have held blocks: its page is looked at now rather than at the next tick.
+  tick_.wake();
+}
+
+bool Server::shed_ring() {
+  for (const auto& weak : connections_) {
+    const auto connection = weak.lock();
+    if (connection && connection->shed_ring()) return true;
+  }
+  return false;
+}
+
+awaitable<void> Server::keep_time() {
+  auto next_prune = std::chrono::steady_clock::now();
+  auto next_status = next_prune;
+  const auto watchdog = notifier_.watchdog_interval();
+  auto next_alive = next_prune;
+  while (!tick_.gone()) {
+    store_->maintain();
+    const auto now = std::chrono::steady_clock::now();
+    if (now >= next_prune) {
+      co_await store_->prune_expired(tick_);
+      next_prune = now + config_.prune_interval;
+    }
+    if (now >= next_status && !stopping_) {
+      notifier_.status(status_line());
+      next_status = now + 1s;
+    }
+    if (watchdog && now >= next_alive) {
+      notifier_.alive();
+      next_alive = now + *watchdog;
+    }
+    co_await tick_.sleep_until(now + kTick);
+  }
+}
+
+awaitable<void> Server::handle_signals() {
+  for (;;) {
+    boost::system::error_code error;
+    const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (error) co_return;
+    if (signal != SIGHUP) {
+      spdlog::info("stopping: signal {}", signal);
+      co_return;
+    }
+    notifier_.reloading();
+    auto read = [this]() { return reload_config(config_, inputs_); };  // off the loop: names of users are looked up
+    auto job = [&read]() { return std::make_shared<Configured<Reload>>(read()); };
+    const std::shared_ptr<Configured<Reload>> reloaded = co_await run_on(services_->copiers, job);
+    if (!*reloaded) {
+      spdlog::error("configuration not reloaded: {}", reloaded->error().message);
+    } else {
+      const Reload& reload = reloaded->value();
+      for (const std::string& line : reload.warnings) spdlog::warn("{}", line);
+      for (const std::string& line : reload.needs_restart) spdlog::warn("needs a restart: {}", line);
+      for (const std::string& line : reload.changed) spdlog::info("configuration: {}", line);
+      config_ = reload.config;
+      set_log_level(config_.log_level);
+      flusher_->set_interval(config_.flush_interval);
+      store_->set_limits({config_.max_dirty, config_.punch_after, config_.build_data_horizon});
+      spdlog::info("configuration reloaded: {} changed", reload.changed.size());
+    }
+    notifier_.ready(status_line());
+  }
+}
+
+/// The order matters: nothing new, then what is under way, then everything to the database, then the rest.
+awaitable<void> Server::stop() {
+  stopping_ = true;
+  notifier_.stopping("finishing requests");
+  boost::system::error_code ignored;
+  if (socket_is_ours_) ::unlink(config_.socket.c_str());
+  acceptor_.close(ignored);
+  accept_pause_.hang_up();
+  Waiter pause(loop_);
+  const TimePoint requests_end = std::chrono::steady_clock::now() + kFinishRequests;
+  const auto any_busy = [this] {
+    for (const auto& weak : connections_) {
+      const auto connection = weak.lock();
+      if (connection && connection->busy()) return true;
+    }
+    return false;
+  };
+  flusher_->kick();  // durable sets that wait need not wait for the interval
+  while (any_busy() && std::chrono::steady_clock::now() < requests_end) {
+    co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
+  }
+  for (const auto& weak : connections_) {
+    if (const auto connection = weak.lock()) connection->close();
+  }
+  while (open_connections_ > 0) co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
+
+  notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
+  flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
+  while (!flusher_done_) {
+    notifier_.alive();
+    co_await pause.sleep_until(std::chrono::steady_clock::now() + kTick);
+  }
+  if (!flusher_->empty()) {
+    spdlog::error(
+        "{} values of {} bytes could not be written to the database ({}); they stay in the segment, and the next start "
+        "goes on",
+        flusher_->dirty_values(), flusher_->dirty_bytes(), flusher_->counters().last_error);
+    exit_status_ = kExitIo;
+  }
+  store_->stop_threads();
+  services_->copiers.join();
+  signals_.cancel(ignored);
+  tick_.hang_up();
+  spdlog::info("stopped; segment {}/{} is left for the next start", config_.segment_directory, config_.segment_name);
+}
+
+std::string Server::stats() const {
+  ServerFigures figures;
+  figures.connections = open_connections_;
+  figures.accepted = accepted_;
+  figures.refused = refused_;
+  figures.uptime = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - started_);
+  return stats_json(*services_, *database_, startup_, figures);
+}
+
+std::string Server::status_line() const {
+  const Flusher::Counters& flushes = flusher_->counters();
+  const shm::Heap& heap = startup_.segment->heap();
+  std::string text =
+      fmt::format("{} entries of {} builds, {} of {} MiB free, {} clients", startup_.segment->index().entries(),
+                  startup_.segment->builds(), heap.free_bytes() >> 20, heap.capacity() >> 20, open_connections_);
+  if (!flushes.last_error.empty()) {
+    text +=
+        fmt::format("; {} bytes cannot be written to the database: {}", flusher_->dirty_bytes(), flushes.last_error);
+  }
+  return text;
+}
+
+}  // namespace stepstash::daemon

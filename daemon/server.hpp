@@ -1,0 +1,86 @@
+/// The daemon: owns everything, accepts connections, keeps time, and stops in order.
+#pragma once
+
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <chrono>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/clock.hpp"
+#include "daemon/config.hpp"
+#include "daemon/connection.hpp"
+#include "daemon/lock_file.hpp"
+#include "daemon/metrics.hpp"
+#include "daemon/notify.hpp"
+#include "daemon/startup.hpp"
+#include "persist/sqlite_store.hpp"
+#include "shm/object.hpp"
+
+namespace stepstash::daemon {
+
+/// Thread safety: made, run and destroyed on one thread.
+class Server {
+ public:
+  /// Locks segment, database and socket, opens them, recovers, listens. `inputs` are kept for SIGHUP.
+  /// Errors are for people, with the exit status that fits (sysexits).
+  static Configured<std::unique_ptr<Server>> open(Config config, Inputs inputs);
+  ~Server();
+
+  /// Serves until SIGTERM or SIGINT, then stops: no new connections, requests finish, everything is flushed, SQLite
+  /// is closed, the segment stays. Returns the exit status: 74 when something could not be flushed (the segment
+  /// still has it).
+  int run();
+
+ private:
+  Server(Config config, Inputs inputs);
+  Configured<> open_database();
+  Configured<> open_segment_and_store();
+  Configured<> listen();
+
+  awaitable<void> accept();
+  void greet(Connection::Socket socket);
+  awaitable<void> serve(std::shared_ptr<Connection> connection);
+  awaitable<void> keep_time();
+  awaitable<void> handle_signals();
+  awaitable<void> stop();
+  void reload();
+  bool shed_ring();
+  std::string stats() const;
+  std::string status_line() const;
+
+  Config config_;
+  Inputs inputs_;
+  std::vector<LockFile> locks_;
+  SystemClock clock_;
+  asio::io_context loop_{1};
+  asio::signal_set signals_{loop_, SIGTERM, SIGINT, SIGHUP};
+  asio::local::stream_protocol::acceptor acceptor_{loop_};
+  Waiter accept_pause_{loop_};
+  Waiter tick_{loop_};
+  std::unique_ptr<persist::SqliteStore> database_;
+  std::optional<shm::ObjectDirectory> directory_;
+  Startup startup_;
+  Catalog catalog_;
+  std::unique_ptr<Flusher> flusher_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Services> services_;
+  std::list<std::weak_ptr<Connection>> connections_;
+  std::map<uid_t, std::uint32_t> per_user_;
+  std::size_t open_connections_ = 0;
+  std::uint64_t accepted_ = 0;
+  std::uint64_t refused_ = 0;
+  UniqueFd spare_fd_;  // given up for a moment when no descriptor is left, to refuse instead of spinning
+  gid_t socket_gid_ = 0;
+  bool socket_is_ours_ = false;  // made here, not handed over by systemd
+  bool stopping_ = false;
+  bool flusher_done_ = false;
+  int exit_status_ = 0;
+  TimePoint started_ = std::chrono::steady_clock::now();
+  Notifier notifier_;
+};
+
+}  // namespace stepstash::daemon

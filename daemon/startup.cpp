@@ -1,0 +1,284 @@
+#include "daemon/startup.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "base/errc.hpp"
+#include "base/text.hpp"
+#include "daemon/flusher.hpp"
+#include "shm/validate.hpp"
+
+namespace stepstash::daemon {
+namespace {
+
+shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
+  shm::Writer::EntryFacts facts;
+  facts.id = entry.id;
+  facts.revision = entry.revision;
+  facts.build = entry.buildid;
+  facts.name = shm::entry_name(entry);
+  facts.source = shm::entry_source(entry);
+  facts.length = entry.length;
+  facts.value_hash = entry.value_hash;
+  facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
+  facts.state = shm::EntryState::dirty;
+  return facts;
+}
+
+/// Publishes a copy of `entry`, dirty and with this id.
+Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id) {
+  shm::Writer::EntryFacts facts = facts_of(entry);
+  facts.id = id;
+  const shm::Draft draft = STEPSTASH_TRY(segment.draft(facts.name, facts.source, facts.length));
+  if (auto reserved = segment.reserve(draft, facts.length); !reserved) {
+    segment.discard(draft);
+    return reserved.error();
+  }
+  const std::span<const std::byte> value = shm::entry_value(entry);
+  if (!value.empty()) std::memcpy(segment.value_bytes(draft).data(), value.data(), value.size());
+  segment.publish(draft, facts);
+  return success();
+}
+
+/// Copies one sound entry of another segment into ours.
+Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
+  if (segment.find(entry.buildid, shm::entry_name(entry)) != nullptr) return success();
+  STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
+  STEPSTASH_TRY(segment.make_room());
+  STEPSTASH_TRY(republish(segment, entry, entry.id));
+  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
+  next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
+  return success();
+}
+
+Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
+  shm::BuildRecord& record = *STEPSTASH_TRY(segment.add_build(from.buildid.load(), /*spare=*/true));
+  record.complete_at.store(from.complete_at.load());
+  record.hold.store(from.hold.load());
+  record.drop_upto.store(from.drop_upto.load());
+  record.merged.store(from.merged.load());
+  return success();
+}
+
+/// Saves what a set-aside segment alone may know: its dirty values and its builds' facts.
+void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup) {
+  const auto entry = [&](const shm::Entry& found) {
+    if (found.value_offset == 0 || found.state.load() != shm::EntryState::dirty) return;
+    if (auto copied = copy_entry(*startup.segment, found)) {
+      ++startup.entries_salvaged;
+    } else {
+      startup.set_aside.push_back(fmt::format("build {}, name \"{}\", id {}: could not be saved out of {}: {}",
+                                              found.buildid, printable(shm::entry_name(found)), found.id, aside,
+                                              copied.error().message()));
+    }
+  };
+  const auto build = [&](const shm::BuildRecord& record) {
+    if (auto copied = copy_build(*startup.segment, record); !copied) {
+      startup.set_aside.push_back(fmt::format("build {}: its facts could not be saved out of {}: {}",
+                                              record.buildid.load(), aside, copied.error().message()));
+    }
+  };
+  if (auto done = shm::Writer::salvage(directory, aside, entry, build); !done) {
+    startup.set_aside.push_back(fmt::format("{}: cannot be read: {}", aside, done.error().message()));
+  }
+}
+
+/// Adds what the database knows and the segment does not. With `verify`, evicted entries that the database does not
+/// have are taken out: their values are gone.
+Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verify) {
+  shm::Writer& segment = *startup.segment;
+  Result<> failed = success();
+  STEPSTASH_TRY(database.load_builds_with_data([&](const persist::StoredBuild& build) {
+    auto made = segment.add_build(build.buildid, /*spare=*/true);
+    if (!made) {
+      failed = made.error();
+      return false;
+    }
+    shm::BuildRecord& record = *made.value();
+    if (build.complete_at && record.complete_at.load() == shm::kNotComplete)
+      record.complete_at.store(*build.complete_at);
+    if (build.held && record.hold.load() == shm::Hold::unknown) record.hold.store(shm::Hold::held);
+    record.merged.store(1);
+    return true;
+  }));
+  if (!failed) return failed;
+  struct Stored {
+    std::uint64_t revision;
+    std::uint64_t key_hash;
+  };
+  std::unordered_map<std::uint64_t, Stored> stored;  // by id
+  std::uint64_t highest = 0;
+  STEPSTASH_TRY(database.load_entries([&](const persist::StoredEntry& row) {
+    if (verify) stored.emplace(row.id, Stored{row.revision, shm::key_hash(row.buildid, row.name)});
+    highest = std::max({highest, row.id, row.revision});
+    if (segment.find(row.buildid, row.name) != nullptr) return true;
+    auto record = segment.add_build(row.buildid, /*spare=*/true);
+    if (!record) {
+      failed = record.error();
+      return false;
+    }
+    if (row.id <= record.value()->drop_upto.load()) return true;
+    shm::Writer::EntryFacts facts;
+    facts.id = row.id;
+    facts.revision = row.revision;
+    facts.build = row.buildid;
+    facts.name = row.name;
+    facts.source = row.source;
+    facts.length = row.length;
+    facts.value_hash = row.value_hash;
+    facts.state = shm::EntryState::clean;
+    auto room = segment.make_room();
+    auto published = room ? segment.publish_record(facts) : Result<const shm::Entry*>(room.error());
+    if (!published) {
+      failed = published.error();
+      return false;
+    }
+    ++startup.entries_loaded;
+    return true;
+  }));
+  if (!failed) return failed;
+  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
+  if (next_id.load() <= highest) next_id.store(highest + 1);
+  if (!verify) return success();
+  std::vector<const shm::Entry*> lost;
+  std::vector<const shm::Entry*> renumbered;
+  segment.for_each([&](const shm::Entry& entry) {
+    const auto row = stored.find(entry.id);
+    if (entry.value_offset == 0) {
+      if (row == stored.end() || row->second.revision != entry.revision) lost.push_back(&entry);
+    } else if (row != stored.end() && row->second.key_hash != shm::key_hash(entry.buildid, shm::entry_name(entry))) {
+      renumbered.push_back(&entry);
+    }
+  });
+  // Two databases that each began to count at 1: where both gave an id, to different names, ours gets another one, or
+  // the flush would write over the other's row.
+  for (const shm::Entry* entry : renumbered) {
+    const std::uint64_t id = next_id.fetch_add(1);
+    const std::string was =
+        fmt::format("build {}, name \"{}\", id {}", entry->buildid, printable(shm::entry_name(*entry)), entry->id);
+    if (auto copied = republish(segment, *entry, id); copied) {
+      startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
+    } else {
+      startup.set_aside.push_back(
+          fmt::format("{}: this database has that id for another name, and there is no room to "
+                      "give it another: {}",
+                      was, copied.error().message()));
+      segment.erase(*entry);
+    }
+  }
+  for (const shm::Entry* entry : lost) {
+    startup.set_aside.push_back(fmt::format("build {}, name \"{}\", id {}: its value is not in this database",
+                                            entry->buildid, printable(shm::entry_name(*entry)), entry->id));
+    segment.erase(*entry);
+  }
+  return success();
+}
+
+/// Whether the configured size differs from the segment's and can be had: its dirty values must fit, and the clean ones
+/// must be in this very database. A segment that was made larger than configured for the sake of many entries stays.
+bool must_resize(const shm::Writer& segment, std::uint64_t bytes, std::uint64_t needed,
+                 const persist::BackingStore& database) {
+  if (shm::round_up(bytes, shm::kPageBytes) == segment.bytes() || needed > bytes) return false;
+  if (segment.header().store_id.load() != database.store_id()) return false;
+  if (database.commit_count() < segment.header().commit_count.load()) return false;
+  std::uint64_t dirty = 0;
+  std::uint64_t entries = 0;
+  std::uint64_t text_bytes = 0;
+  segment.for_each([&](const shm::Entry& entry) {
+    ++entries;
+    text_bytes += entry.name_bytes + entry.source_bytes;
+    if (entry.state.load() == shm::EntryState::dirty) dirty += entry.length + shm::kPageBytes;
+  });
+  return shm::Writer::bytes_for(segment.builds(), entries, text_bytes) + dirty + dirty / 8 <= bytes;
+}
+
+/// Fills a new segment with what only `from` knows. False when that does not work out: `from` serves on, unchanged.
+bool move_to_new_size(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
+                      const shm::Writer& from, Startup& startup) {
+  auto made = shm::Writer::create(directory, name, bytes, from.builds());
+  if (!made) return false;
+  startup.segment = std::move(made).value();
+  startup.segment->header().next_id.store(from.header().next_id.load());
+  startup.segment->header().id_limit.store(from.header().id_limit.load());
+  salvage(directory, name, startup);
+  if (startup.set_aside.empty()) return true;
+  startup = Startup{};
+  return false;
+}
+
+}  // namespace
+
+Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
+                             persist::BackingStore& database, const std::function<void(const std::string&)>& progress) {
+  const auto start = std::chrono::steady_clock::now();
+  Startup startup;
+  shm::Recovery recovery;
+  progress("attaching segment " + name);
+  auto attached = shm::Writer::attach(directory, name, recovery);
+  const persist::BackingStore::Census census = STEPSTASH_TRY(database.census());
+  const std::uint64_t needed = shm::Writer::bytes_for(census.builds_with_data, census.entries, census.text_bytes);
+  const std::uint64_t size = std::max(bytes, needed);
+  bool resized = false;
+  if (attached && must_resize(*attached.value(), bytes, needed, database)) {
+    progress("moving what is not in the database yet to a segment of the configured size");
+    resized = move_to_new_size(directory, name, size, *attached.value(), startup);
+    if (resized) startup.entries_kept = startup.entries_salvaged;
+  }
+  const bool warm = attached && !resized;
+  bool damaged = false;
+  startup.set_aside = std::move(recovery.set_aside);
+  if (warm) {
+    startup.segment = std::move(attached).value();
+    startup.entries_kept = recovery.entries_kept;
+  } else if (!resized) {
+    const std::error_code why = attached.error();
+    damaged = why == Errc::corrupt_segment || why == Errc::format_mismatch;
+    if (!damaged && why != std::errc::no_such_file_or_directory) return why;
+    startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, size, census.builds_with_data));
+    if (damaged) {
+      progress("saving what is sound out of segment " + name);
+      startup.set_aside.assign(1, fmt::format("segment {}: {}", name, why.message()));
+      salvage(directory, name, startup);
+    }
+  }
+
+  shm::Header& header = startup.segment->header();
+  const std::uint64_t known_store = header.store_id.load();
+  const bool other_database =
+      warm && (known_store != database.store_id() || database.commit_count() < header.commit_count.load());
+  if (other_database) {
+    startup.set_aside.push_back(fmt::format(
+        "database: not the one this segment was written to, or an older copy of it; what is resident of the "
+        "{} entries is written again",
+        startup.entries_kept));
+  }
+  startup.all_dirty = other_database;
+  if (!startup.set_aside.empty() || !warm) {
+    progress("reading the list of entries from the database");
+    STEPSTASH_TRY(reconcile(database, startup, other_database));
+  }
+  const std::uint64_t next_id = header.next_id.load();
+  const std::uint64_t id_limit = header.id_limit.load();
+  if (!warm || other_database || id_limit < next_id + Flusher::kIdRange / 2) {
+    // A database that cannot be written now is no reason not to start: the flusher asks again.
+    if (auto first = database.reserve_ids(Flusher::kIdRange, std::max(next_id, id_limit))) {
+      header.next_id.store(first.value());
+      header.id_limit.store(first.value() + Flusher::kIdRange);
+    }
+  }
+  if (!warm) {
+    // Only now, complete, does it take the place of what was there: killed before, the next start begins again.
+    header.store_id.store(database.store_id());
+    header.commit_count.store(database.commit_count());
+    const std::string aside = STEPSTASH_TRY(startup.segment->install(/*keep_former=*/damaged));
+    if (damaged) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
+  }
+  startup.duration = std::chrono::steady_clock::now() - start;
+  return startup;
+}
+
+}  // namespace stepstash::daemon

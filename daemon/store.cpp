@@ -1,0 +1,615 @@
+#include "daemon/store.hpp"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <time.h>
+
+#include <algorithm>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <cstring>
+#include <unordered_set>
+
+#include "base/errc.hpp"
+#include "base/text.hpp"
+#include "shm/hash.hpp"
+#include "shm/validate.hpp"
+
+namespace stepstash::daemon {
+namespace {
+
+/// Values evicted in one go: a few hundred microseconds on the loop.
+constexpr std::size_t kEvictAtOnce = 256;
+/// Damaged values remembered by name for `stats`.
+constexpr std::size_t kDamagedRemembered = 100;
+/// Memory given back per maintain(): unmapping 16 MiB takes about a millisecond.
+constexpr std::uint64_t kPunchAtOnce = 16 << 20;
+/// Entries pruned before others have the loop: about a millisecond.
+constexpr std::uint64_t kPruneAtOnce = 1000;
+
+bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
+
+std::uint64_t boot_time_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+}  // namespace
+
+Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
+             Flusher& flusher, const Clock& clock, Limits limits)
+    : loop_(loop),
+      catalog_(catalog),
+      segment_(segment),
+      database_(database),
+      flusher_(flusher),
+      clock_(clock),
+      limits_(limits) {
+  flusher_.on_settled = [this] {
+    segment_.reclaim();
+    room_.notify_all();
+  };
+  flusher_.on_clean = [this](Node& node) { catalog_.touch(node); };
+  flusher_.on_build_clean = [this](BuildState& build) { release_build_if_idle(build); };
+  flusher_.on_damaged = [this](Node& node) { on_damaged(node); };
+}
+
+void Store::adopt(bool all_dirty) {
+  segment_.for_each_build(
+      [&](shm::BuildRecord& record) { catalog_.add_build(record.buildid.load(std::memory_order_relaxed), record); });
+  std::vector<std::pair<std::uint64_t, Node*>> dirty;
+  segment_.for_each([&](const shm::Entry& entry) {
+    auto build = ensure_build(entry.buildid, /*spare=*/true);
+    if (!build) return;  // cannot be: every build with entries has its record
+    Node& node = catalog_.add(entry.id, segment_.offset_of(entry), *build.value());
+    const bool resident = entry.value_offset != 0;
+    if (!resident) ++evicted_;
+    if (all_dirty && resident) segment_.mark(entry, shm::EntryState::dirty);
+    if (entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) {
+      dirty.emplace_back(entry.set_at_ns, &node);
+    } else if (resident) {
+      catalog_.touch(node);
+    }
+  });
+  std::sort(dirty.begin(), dirty.end());
+  // Oldest first: the age of the queue's front is a published figure.
+  // A clock that was ahead (another boot's, another time namespace's) must not make anything wait.
+  const auto now = clock_.monotonic();
+  for (const auto& [since, node] : dirty) flusher_.mark_dirty(*node, std::min(now, std::chrono::nanoseconds(since)));
+  // Nothing tells whether the database knows a build's facts already; writing them again is harmless.
+  for (const auto& [id, build] : catalog_.builds()) {
+    flusher_.mark_dirty(*build);
+    ask_database(*build);
+  }
+}
+
+// ---- setting -------------------------------------------------------------------------------------------------------
+
+Result<> Store::check(const protocol::SetParams& params) const {
+  if (!valid_build(params.build) || !valid_text(params.name) || !valid_text(params.source)) {
+    return Errc::invalid_argument;
+  }
+  return check_condition(params);
+}
+
+Result<> Store::check_condition(const protocol::SetParams& params) const {
+  if (!params.if_absent && params.if_revision == 0) return success();
+  const shm::Entry* entry = segment_.find(params.build, params.name);
+  if (params.if_absent && entry != nullptr) return Errc::condition_failed;
+  if (params.if_revision != 0 && (entry == nullptr || entry->revision != params.if_revision)) {
+    return Errc::condition_failed;
+  }
+  return success();
+}
+
+Result<std::uint64_t> Store::next_id() {
+  shm::Header& header = segment_.header();
+  const std::uint64_t id = header.next_id.load(std::memory_order_relaxed);
+  if (id >= header.id_limit.load(std::memory_order_relaxed)) {
+    flusher_.kick();
+    return Errc::out_of_ids;
+  }
+  // Release: an attach that finds an entry with this id finds the counter beyond it (L2).
+  header.next_id.store(id + 1, std::memory_order_release);
+  return id;
+}
+
+Result<BuildState*> Store::ensure_build(BuildId build, bool spare) {
+  if (BuildState* state = catalog_.find_build(build)) return state;
+  shm::BuildRecord* record = STEPSTASH_TRY(segment_.add_build(build, spare));
+  return &catalog_.add_build(build, *record);
+}
+
+bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
+  // What readers touched goes to the back first. A hint may be any number: only blocks of entries count.
+  segment_.pins().recent([&](shm::Offset block) {
+    Node* node = catalog_.at_block(block);
+    if (node != nullptr && node->is_linked()) catalog_.touch(*node);
+  });
+  std::unordered_set<shm::Offset> pinned;
+  segment_.pins().collect(pinned);
+  std::uint64_t freed = 0;
+  bool any = false;
+  for (auto* list : {&catalog_.finished(), &catalog_.running()}) {
+    std::size_t looked_at = 0;
+    while (!list->empty() && freed < bytes && looked_at++ < count) {
+      Node& node = list->front();
+      const shm::Entry& entry = segment_.entry_at(node.block);
+      const std::uint64_t gain = segment_.evictable_bytes(entry);
+      if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
+        Catalog::unlist(node);
+        continue;
+      }
+      if (pinned.contains(node.block)) {
+        catalog_.touch(node);
+        continue;
+      }
+      auto evicted = segment_.evict(entry);
+      if (!evicted) return any;
+      catalog_.move(node, segment_.offset_of(*evicted.value()));
+      Catalog::unlist(node);
+      ++evicted_;
+      ++counters_.evictions;
+      freed += gain;
+      any = true;
+    }
+  }
+  return any;
+}
+
+Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view source, std::uint64_t length) {
+  std::uint64_t wanted = length;
+  const auto attempt = [&]() -> Result<shm::Draft> {
+    if (auto room = segment_.make_room(); !room) {
+      wanted = std::max(length, 2 * segment_.index().slots() * sizeof(shm::Slot));
+      return room.error();
+    }
+    return segment_.draft(name, source, length);
+  };
+  // A full tmpfs is a full segment: what is evicted gives its pages back.
+  const auto full = [](const Result<shm::Draft>& draft) {
+    return !draft && (draft.error() == Errc::segment_full || draft.error() == std::errc::no_space_on_device);
+  };
+  auto draft = attempt();
+  if (full(draft) && segment_.reclaim() > 0) draft = attempt();
+  while (full(draft) && free_pages(wanted, draft.error() != Errc::segment_full)) {
+    draft = attempt();
+    if (wanted >= shm::kPageAlignedFrom) break;  // a small value needs few steps; for a large one others have the loop
+  }
+  return draft;
+}
+
+bool Store::free_pages(std::uint64_t bytes, bool give_back) {
+  if (!evict_some(bytes, kEvictAtOnce)) return false;
+  segment_.reclaim();
+  if (give_back) segment_.heap().punch(clock_.monotonic(), std::max(bytes, kPunchAtOnce));
+  return true;
+}
+
+bool Store::made_room_in_tmpfs(std::error_code error, std::uint64_t bytes) {
+  return error == std::errc::no_space_on_device && free_pages(bytes, /*give_back=*/true);
+}
+
+awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::string_view source, std::uint64_t length,
+                                               std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline) {
+  for (;;) {
+    std::error_code why = Errc::dirty_limit;
+    // One value may exceed the limit when nothing else waits: it could never be set otherwise.
+    if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
+      const std::uint64_t evicted_before = counters_.evictions;
+      auto draft = try_draft(name, source, length);
+      if (draft) co_return OwnedDraft(segment_, draft.value());
+      why = draft.error();
+      if (counters_.evictions != evicted_before) {  // progress: let others have the loop, then go on
+        co_await asio::post(loop_, asio::use_awaitable);
+        continue;
+      }
+    }
+    if (waiter.gone() || expired(deadline)) co_return why;
+    flusher_.kick();
+    // Retired blocks come free without notice when readers let go: look again by the clock, too.
+    co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + std::chrono::milliseconds(50)));
+  }
+}
+
+awaitable<Result<OwnedDraft>> Store::reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
+                                             TimePoint deadline) {
+  if (auto ok = check(params); !ok) co_return ok.error();
+  if (length > segment_.max_value_bytes()) co_return Errc::too_large;
+  co_return co_await find_room(params.name, params.source, length, length, waiter, deadline);
+}
+
+Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
+                                         std::uint64_t value_hash, std::uint64_t& place) {
+  STEPSTASH_TRY(check_condition(params));
+  const shm::Entry* old = segment_.find(params.build, params.name);
+  const bool known_build = catalog_.find_build(params.build) != nullptr;
+  BuildState* build = STEPSTASH_TRY(ensure_build(params.build, /*spare=*/false));
+  if (!known_build) ask_database(*build);
+  shm::Writer::EntryFacts facts;
+  facts.revision = STEPSTASH_TRY(next_id());
+  facts.id = old != nullptr ? old->id : facts.revision;
+  facts.build = params.build;
+  facts.name = params.name;
+  facts.source = params.source;
+  facts.length = length;
+  facts.value_hash = value_hash;
+  facts.set_at = clock_.monotonic();
+  facts.state = shm::EntryState::dirty;
+  if (old == nullptr) STEPSTASH_TRY(segment_.make_room());
+  const bool was_evicted = old != nullptr && old->value_offset == 0;
+  const shm::Entry& entry = segment_.publish(draft.release(), facts);
+  Node* node = catalog_.find(facts.id);
+  if (node == nullptr) {
+    node = &catalog_.add(facts.id, segment_.offset_of(entry), *build);
+  } else {
+    catalog_.move(*node, segment_.offset_of(entry));
+    Catalog::unlist(*node);
+    if (was_evicted) --evicted_;
+  }
+  place = flusher_.mark_dirty(*node, facts.set_at);
+  ++counters_.sets;
+  const auto awaited = awaited_.find({params.build, params.name});
+  if (awaited != awaited_.end()) awaited->second.notify_all();
+  segment_.reclaim_if_due();
+  return &entry;
+}
+
+awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& params, OwnedDraft draft,
+                                                 std::uint64_t length, std::uint64_t value_hash, Waiter& waiter,
+                                                 TimePoint deadline) {
+  std::uint64_t place = 0;
+  auto entry = publish(params, std::move(draft), length, value_hash, place);
+  if (!entry) {
+    if (BuildState* build = catalog_.find_build(params.build)) release_build_if_idle(*build);
+    co_return entry.error();
+  }
+  const protocol::SetOk ok{entry.value()->id, entry.value()->revision};
+  if (params.durable) {
+    auto durable = co_await flusher_.committed(place, waiter, deadline);
+    if (!durable) co_return durable.error();
+  }
+  co_return ok;
+}
+
+awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params, std::span<const std::byte> value,
+                                              Waiter& waiter, TimePoint deadline) {
+  auto draft = co_await reserve(params, value.size(), waiter, deadline);
+  if (!draft) co_return draft.error();
+  for (;;) {
+    auto reserved = segment_.reserve(*draft.value(), value.size());
+    if (reserved) break;
+    if (!made_room_in_tmpfs(reserved.error(), value.size())) co_return reserved.error();
+  }
+  const std::span<std::byte> room = segment_.value_bytes(*draft.value());
+  if (!value.empty()) std::memcpy(room.data(), value.data(), value.size());
+  // Hashed where it will be read: what was copied is what is vouched for.
+  const std::uint64_t hash = shm::hash_bytes(room.first(value.size()));
+  co_return co_await commit(params, std::move(draft).value(), value.size(), hash, waiter, deadline);
+}
+
+// ---- reading -------------------------------------------------------------------------------------------------------
+
+awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
+  ++counters_.asked;
+  for (;;) {
+    const shm::Entry* entry = segment_.find(build, name);
+    if (entry == nullptr) co_return Errc::not_found;
+    const std::uint64_t id = entry->id;
+    const std::uint64_t length = entry->length;
+    Node* node = catalog_.find(id);
+    if (entry->value_offset != 0) {
+      if (node->is_linked()) catalog_.touch(*node);  // not the next to be evicted
+      co_return success();
+    }
+    if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
+    if (!node->loading) {
+      const std::uint64_t revision = entry->revision;
+      const std::string source(shm::entry_source(*entry));
+      auto draft = co_await find_room(name, source, length, 0, waiter, deadline);
+      if (!draft) co_return draft.error();
+      node = catalog_.find(id);  // anything may have happened meanwhile
+      if (node == nullptr || node->loading) continue;
+      const shm::Entry& record = segment_.entry_at(node->block);
+      if (record.value_offset != 0 || record.revision != revision) continue;  // the draft fits that revision only
+      node->loading = true;
+      load_failures_.erase(id);
+      asio::co_spawn(loop_, reload(Reload(record), std::move(draft).value()), asio::detached);
+    }
+    co_await loaded_.wait(waiter, deadline);
+    const auto failure = load_failures_.find(id);
+    if (failure != load_failures_.end()) {
+      const std::error_code error = failure->second;
+      co_return error;
+    }
+  }
+}
+
+Store::Reload::Reload(const shm::Entry& record) : name(shm::entry_name(record)), source(shm::entry_source(record)) {
+  facts.id = record.id;
+  facts.revision = record.revision;
+  facts.build = record.buildid;
+  facts.length = record.length;
+  facts.value_hash = record.value_hash;
+  facts.set_at = std::chrono::nanoseconds(record.set_at_ns);
+  facts.state = shm::EntryState::clean;
+}
+
+/// What is to be loaded comes by value: by the time this runs, the entry may be gone or another one.
+awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
+  shm::Writer::EntryFacts& facts = what.facts;
+  facts.name = what.name;
+  facts.source = what.source;
+  const std::uint64_t id = facts.id;
+  auto job = [this, &draft, &facts]() -> Result<> {
+    if (auto reserved = segment_.reserve(*draft, facts.length); !reserved) return reserved;
+    const auto bytes = segment_.value_bytes(*draft).first(facts.length);
+    if (auto read = database_.load_value(facts.id, facts.revision, bytes); !read) return read;
+    if (shm::hash_bytes(bytes) != facts.value_hash) return Errc::corrupt_value;
+    return success();
+  };
+  const Result<> loaded = co_await run_on(loader_, job);
+  Node* node = catalog_.find(id);  // it may have been dropped or set again meanwhile
+  const bool current = node != nullptr && segment_.entry_at(node->block).revision == facts.revision &&
+                       segment_.entry_at(node->block).value_offset == 0;
+  if (loaded && current) {
+    const shm::Entry& entry = segment_.publish(draft.release(), facts);
+    catalog_.move(*node, segment_.offset_of(entry));
+    catalog_.touch(*node);
+    --evicted_;
+    ++counters_.reloads;
+  } else if (!loaded && current) {
+    // A row that is gone, though nobody deleted it, is damage as much as bytes that changed.
+    const bool gone = loaded.error() == Errc::not_found;
+    const std::error_code error = gone ? make_error_code(Errc::corrupt_value) : loaded.error();
+    ++counters_.reload_errors;
+    spdlog::error("cannot bring back build {}, name \"{}\", id {} ({} bytes) from the database: {}", facts.build,
+                  printable(what.name), id, facts.length, error.message());
+    load_failures_[id] = error;
+  }
+  if (node != nullptr) node->loading = false;
+  loaded_.notify_all();
+}
+
+awaitable<Result<>> Store::wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
+  if (!valid_build(build) || !valid_text(name)) co_return Errc::invalid_argument;
+  while (segment_.find(build, name) == nullptr) {
+    if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
+    const auto key = std::make_pair(build, name);
+    co_await awaited_[key].wait(waiter, deadline);
+    if (awaited_[key].empty()) awaited_.erase(key);
+  }
+  co_return success();
+}
+
+Result<protocol::ListPage> Store::list(const protocol::List& request) {
+  if (!valid_build(request.build)) return Errc::invalid_argument;
+  protocol::ListPage page;
+  const auto add = [&](const shm::Entry& entry) {
+    page.entries.push_back({entry.id, entry.revision, entry.buildid, entry.length, std::string(shm::entry_name(entry)),
+                            std::string(shm::entry_source(entry))});
+  };
+  if (request.name) {
+    const shm::Entry* entry = segment_.find(request.build, *request.name);
+    if (entry != nullptr && entry->id > request.after_id) add(*entry);
+    return page;
+  }
+  const BuildState* build = catalog_.find_build(request.build);
+  if (build == nullptr) return page;
+  for (auto at = build->entries.upper_bound(request.after_id); at != build->entries.end(); ++at) {
+    if (page.entries.size() == protocol::kListPageEntries) {
+      page.more = true;
+      break;
+    }
+    add(segment_.entry_at(at->second->block));
+  }
+  return page;
+}
+
+// ---- builds --------------------------------------------------------------------------------------------------------
+
+Result<std::int64_t> Store::finish(BuildId build, std::optional<std::int64_t> complete_at) {
+  if (!valid_build(build)) return Errc::invalid_argument;
+  const std::int64_t at = complete_at.value_or(clock_.wall_seconds());
+  if (at == shm::kNotComplete) return Errc::invalid_argument;
+  const bool known = catalog_.find_build(build) != nullptr;
+  BuildState* state = STEPSTASH_TRY(ensure_build(build, /*spare=*/true));
+  if (!known) ask_database(*state);
+  const bool first = !state->finished();
+  state->record->finished_at_ns.store(boot_time_ns(), std::memory_order_release);
+  state->record->complete_at.store(at, std::memory_order_release);  // the fact: one store
+  if (first) {
+    for (const auto& [id, node] : state->entries) {
+      if (node->is_linked()) catalog_.touch(*node);
+    }
+  }
+  flusher_.mark_dirty(*state);
+  ++counters_.finishes;
+  return at;
+}
+
+Result<> Store::hold(BuildId build, bool held) {
+  if (!valid_build(build)) return Errc::invalid_argument;
+  const bool known = catalog_.find_build(build) != nullptr;
+  BuildState* state = STEPSTASH_TRY(ensure_build(build, /*spare=*/true));
+  if (!known) ask_database(*state);
+  state->record->hold.store(held ? shm::Hold::held : shm::Hold::not_held, std::memory_order_release);
+  flusher_.mark_dirty(*state);
+  return success();
+}
+
+void Store::forget_node(Node& node) {
+  flusher_.forget(node);
+  const shm::Entry& entry = segment_.entry_at(node.block);
+  if (entry.value_offset == 0) --evicted_;
+  segment_.erase(entry);
+  catalog_.remove(node);
+}
+
+std::uint64_t Store::drop_entries(BuildState& build) {
+  const std::uint64_t count = build.entries.size();
+  if (count == 0) return 0;
+  // The fact, by one store: from here on a crash completes the deletion. Then the index, entry by entry.
+  build.record->drop_upto.store(segment_.header().next_id.load(std::memory_order_relaxed) - 1,
+                                std::memory_order_seq_cst);
+  while (!build.entries.empty()) forget_node(*build.entries.begin()->second);
+  flusher_.mark_dirty(build);
+  segment_.reclaim();
+  room_.notify_all();
+  return count;
+}
+
+Result<std::uint64_t> Store::drop(BuildId build) {
+  if (!valid_build(build)) return Errc::invalid_argument;
+  BuildState* state = catalog_.find_build(build);
+  const std::uint64_t count = state == nullptr ? 0 : drop_entries(*state);
+  counters_.dropped += count;
+  return count;
+}
+
+awaitable<Result<std::uint64_t>> Store::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
+  while (merging_ > 0 && !waiter.gone() && !expired(deadline)) co_await merged_.wait(waiter, deadline);
+  std::vector<BuildId> expired_builds;
+  for (const auto& [id, build] : catalog_.builds()) {
+    if (prunable(*build, older_than)) expired_builds.push_back(id);
+  }
+  std::uint64_t count = 0;
+  std::uint64_t since_pause = 0;
+  for (const BuildId id : expired_builds) {
+    BuildState* build = catalog_.find_build(id);
+    if (build == nullptr || !prunable(*build, older_than)) continue;  // others had the loop meanwhile
+    const std::uint64_t dropped = drop_entries(*build);
+    count += dropped;
+    since_pause += dropped;
+    if (since_pause >= kPruneAtOnce) {
+      since_pause = 0;
+      co_await asio::post(loop_, asio::use_awaitable);
+    }
+  }
+  counters_.pruned += count;
+  co_return count;
+}
+
+bool Store::prunable(const BuildState& build, std::int64_t older_than) noexcept {
+  // Not before the database has had its say: it may know that the build is held.
+  return build.merged() && build.finished() && !build.held() && !build.entries.empty() &&
+         build.record->complete_at.load(std::memory_order_relaxed) < older_than;
+}
+
+awaitable<void> Store::prune_expired(Waiter& waiter) {
+  if (!limits_.horizon) co_return;
+  const auto horizon = std::chrono::duration_cast<std::chrono::seconds>(*limits_.horizon).count();
+  const std::int64_t older_than = clock_.wall_seconds() - horizon;
+  auto count = co_await prune(older_than, waiter, std::chrono::steady_clock::now());
+  if (count.value() > 0) {
+    spdlog::info("pruned {} entries of builds that completed before {} (build_data_horizon)", count.value(),
+                 older_than);
+  }
+}
+
+void Store::ask_database(BuildState& build) {
+  if (build.merged() || build.asking) return;
+  build.asking = true;
+  ++merging_;
+  asio::co_spawn(loop_, merge_from_database(build.id), asio::detached);
+}
+
+awaitable<void> Store::merge_from_database(BuildId build) {
+  auto job = [this, build]() { return database_.load_build(build); };
+  const Result<std::optional<persist::StoredBuild>> known = co_await run_on(loader_, job);
+  --merging_;
+  BuildState* state = catalog_.find_build(build);
+  if (state != nullptr) state->asking = false;
+  if (state != nullptr && !known) unanswered_.push_back(build);  // maintain() asks again
+  if (state != nullptr && known && known.value()) {
+    // What was said here since is newer than what the database knows.
+    if (known.value()->complete_at && !state->finished()) {
+      state->record->complete_at.store(*known.value()->complete_at, std::memory_order_release);
+      for (const auto& [id, node] : state->entries) {
+        if (node->is_linked()) catalog_.touch(*node);
+      }
+    }
+    if (known.value()->held && state->record->hold.load(std::memory_order_relaxed) == shm::Hold::unknown) {
+      state->record->hold.store(shm::Hold::held, std::memory_order_release);
+    }
+  }
+  if (state != nullptr && known) state->record->merged.store(1, std::memory_order_release);
+  merged_.notify_all();
+}
+
+void Store::release_build_if_idle(BuildState& build) {
+  if (build.dirty.dirty() || !build.entries.empty()) return;
+  shm::BuildRecord& record = *build.record;
+  catalog_.remove_build(build.id);
+  segment_.remove_build(record);
+}
+
+// ---- upkeep --------------------------------------------------------------------------------------------------------
+
+void Store::maintain() {
+  const auto now = clock_.monotonic();
+  segment_.heap().set_now(now);
+  segment_.pins().reap();
+  if (segment_.reclaim() > 0) room_.notify_all();
+  segment_.heap().punch(now - limits_.punch_after, kPunchAtOnce);
+  if (loaded_.empty()) load_failures_.clear();
+  if (merging_ == 0 && now >= ask_again_) {
+    ask_again_ = now + std::chrono::seconds(1);
+    for (const BuildId id : std::exchange(unanswered_, {})) {
+      if (BuildState* build = catalog_.find_build(id)) ask_database(*build);
+    }
+  }
+}
+
+void Store::on_damaged(Node& node) {
+  const shm::Entry& entry = segment_.entry_at(node.block);
+  std::string text = fmt::format("build {}, name \"{}\", id {}: {} bytes do not match their checksum", entry.buildid,
+                                 printable(shm::entry_name(entry)), entry.id, entry.length);
+  spdlog::error("set aside: {}", text);
+  ++counters_.damaged;
+  if (damaged_.size() < kDamagedRemembered) damaged_.push_back(std::move(text));
+  // Its record stays, as that of an evicted entry: a get reports the damage, instead of a miss or an older value.
+  auto record = segment_.evict(entry);
+  if (record) {
+    catalog_.move(node, segment_.offset_of(*record.value()));
+    Catalog::unlist(node);
+    ++evicted_;
+    return;
+  }
+  BuildState& build = *node.build;
+  forget_node(node);
+  release_build_if_idle(build);
+}
+
+std::string Store::explain(std::error_code error, std::uint64_t length) const {
+  const shm::Heap& heap = segment_.heap();
+  const Flusher::Counters& flushes = flusher_.counters();
+  std::string text = error.message();
+  if (error == Errc::too_large) {
+    text += fmt::format(": {} bytes, and a segment of {} bytes holds values up to {}; enlarge it (--segment-size)",
+                        length, segment_.bytes(), segment_.max_value_bytes());
+  } else if (error == Errc::segment_full || error == Errc::dirty_limit) {
+    text += fmt::format(
+        ": {} bytes wanted, {} of {} free in runs of at most {}; {} bytes in {} values wait for the database (at most "
+        "{})",
+        length, heap.free_bytes(), heap.capacity(), heap.largest_free(), flusher_.dirty_bytes(),
+        flusher_.dirty_values(), limits_.max_dirty);
+    if (segment_.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment_.retired_bytes());
+    if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
+    text += "; prune, enlarge the segment, or try again later";
+  } else if (error == Errc::not_durable) {
+    text = flushes.last_error.empty() ? "the database has not committed it before the deadline" : flushes.last_error;
+    text += "; what was set stays set, and is written when the database takes it";
+  } else if (error == Errc::invalid_argument) {
+    text += ": a build is 1 .. 2^63-1; a name or source is UTF-8 of 0..256 characters without NUL";
+  } else if (error == Errc::too_many_builds) {
+    text += fmt::format(": {} of {} builds; finish and prune some, or enlarge the segment", segment_.builds(),
+                        segment_.builds_capacity());
+  } else if (error == std::errc::no_space_on_device) {
+    text += ": the file system of the shared memory has no room for the value";
+  }
+  return text;
+}
+
+}  // namespace stepstash::daemon

@@ -1,0 +1,193 @@
+/// Build data: set, get, list, finish, prune, drop, hold. The one place where segment and database meet.
+///
+/// Every acknowledged operation is a fact in the segment before its call returns; the flusher takes it to the database.
+/// What a value needs that the loop must not do (reserving and filling large blocks, SQLite) is done by callers on
+/// other threads, between reserve() and commit().
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "base/result.hpp"
+#include "daemon/catalog.hpp"
+#include "daemon/flusher.hpp"
+#include "daemon/tasks.hpp"
+#include "persist/backing_store.hpp"
+#include "protocol/message.hpp"
+#include "shm/writer.hpp"
+
+namespace stepstash::daemon {
+
+/// A block for a value in the making; discarded unless it was published. Loop's thread only.
+class OwnedDraft {
+ public:
+  OwnedDraft() = default;
+  OwnedDraft(shm::Writer& segment, shm::Draft draft) : segment_(&segment), draft_(draft) {}
+  OwnedDraft(OwnedDraft&& other) noexcept : segment_(std::exchange(other.segment_, nullptr)), draft_(other.draft_) {}
+  OwnedDraft& operator=(OwnedDraft&& other) noexcept {
+    if (this != &other) {
+      reset();
+      segment_ = std::exchange(other.segment_, nullptr);
+      draft_ = other.draft_;
+    }
+    return *this;
+  }
+  ~OwnedDraft() { reset(); }
+
+  explicit operator bool() const noexcept { return segment_ != nullptr; }
+  shm::Draft& operator*() noexcept { return draft_; }
+  shm::Draft* operator->() noexcept { return &draft_; }
+  shm::Draft release() noexcept {
+    segment_ = nullptr;
+    return draft_;
+  }
+  void reset() noexcept {
+    if (segment_ != nullptr) std::exchange(segment_, nullptr)->discard(draft_);
+  }
+
+ private:
+  shm::Writer* segment_ = nullptr;
+  shm::Draft draft_;
+};
+
+/// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it.
+class Store {
+ public:
+  struct Limits {
+    std::uint64_t max_dirty = 0;               ///< bytes that may wait for the database
+    std::chrono::milliseconds punch_after{0};  ///< free memory goes back to the system after this
+    std::optional<std::chrono::milliseconds> horizon;
+  };
+  struct Counters {
+    std::uint64_t sets = 0;
+    std::uint64_t asked = 0;  ///< gets that asked the daemon
+    std::uint64_t reloads = 0;
+    std::uint64_t reload_errors = 0;
+    std::uint64_t evictions = 0;
+    std::uint64_t pruned = 0;
+    std::uint64_t dropped = 0;
+    std::uint64_t finishes = 0;
+    std::uint64_t damaged = 0;  ///< values whose bytes did not match their checksum
+  };
+
+  Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
+        Flusher& flusher, const Clock& clock, Limits limits);
+
+  /// Builds the catalogue from the segment and queues what is dirty. Call once, before anything else.
+  /// `all_dirty`: the database is not the one that "clean" speaks of. O(entries).
+  void adopt(bool all_dirty);
+
+  // ---- setting ----
+
+  /// Finds room for a value of `length` bytes, waiting for evictions and flushes until `deadline`. The block is not
+  /// reserved yet. Errors: invalid_argument, too_large (at once), segment_full, dirty_limit, condition_failed.
+  awaitable<Result<OwnedDraft>> reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
+                                        TimePoint deadline);
+  /// Publishes a filled block: from here on every process sees it. With params.durable waits for the commit.
+  awaitable<Result<protocol::SetOk>> commit(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
+                                            std::uint64_t value_hash, Waiter& waiter, TimePoint deadline);
+  /// All of it for a value that is small enough to be copied on the loop.
+  awaitable<Result<protocol::SetOk>> set(const protocol::SetParams& params, std::span<const std::byte> value,
+                                         Waiter& waiter, TimePoint deadline);
+
+  /// After reserving a draft's pages met `error`: evicts and gives pages back if that can help, false if not.
+  bool made_room_in_tmpfs(std::error_code error, std::uint64_t bytes);
+
+  // ---- reading ----
+
+  /// Brings an evicted value back, once however many ask. Errors: not_found, corrupt_value, segment_full, the
+  /// database's.
+  awaitable<Result<>> load(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline);
+  /// Waits until the name is there. Errors: deadline_exceeded.
+  awaitable<Result<>> wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline);
+  /// One page, in id order. O(log entries of the build + page).
+  Result<protocol::ListPage> list(const protocol::List& request);
+
+  // ---- builds ----
+
+  Result<std::int64_t> finish(BuildId build, std::optional<std::int64_t> complete_at);
+  /// Returns how many entries went. Waits until the database has said what it knows of builds that are new here.
+  awaitable<Result<std::uint64_t>> prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline);
+  Result<std::uint64_t> drop(BuildId build);
+  Result<> hold(BuildId build, bool held);
+
+  // ---- upkeep ----
+
+  /// Frees what nobody looks at any more, and gives memory back. Call it a few times a second.
+  void maintain();
+  /// Prunes builds complete for longer than the horizon; what stays undone is done the next time.
+  awaitable<void> prune_expired(Waiter& waiter);
+  void set_limits(Limits limits) { limits_ = limits; }
+  void stop_threads() { loader_.join(); }
+
+  const Counters& counters() const noexcept { return counters_; }
+  const std::vector<std::string>& damaged() const noexcept { return damaged_; }
+  /// A sentence with the numbers that make `error` understandable; `length` is the value's.
+  std::string explain(std::error_code error, std::uint64_t length) const;
+
+  std::uint64_t resident_values() const noexcept { return catalog_.nodes().size() - evicted_; }
+  std::uint64_t evicted_values() const noexcept { return evicted_; }
+  const Limits& limits() const noexcept { return limits_; }
+
+ private:
+  Result<> check(const protocol::SetParams& params) const;
+  Result<> check_condition(const protocol::SetParams& params) const;
+  Result<std::uint64_t> next_id();
+  Result<BuildState*> ensure_build(BuildId build, bool spare);
+  /// Waits until there is room; `dirty_bytes` is what the value will add to what waits for the database.
+  awaitable<Result<OwnedDraft>> find_room(std::string_view name, std::string_view source, std::uint64_t length,
+                                          std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline);
+  /// One try: draft, reclaim, evict a bounded number, draft again.
+  Result<shm::Draft> try_draft(std::string_view name, std::string_view source, std::uint64_t length);
+  /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
+  bool evict_some(std::uint64_t bytes, std::size_t count);
+  /// Evicts and reclaims; with `give_back` the pages return to the tmpfs. False when nothing can go.
+  bool free_pages(std::uint64_t bytes, bool give_back);
+  Result<const shm::Entry*> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
+                                    std::uint64_t value_hash, std::uint64_t& place);
+  std::uint64_t drop_entries(BuildState& build);
+  static bool prunable(const BuildState& build, std::int64_t older_than) noexcept;
+  void forget_node(Node& node);
+  void ask_database(BuildState& build);
+  awaitable<void> merge_from_database(BuildId build);
+  /// An evicted entry as it was when its reload began.
+  struct Reload {
+    explicit Reload(const shm::Entry& record);
+    std::string name;
+    std::string source;
+    shm::Writer::EntryFacts facts;  // its texts are set once this has come to rest
+  };
+  awaitable<void> reload(Reload what, OwnedDraft draft);
+  void release_build_if_idle(BuildState& build);
+  void on_damaged(Node& node);
+
+  asio::io_context& loop_;
+  Catalog& catalog_;
+  shm::Writer& segment_;
+  persist::BackingStore& database_;
+  Flusher& flusher_;
+  const Clock& clock_;
+  Limits limits_;
+  asio::thread_pool loader_{1};
+  WaitList room_;
+  WaitList merged_;
+  WaitList loaded_;
+  std::map<std::uint64_t, std::error_code> load_failures_;  // by id, while somebody waits
+  std::map<std::pair<BuildId, std::string>, WaitList> awaited_;
+  std::size_t merging_ = 0;
+  std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
+  std::chrono::nanoseconds ask_again_{0};
+  std::uint64_t evicted_ = 0;
+  Counters counters_;
+  std::vector<std::string> damaged_;
+};
+
+}  // namespace stepstash::daemon
