@@ -1,21 +1,22 @@
 /**
  * stepstash: build data in shared memory, read in place. The C ABI, all that is promised.
  *
- * A *build datum* is found by (build, name): build is 1 .. 2^63-1, name is UTF-8 of 0..256 characters without NUL; it has a
- * value (bytes; none at all is legal and differs from absent), a source (0..256 characters that say where it came from), an id
- * (unique for ever, kept when the value is replaced) and a revision (changes with every set).
+ * A *build datum* is found by (build, name): build is 1 .. 2^63-1, name is UTF-8 of 0..256 characters without NUL; it
+ * has a value (bytes; none at all is legal and differs from absent), a source (0..256 characters that say where it came
+ * from), an id (unique for ever, kept when the value is replaced) and a revision (changes with every set).
  *
  * Return values. Every function that returns int gives STEPSTASH_OK (0), a positive answer that is no error
- * (STEPSTASH_MISS, STEPSTASH_UNMET), or a negative STEPSTASH_E.... stepstash_error_message() then tells, for the calling thread,
- * what happened, to what, with which numbers. Nothing throws, nothing calls exit.
+ * (STEPSTASH_MISS, STEPSTASH_UNMET), or a negative STEPSTASH_E.... stepstash_error_message() then tells, for the
+ * calling thread, what happened, to what, with which numbers. Nothing throws, nothing calls exit.
  *
  * Threads. A stepstash_client may be used by any number of threads at once. A stepstash_writer and a stepstash_list
  * belong to one thread at a time. A view may be read by any thread and is released once.
  *
  * Lifetime. A client outlives its views, writers and lists.
  *
- * fork. A child may go on using the parent's client: it connects anew by itself on first use. Views that the parent opened
- * stay readable in the child as long as the parent has not released them; releasing them in the child does nothing.
+ * fork. A child may go on using the parent's client: it connects anew by itself on first use. Views that the parent
+ * opened stay readable in the child as long as the parent has not released them; releasing them in the child does
+ * nothing.
  *
  * Strings are NUL-terminated UTF-8. Pointers passed in are not kept.
  */
@@ -47,14 +48,14 @@ enum {
   STEPSTASH_ENOMEM = -2,       /**< this process is out of memory */
   STEPSTASH_EUNAVAILABLE = -3, /**< the daemon cannot be reached, or the connection broke and the outcome is unknown */
   STEPSTASH_EDEADLINE = -4,    /**< the deadline passed: try later, or with a longer one */
-  STEPSTASH_EFULL = -5,        /**< no room for the value before the deadline: try later, prune, or enlarge the segment */
-  STEPSTASH_ETOOLARGE = -6,    /**< the value can never fit the segment */
-  STEPSTASH_EPERM = -7,        /**< this user may not do that */
-  STEPSTASH_ECORRUPT = -8,     /**< the stored value is damaged; it is not served */
-  STEPSTASH_EIO = -9,          /**< a file, pipe or database could not be read or written */
-  STEPSTASH_EPROTOCOL = -10,   /**< daemon and library do not understand each other: are their versions alike? */
-  STEPSTASH_ELIMIT = -11,      /**< too many open views or connections: release some */
-  STEPSTASH_EINTERNAL = -12    /**< a defect in stepstash: please report it */
+  STEPSTASH_EFULL = -5,      /**< no room for the value before the deadline: try later, prune, or enlarge the segment */
+  STEPSTASH_ETOOLARGE = -6,  /**< the value can never fit the segment */
+  STEPSTASH_EPERM = -7,      /**< this user may not do that */
+  STEPSTASH_ECORRUPT = -8,   /**< the stored value is damaged; it is not served */
+  STEPSTASH_EIO = -9,        /**< a file, pipe or database could not be read or written */
+  STEPSTASH_EPROTOCOL = -10, /**< daemon and library do not understand each other: are their versions alike? */
+  STEPSTASH_ELIMIT = -11,    /**< too many open views or connections: release some */
+  STEPSTASH_EINTERNAL = -12  /**< a defect in stepstash: please report it */
 };
 
 typedef struct stepstash_client stepstash_client;
@@ -66,20 +67,23 @@ STEPSTASH_API const char* stepstash_version(void);
 /** Says for people what the last failed call of this thread met. Valid until this thread's next call; never NULL. */
 STEPSTASH_API const char* stepstash_error_message(void);
 
-/* ---- the connection ------------------------------------------------------------------------------------------------ */
+/* ---- the connection ------------------------------------------------------------------------------------------------
+ */
 
 /**
- * Makes a client and connects it. `socket` NULL means $STEPSTASH_SOCKET, else $XDG_RUNTIME_DIR/stepstash/stepstash.sock where that
- * exists, else /run/stepstash/stepstash.sock. `deadline_ms` bounds connecting now, and each later call that asks the
- * daemon unless that call names a deadline of its own; 0 means 10,000.
- * Errors: EUNAVAILABLE (no daemon within the deadline), EPERM, EPROTOCOL, EINVAL (path longer than a unix socket's 107 bytes), ENOMEM.
+ * Makes a client and connects it. `socket` NULL means $STEPSTASH_SOCKET, else $XDG_RUNTIME_DIR/stepstash/stepstash.sock
+ * where that exists, else /run/stepstash/stepstash.sock. `deadline_ms` bounds connecting now, and each later call that
+ * asks the daemon unless that call names a deadline of its own; 0 means 10,000. Errors: EUNAVAILABLE (no daemon within
+ * the deadline), EPERM, EPROTOCOL, EINVAL (path longer than a unix socket's 107 bytes), ENOMEM.
  */
-STEPSTASH_API STEPSTASH_NODISCARD int stepstash_connect(const char* socket, uint32_t deadline_ms, stepstash_client** client);
+STEPSTASH_API STEPSTASH_NODISCARD int stepstash_connect(const char* socket, uint32_t deadline_ms,
+                                                        stepstash_client** client);
 
 /** Closes the connection and unmaps the segment: no view of this client may be used afterwards. NULL is fine. */
 STEPSTASH_API void stepstash_close(stepstash_client* client);
 
-/* ---- reading ------------------------------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------------------------------
+ */
 
 /**
  * A build datum as it lies in the segment. Everything pointed to stays where it is, unchanged, until the view is
@@ -91,7 +95,7 @@ typedef struct stepstash_view {
   uint64_t id;
   uint64_t revision;
   int64_t build;
-  const char* name; /**< NOT NUL-terminated: name_bytes bytes */
+  const char* name;   /**< NOT NUL-terminated: name_bytes bytes */
   const char* source; /**< NOT NUL-terminated: source_bytes bytes */
   uint32_t name_bytes;
   uint32_t source_bytes;
@@ -99,9 +103,9 @@ typedef struct stepstash_view {
 } stepstash_view;
 
 /**
- * Finds (build, name) and holds its value in place. Resident values cost no lock, no copy and no system call, and are found
- * while the daemon is down. A value that was evicted is asked back from the daemon.
- * Returns OK, MISS; EINVAL, ELIMIT (441 views are open), ECORRUPT, EUNAVAILABLE, EDEADLINE, EFULL (no room to bring it back).
+ * Finds (build, name) and holds its value in place. Resident values cost no lock, no copy and no system call, and are
+ * found while the daemon is down. A value that was evicted is asked back from the daemon. Returns OK, MISS; EINVAL,
+ * ELIMIT (441 views are open), ECORRUPT, EUNAVAILABLE, EDEADLINE, EFULL (no room to bring it back).
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_get(stepstash_client* client, int64_t build, const char* name,
                                                     stepstash_view* view);
@@ -110,7 +114,8 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_get(stepstash_client* client, in
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_wait(stepstash_client* client, int64_t build, const char* name,
                                                      uint32_t deadline_ms, stepstash_view* view);
 
-/** As stepstash_get without the value: `data` is NULL, `length` is true. Never asks the daemon. Release the view, too. */
+/** As stepstash_get without the value: `data` is NULL, `length` is true. Never asks the daemon. Release the view, too.
+ */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_stat(stepstash_client* client, int64_t build, const char* name,
                                                      stepstash_view* view);
 
@@ -136,7 +141,8 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_build(stepstash_client* cli
                                                            stepstash_list** list);
 STEPSTASH_API void stepstash_list_free(stepstash_list* list);
 
-/* ---- writing ------------------------------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------------------------------
+ */
 
 /** Zero it, set `size` to sizeof, then what is wanted. NULL where options are taken means all zeros. */
 typedef struct stepstash_set_options {
@@ -159,22 +165,24 @@ typedef struct stepstash_set_result {
  * On OK every process sees it, and it survives the death of any process; with `durable` also power loss.
  * Returns OK, UNMET; EINVAL, EFULL, ETOOLARGE, EPERM, EUNAVAILABLE, EDEADLINE, EIO.
  */
-STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set(stepstash_client* client, int64_t build, const char* name, const void* data,
-                                                    size_t length, const char* source, const stepstash_set_options* options,
-                                                    stepstash_set_result* result);
+STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set(stepstash_client* client, int64_t build, const char* name,
+                                                    const void* data, size_t length, const char* source,
+                                                    const stepstash_set_options* options, stepstash_set_result* result);
 
-/** As stepstash_set, with all that can be read from `fd` from where it stands until its end: a file, a pipe, a socket. */
-STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set_fd(stepstash_client* client, int64_t build, const char* name, int fd,
-                                                       const char* source, const stepstash_set_options* options,
+/** As stepstash_set, with all that can be read from `fd` from where it stands until its end: a file, a pipe, a socket.
+ */
+STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set_fd(stepstash_client* client, int64_t build, const char* name,
+                                                       int fd, const char* source, const stepstash_set_options* options,
                                                        stepstash_set_result* result);
 
 /**
- * Opens a set whose value comes in pieces: begin, write as often as needed, then commit or abort. Nothing is visible before
- * commit. `length` is the value's, or STEPSTASH_UNKNOWN_LENGTH (dearer: room is found as it grows).
+ * Opens a set whose value comes in pieces: begin, write as often as needed, then commit or abort. Nothing is visible
+ * before commit. `length` is the value's, or STEPSTASH_UNKNOWN_LENGTH (dearer: room is found as it grows).
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set_begin(stepstash_client* client, int64_t build, const char* name,
                                                           uint64_t length, const char* source,
-                                                          const stepstash_set_options* options, stepstash_writer** writer);
+                                                          const stepstash_set_options* options,
+                                                          stepstash_writer** writer);
 /** Appends bytes. An error is final for this writer: abort it. EINVAL when more comes than was announced. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_writer_write(stepstash_writer* writer, const void* data, size_t bytes);
 /**
@@ -188,20 +196,24 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_writer_commit(stepstash_writer* 
 /** Forgets the value and frees the writer. NULL is fine. */
 STEPSTASH_API void stepstash_writer_abort(stepstash_writer* writer);
 
-/* ---- builds -------------------------------------------------------------------------------------------------------- */
+/* ---- builds --------------------------------------------------------------------------------------------------------
+ */
 
 #define STEPSTASH_NOW INT64_MIN
 
-/** Records that the build completed at `complete_at` seconds since 1970 (STEPSTASH_NOW: the daemon's clock). Again: moves it. */
+/** Records that the build completed at `complete_at` seconds since 1970 (STEPSTASH_NOW: the daemon's clock). Again:
+ * moves it. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_finish(stepstash_client* client, int64_t build, int64_t complete_at);
-/** Deletes the data of builds completed strictly before `older_than`; *count entries (may be NULL). Held builds stay. */
+/** Deletes the data of builds completed strictly before `older_than`; *count entries (may be NULL). Held builds stay.
+ */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_prune(stepstash_client* client, int64_t older_than, uint64_t* count);
 /** Deletes all data of one build, held or not; *count entries (may be NULL). */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_drop(stepstash_client* client, int64_t build, uint64_t* count);
 /** Keeps a build's data from being pruned (`held` not 0), or lets it go again. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_hold(stepstash_client* client, int64_t build, int held);
 
-/* ---- the daemon ---------------------------------------------------------------------------------------------------- */
+/* ---- the daemon ----------------------------------------------------------------------------------------------------
+ */
 
 /** Returns when all that was acknowledged before the call is committed to the database. 0: the client's deadline. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_flush(stepstash_client* client, uint32_t deadline_ms);

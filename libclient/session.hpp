@@ -1,0 +1,105 @@
+/// One connection to the daemon: request out, reply in.
+///
+/// Thread rule: one thread at a time. Lifetime: a Channel lives shorter than the DescriptorTable it was opened with.
+#pragma once
+
+#include <sys/un.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.hpp"
+#include "base/unique_fd.hpp"
+#include "protocol/frame.hpp"
+#include "shm/mapping.hpp"
+
+namespace stepstash::client {
+
+using Deadline = std::chrono::steady_clock::time_point;  // CLOCK_MONOTONIC in libstdc++
+
+/// Milliseconds left, rounded up, at least 0: what poll(2) and the daemon are told.
+std::uint32_t remaining_ms(Deadline deadline) noexcept;
+
+/// The path of the daemon's socket, checked. Errors: Errc::invalid_argument when it is empty or does not fit.
+struct Address {
+  sockaddr_un name{};
+  static Result<Address> of(const std::string& path);
+  const char* path() const noexcept { return name.sun_path; }
+};
+
+/// The sockets of one client, so that a forked child can close its copies of them, whatever the parent's threads were
+/// doing at that instant. Lock-free; every slot is whole at every instruction.
+class DescriptorTable {
+ public:
+  DescriptorTable() noexcept;
+  /// The slot that now owns `fd`; null when all are taken.
+  std::atomic<int>* put(int fd) noexcept;
+  /// Closes every descriptor. Only in a child, for the parent's: nothing is said on them.
+  void close_all() noexcept;
+
+  static constexpr std::size_t kSlots = 256;  // threads of one client that can ask the daemon at once
+
+ private:
+  std::array<std::atomic<int>, kSlots> fds_;
+};
+
+class Channel {
+ public:
+  /// Connects; does not say Hello.
+  /// Errors: those of connect(2) (EAGAIN: the daemon's backlog is full), Errc::too_many.
+  static Result<std::unique_ptr<Channel>> open(const Address& address, DescriptorTable& table);
+  ~Channel();
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
+  /// One request and its reply. An error leaves the channel useless: drop it.
+  /// Errors: Errc::unavailable (the connection broke), Errc::deadline_exceeded, Errc::protocol_error.
+  Result<protocol::Reply> call(const protocol::Request& request, Deadline deadline);
+
+  Result<> send(const protocol::Request& request, Deadline deadline);
+  Result<protocol::Reply> receive(Deadline deadline);
+
+  /// Whether it is connected and silent, as an idle channel must be. One system call.
+  bool idle_and_alive() const noexcept;
+  /// Whether any byte of the last request reached the socket: if not, the daemon cannot have acted on it.
+  bool sent_any() const noexcept { return sent_any_; }
+  /// The descriptors that came with the last reply, in order.
+  UniqueFd take_descriptor(std::size_t index) noexcept { return std::move(descriptors_[index]); }
+  std::size_t descriptor_count() const noexcept { return descriptor_count_; }
+
+  /// The staging ring, once a SetReady brought it.
+  struct Ring {
+    shm::Mapping mapping;
+    std::uint32_t bytes = 0;
+    std::uint32_t piece_bytes = 0;
+  };
+  Ring& ring() noexcept { return ring_; }
+  /// Takes over the ring a SetReady announces. Errors: Errc::protocol_error, those of mmap(2).
+  Result<> adopt_ring(const protocol::SetReady& ready);
+
+ private:
+  Channel(std::atomic<int>* slot) noexcept;
+  Result<> wait_for(short events, Deadline deadline) const;
+  Result<> fill(std::size_t bytes, Deadline deadline);
+
+  std::atomic<int>* slot_;
+  int fd_;
+  std::uint64_t epoch_;
+  bool sent_any_ = false;
+  std::vector<std::byte> out_;
+  std::vector<std::byte> in_;  // received, not yet consumed: in_[in_begin_ .. in_end_)
+  std::size_t in_begin_ = 0, in_end_ = 0;
+  static constexpr std::size_t kMaxDescriptors = 2;  // segment and pin page
+  std::array<UniqueFd, kMaxDescriptors> descriptors_;
+  std::size_t descriptor_count_ = 0;
+  Ring ring_;
+};
+
+}  // namespace stepstash::client
