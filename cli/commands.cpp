@@ -1,0 +1,231 @@
+#include "cli/commands.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <stepstash/client.hpp>
+#include <string>
+
+#include "base/text.hpp"
+#include "cli/output.hpp"
+#include "cli/transfer.hpp"
+
+namespace stepstash::cli {
+namespace {
+
+/// Values are written in parts of this size, so that progress can be shown between them.
+constexpr std::size_t kPart = 4 * 1024 * 1024;
+
+std::string datum(const Arguments& a) {
+  return "build " + std::to_string(a.build) + ", name \"" + printable(a.name.value_or("")) + '"';
+}
+
+int not_found(const Arguments& a) { return complain(kNotFound, datum(a) + ": not found"); }
+
+std::string place(const std::string& file, const char* standard) { return file == "-" ? standard : file; }
+
+/// The input of `set`, and how much it holds, where that can be known.
+struct Input {
+  int fd = STDIN_FILENO;
+  std::uint64_t length = Client::kUnknownLength;
+  ~Input() {
+    if (fd != STDIN_FILENO) ::close(fd);
+  }
+};
+
+int open_input(const Arguments& a, Input& input) {
+  if (a.file != "-") {
+    input.fd = ::open(a.file.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    if (input.fd < 0) {
+      const int error = errno;
+      input.fd = STDIN_FILENO;
+      return complain(kIoError, a.file + ": cannot open: " + std::strerror(error));
+    }
+  } else if (::isatty(STDIN_FILENO) == 1) {
+    complain(kDone, "reading the value from the terminal; end it with Ctrl-D at the start of a line");
+  }
+  struct stat status {};
+  if (::fstat(input.fd, &status) != 0) return complain(kIoError, a.file + ": " + std::strerror(errno));
+  if (S_ISDIR(status.st_mode)) return complain(kIoError, a.file + ": is a directory");
+  const off_t at = S_ISREG(status.st_mode) ? ::lseek(input.fd, 0, SEEK_CUR) : -1;
+  // Files of /proc and the like have length 0 and content nevertheless.
+  if (at >= 0 && status.st_size > at) input.length = static_cast<std::uint64_t>(status.st_size - at);
+  return kDone;
+}
+
+int set(Client& client, const Arguments& a) {
+  Input input;
+  if (const int status = open_input(a, input); status != kDone) return status;
+  SetOptions options;
+  options.durable = a.durable;
+  options.if_absent = a.if_absent;
+  const auto unmet = [&] { return complain(kCannotCreate, datum(a) + ": is there already (--if-absent)"); };
+
+  auto writer = client.begin(a.build, *a.name, input.length, a.source, options);
+  if (!writer) return unmet();
+  const bool known = input.length != Client::kUnknownLength;
+  Progress progress("set " + *a.name, known ? input.length : 0);
+  std::uint64_t total = 0;
+  while (total != input.length) {
+    const auto room = writer->buffer();
+    if (room.empty()) return unmet();
+    const ssize_t got = ::read(input.fd, room.data(), room.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return complain(kIoError, place(a.file, "standard input") + ": cannot read: " + std::strerror(errno));
+    if (got == 0) break;
+    writer->advance(static_cast<std::size_t>(got));
+    total += static_cast<std::uint64_t>(got);
+    progress.at(total);
+  }
+  if (known && total != input.length) {
+    return complain(kIoError, place(a.file, "standard input") + ": became shorter while it was read: " +
+                                  std::to_string(total) + " bytes instead of " + std::to_string(input.length));
+  }
+  const auto result = writer->commit();
+  if (!result) return unmet();
+  if (!a.json) return kDone;
+  return print("{\"id\":" + std::to_string(result->id) + ",\"revision\":" + std::to_string(result->revision) +
+               ",\"length\":" + std::to_string(total) + "}\n");
+}
+
+/// Writes the value in parts. 0 or an errno; `done` counts.
+int write_value(int fd, const View& view, Progress& progress, std::uint64_t& done) {
+  const auto bytes = view.bytes();
+  while (done < bytes.size()) {
+    const std::size_t part = std::min<std::size_t>(kPart, bytes.size() - done);
+    std::size_t written = 0;
+    const int error = write_all(fd, bytes.data() + done, part, &written);
+    done += written;
+    if (error != 0) return error;
+    progress.at(done);
+  }
+  return 0;
+}
+
+int get(Client& client, const Arguments& a) {
+  const auto view = a.wait ? client.wait(a.build, *a.name, *a.wait) : client.get(a.build, *a.name);
+  if (!view && a.wait) {
+    return complain(kTryLater, datum(a) + ": not found within " + std::to_string(a.wait->count()) + " ms");
+  }
+  if (!view) return not_found(a);
+  Progress progress("get " + *a.name, view->length());
+  std::uint64_t done = 0;
+  const auto cut_short = [&](const char* where, int error) {
+    return complain(kIoError, std::string(where) + ": " + std::strerror(error) + " after " + std::to_string(done) +
+                                  " of " + std::to_string(view->length()) + " bytes");
+  };
+  if (a.file == "-") {
+    if (::isatty(STDOUT_FILENO) == 1 && !is_text(view->text())) {
+      return complain(kUsage, datum(a) + ": is binary (" + std::to_string(view->length()) +
+                                  " bytes) and standard output is a terminal: use -o FILE, or a pipe");
+    }
+    const int error = write_value(STDOUT_FILENO, *view, progress, done);
+    return error == 0 ? kDone : cut_short("standard output", error);
+  }
+  OutputFile file;
+  if (const int error = file.open(a.file); error != 0) {
+    return complain(kCannotCreate, a.file + ": cannot create: " + std::strerror(error));
+  }
+  if (const int error = write_value(file.fd(), *view, progress, done); error != 0) {
+    return cut_short(a.file.c_str(), error);
+  }
+  if (const int error = file.commit(); error != 0) return cut_short(a.file.c_str(), error);
+  return kDone;
+}
+
+int stat(Client& client, const Arguments& a) {
+  const auto view = client.stat(a.build, *a.name);
+  if (!view) return not_found(a);
+  return print(a.json ? stat_json(*view) : stat_text(*view));
+}
+
+int list(Client& client, const Arguments& a) {
+  const auto entries = a.name ? client.list(a.build, *a.name) : client.list(a.build);
+  return print(a.json ? list_json(entries) : list_text(entries, ::isatty(STDOUT_FILENO) == 1));
+}
+
+int print_deleted(const Arguments& a, std::uint64_t count) {
+  if (a.json) return print("{\"deleted\":" + std::to_string(count) + "}\n");
+  return print("deleted " + std::to_string(count) + (count == 1 ? " entry\n" : " entries\n"));
+}
+
+// The C++ face speaks of system_clock, which ends 292 years from 1970; every number of seconds is legal here.
+
+void finish(Client& client, const Arguments& a) {
+  const std::int64_t at = a.at.value_or(STEPSTASH_NOW);
+  if (const int code = stepstash_finish(client.handle(), a.build, at); code < 0) {
+    throw Error(code, stepstash_error_message());
+  }
+}
+
+std::uint64_t prune(Client& client, const Arguments& a) {
+  std::uint64_t count = 0;
+  if (const int code = stepstash_prune(client.handle(), *a.at, &count); code < 0) {
+    throw Error(code, stepstash_error_message());
+  }
+  return count;
+}
+
+int run_with(Client& client, const Arguments& a) {
+  switch (a.verb) {
+    case Verb::set:
+      return set(client, a);
+    case Verb::get:
+      return get(client, a);
+    case Verb::stat:
+      return stat(client, a);
+    case Verb::list:
+      return list(client, a);
+    case Verb::finish:
+      finish(client, a);
+      return kDone;
+    case Verb::prune:
+      return print_deleted(a, prune(client, a));
+    case Verb::drop:
+      return print_deleted(a, client.drop(a.build));
+    case Verb::hold:
+      client.hold(a.build);
+      return kDone;
+    case Verb::unhold:
+      client.unhold(a.build);
+      return kDone;
+    case Verb::flush:
+      client.flush();
+      return kDone;
+    case Verb::stats: {
+      const std::string json = client.stats();
+      return print(a.json ? json + "\n" : stats_text(json));
+    }
+  }
+  return kSoftware;
+}
+
+const char* word(Verb verb) {
+  constexpr const char* words[] = {"set",  "get",  "stat",   "list",  "finish", "prune",
+                                   "drop", "hold", "unhold", "flush", "stats"};
+  return words[static_cast<std::size_t>(verb)];
+}
+
+}  // namespace
+
+int run(const Arguments& a) {
+  std::string doing = word(a.verb);
+  if (a.name) {
+    doing += " " + datum(a);
+  } else if (a.build != 0) {
+    doing += " build " + std::to_string(a.build);
+  }
+  try {
+    Client client(a.socket, a.timeout);
+    return run_with(client, a);
+  } catch (const Error& error) {
+    return complain(error, doing);
+  }
+}
+
+}  // namespace stepstash::cli

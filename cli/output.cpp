@@ -1,0 +1,195 @@
+#include "cli/output.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/text.hpp"
+#include "cli/arguments.hpp"
+#include "cli/transfer.hpp"
+
+namespace stepstash::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string dump(const Json& json) {
+  // Names are valid UTF-8 by contract; should one not be, it is shown with U+FFFD rather than not at all.
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+/// The status and what the reader can do about it.
+struct Verdict {
+  int status;
+  const char* advice;
+};
+
+Verdict verdict_of(int code) noexcept {
+  switch (code) {
+    case STEPSTASH_EINVAL:
+      return {kUsage, ""};
+    case STEPSTASH_EUNAVAILABLE:
+      return {kUnavailable, "; the socket is chosen by --socket or $STEPSTASH_SOCKET"};
+    case STEPSTASH_EDEADLINE:
+      return {kTryLater, "; try later, or with a longer --timeout"};
+    case STEPSTASH_EFULL:
+      return {kTryLater, "; try later, prune, or give the daemon a larger --segment-size"};
+    case STEPSTASH_ENOMEM:
+      return {kTryLater, ""};
+    case STEPSTASH_ELIMIT:
+      return {kTryLater, "; try later"};
+    case STEPSTASH_ETOOLARGE:
+      return {kCannotCreate, "; give the daemon a larger --segment-size"};
+    case STEPSTASH_EPERM:
+      return {kNotPermitted, ""};
+    case STEPSTASH_ECORRUPT:
+      return {kIoError, "; the value is not served: set it again"};
+    case STEPSTASH_EIO:
+      return {kIoError, ""};
+    case STEPSTASH_EPROTOCOL:
+      return {kUnavailable, "; are the versions of stepstash and stepstashd alike?"};
+    default:
+      return {kSoftware, "; please report this"};
+  }
+}
+
+void put_lines(const Json& json, const std::string& prefix, std::vector<std::pair<std::string, std::string>>& lines) {
+  for (const auto& [key, value] : json.items()) {
+    const std::string name = prefix.empty() ? key : prefix + "." + key;
+    if (value.is_structured()) {
+      put_lines(value, name, lines);
+    } else {
+      lines.emplace_back(printable(name), value.is_string() ? printable(value.get<std::string>()) : value.dump());
+    }
+  }
+}
+
+std::string padded(std::string text, std::size_t width) {
+  if (text.size() < width) text.append(width - text.size(), ' ');
+  return text;
+}
+
+/// Bytes of a well-formed UTF-8 sequence at the front of `text` that is no control character; 0 otherwise.
+std::size_t printable_sequence(std::string_view text) noexcept {
+  const auto at = [&](std::size_t i) -> unsigned { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0; };
+  const auto tail = [&](std::size_t i) { return (at(i) & 0xC0) == 0x80; };
+  const unsigned lead = at(0);
+  if (lead < 0x80) return (lead >= 0x20 && lead != 0x7F) || lead == '\t' || lead == '\n' || lead == '\r' ? 1 : 0;
+  if (lead >= 0xC2 && lead <= 0xDF) return tail(1) && (lead > 0xC2 || at(1) >= 0xA0) ? 2 : 0;  // not C1 controls
+  if (lead >= 0xE0 && lead <= 0xEF) {
+    const bool well = tail(1) && tail(2) && (lead != 0xE0 || at(1) >= 0xA0) && (lead != 0xED || at(1) <= 0x9F);
+    return well ? 3 : 0;
+  }
+  if (lead >= 0xF0 && lead <= 0xF4) {
+    const bool well =
+        tail(1) && tail(2) && tail(3) && (lead != 0xF0 || at(1) >= 0x90) && (lead != 0xF4 || at(1) <= 0x8F);
+    return well ? 4 : 0;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int complain(int status, std::string_view message) {
+  std::string line = "stepstash: ";
+  for (const char c : message) {
+    const auto byte = static_cast<unsigned char>(c);
+    line += byte < 0x20 || byte == 0x7F ? printable(std::string_view(&c, 1)) : std::string(1, c);
+  }
+  line += '\n';
+  static_cast<void>(!::write(STDERR_FILENO, line.data(), line.size()));  // nowhere to report that this failed
+  return status;
+}
+
+int complain(const Error& error, std::string_view what) {
+  const Verdict verdict = verdict_of(error.code());
+  std::string message(what);
+  message += ": ";
+  message += error.what();
+  message += verdict.advice;
+  return complain(verdict.status, message);
+}
+
+int print(std::string_view text) {
+  const int error = write_all(STDOUT_FILENO, text.data(), text.size());
+  if (error == 0) return kDone;
+  return complain(kIoError, std::string("standard output: ") + std::strerror(error));
+}
+
+std::string stat_text(const View& view) {
+  return "id        " + std::to_string(view.id()) + "\nrevision  " + std::to_string(view.revision()) + "\nbuildid   " +
+         std::to_string(view.build()) + "\nname      " + printable(view.name()) + "\nlength    " +
+         std::to_string(view.length()) + "\nsource    " + printable(view.source()) + "\n";
+}
+
+std::string stat_json(const View& view) {
+  return dump({{"id", view.id()},
+               {"revision", view.revision()},
+               {"buildid", view.build()},
+               {"name", std::string(view.name())},
+               {"length", view.length()},
+               {"source", std::string(view.source())}});
+}
+
+std::string list_text(const std::vector<Entry>& entries, bool for_people) {
+  std::string out;
+  if (!for_people) {
+    for (const Entry& e : entries) {
+      out += std::to_string(e.id) + "\t" + std::to_string(e.length) + "\t" + printable(e.name) + "\t" +
+             printable(e.source) + "\n";
+    }
+    return out;
+  }
+  std::vector<std::array<std::string, 4>> rows = {{"ID", "LENGTH", "NAME", "SOURCE"}};
+  for (const Entry& e : entries) {
+    rows.push_back({std::to_string(e.id), std::to_string(e.length), printable(e.name), printable(e.source)});
+  }
+  std::array<std::size_t, 4> widths{};
+  for (const auto& row : rows) {
+    for (std::size_t i = 0; i < widths.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  for (const auto& row : rows) {
+    out += std::string(widths[0] - row[0].size(), ' ') + row[0] + "  " + std::string(widths[1] - row[1].size(), ' ') +
+           row[1] + "  " + padded(row[2], widths[2]) + "  " + row[3] + "\n";
+  }
+  return out;
+}
+
+std::string list_json(const std::vector<Entry>& entries) {
+  Json all = Json::array();
+  for (const Entry& e : entries) {
+    all.push_back({{"id", e.id},
+                   {"revision", e.revision},
+                   {"buildid", e.build},
+                   {"name", e.name},
+                   {"length", e.length},
+                   {"source", e.source}});
+  }
+  return dump(all);
+}
+
+std::string stats_text(const std::string& json) {
+  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
+  if (parsed.is_discarded()) return json + "\n";
+  std::vector<std::pair<std::string, std::string>> lines;
+  put_lines(parsed, "", lines);
+  std::size_t width = 0;
+  for (const auto& [name, value] : lines) width = std::max(width, name.size());
+  std::string out;
+  for (const auto& [name, value] : lines) out += padded(name, width + 2) + value + "\n";
+  return out;
+}
+
+bool is_text(std::string_view bytes) noexcept {
+  while (!bytes.empty()) {
+    const std::size_t step = printable_sequence(bytes);
+    if (step == 0) return false;
+    bytes.remove_prefix(step);
+  }
+  return true;
+}
+
+}  // namespace stepstash::cli
