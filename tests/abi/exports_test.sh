@@ -1,0 +1,17 @@
+#!/bin/sh
+# The shared library exports what client.h declares, all of it and nothing else.
+set -eu
+library=$1
+header=$2
+directory=$(mktemp -d)
+trap 'rm -rf "$directory"' EXIT
+nm -D --defined-only "$library" | awk '$2 != "A" {sub(/@@.*/, "", $3); print $3}' | LC_ALL=C sort >"$directory/exported"
+grep -o '\bstepstash_[a-z_]*(' "$header" | tr -d '(' | LC_ALL=C sort -u >"$directory/declared"
+# Comments may mention a function before its declaration, never one that does not exist: the sets must be equal.
+test -s "$directory/declared"
+diff "$directory/declared" "$directory/exported"
+# Every one of them carries the version node.
+if nm -D --defined-only "$library" | grep ' stepstash_' | grep -v '@@STEPSTASH_0$'; then
+  echo "exported without a version" >&2
+  exit 1
+fi

@@ -1,0 +1,44 @@
+#include "cli/output.hpp"
+
+#include <boost/test/unit_test.hpp>
+
+namespace stepstash::cli {
+
+BOOST_AUTO_TEST_SUITE(output)
+
+BOOST_AUTO_TEST_CASE(text_for_terminals_is_utf8_without_control_characters) {
+  for (const char* text : {"", "plain\n", "tab\tand\r\n", "na\xC3\xAFve \xE2\x82\xAC \xF0\x9F\x92\xBE"}) {
+    BOOST_TEST(is_text(text), text);
+  }
+  using namespace std::string_view_literals;
+  for (const std::string_view text : {"a\0b"sv, "\x1b[31m"sv, "\x7f"sv, "\xff"sv, "\xC3"sv, "\xC0\x80"sv,
+                                      "\xED\xA0\x80"sv, "\xC2\x9B"sv, "\xE2\x82"sv, "\xF5\x80\x80\x80"sv, "\x08"sv}) {
+    BOOST_TEST(!is_text(text));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(each_entry_has_a_line_whatever_its_name_is) {
+  const std::vector<Entry> entries = {{1, 2, 42, 3, "a", "s"}, {4, 5, 42, 6, "two\nlines\tand a tab", "\x1b[31m"}};
+  BOOST_TEST(list_text(entries, false) == "1\t3\ta\ts\n4\t6\ttwo\\x0alines\\x09and a tab\t\\x1b[31m\n");
+  const std::string table = list_text(entries, true);
+  BOOST_TEST(std::count(table.begin(), table.end(), '\n') == 3);
+  BOOST_TEST(table.find("\x1b") == std::string::npos);
+  BOOST_TEST(list_text({}, false).empty());
+}
+
+BOOST_AUTO_TEST_CASE(json_has_buildbots_words) {
+  BOOST_TEST(list_json({{1, 2, 42, 3, "a\"b", "s"}}) ==
+             R"([{"id":1,"revision":2,"buildid":42,"name":"a\"b","length":3,"source":"s"}])"
+             "\n");
+  BOOST_TEST(list_json({}) == "[]\n");
+}
+
+BOOST_AUTO_TEST_CASE(stats_are_one_line_each_and_what_is_no_json_is_shown_as_it_is) {
+  BOOST_TEST(stats_text(R"({"sets":1,"segment":{"total_bytes":2,"name":"x"}})") ==
+             "sets                 1\nsegment.total_bytes  2\nsegment.name         x\n");
+  BOOST_TEST(stats_text("{cut") == "{cut\n");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace stepstash::cli

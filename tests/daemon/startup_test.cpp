@@ -1,0 +1,282 @@
+// Warm, cold and damaged starts on databases that agree with the segment or do not.
+#include "daemon/startup.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "tests/daemon/engine.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+struct Starting {
+  MemoryStore disk;
+  ManualClock clock;
+  TempDir directory;
+
+  std::string segment_path() const { return directory.file(Engine::kSegment); }
+  void forget_segment() const { std::filesystem::remove(segment_path()); }
+  std::vector<std::string> objects() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(directory.path())) {
+      names.push_back(entry.path().filename());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+  /// Changes one byte of the segment.
+  void damage(std::uint64_t offset) const {
+    std::fstream file(segment_path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(static_cast<std::streamoff>(offset));
+    const auto byte = static_cast<char>(file.get());
+    file.seekp(static_cast<std::streamoff>(offset));
+    file.put(static_cast<char>(byte ^ 1));
+  }
+};
+
+/// Covered by the header's checksum, and needed for nothing that is saved.
+constexpr std::uint64_t kSegmentIdOffset = offsetof(shm::Header, segment_id);
+
+bool mentions(const std::vector<std::string>& lines, std::string_view text) {
+  return std::any_of(lines.begin(), lines.end(), [&](auto& line) { return line.find(text) != line.npos; });
+}
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_SUITE(startup, Starting)
+
+BOOST_AUTO_TEST_CASE(a_warm_start_keeps_what_was_dirty_and_writes_it) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  std::uint64_t id = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    id = engine.set(1, "v", "value").id;
+    engine.store().finish(2, 100).value();
+  }
+  BOOST_TEST((rows(disk) == Rows{}));
+  faulty.heal();
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(engine.startup().entries_kept == 1u);
+  BOOST_TEST(!engine.startup().all_dirty);
+  BOOST_TEST(engine.startup().set_aside.empty());
+  BOOST_TEST(engine.value(1, "v") == "value");
+  BOOST_TEST(engine.segment().find(1, "v")->id == id);
+  BOOST_TEST(engine.flusher().dirty_values() == 1u);
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"1/v=value"}));
+  BOOST_TEST(disk.load_build(2).value()->complete_at.value() == 100);
+}
+
+BOOST_AUTO_TEST_CASE(a_cold_start_knows_all_entries_and_has_no_value_yet) {
+  std::uint64_t id = 0;
+  {
+    Engine engine(directory, disk, clock);
+    id = engine.set(1, "v", "value").id;
+    engine.set(2, "w", "of a finished build");
+    engine.store().finish(2, 100).value();
+    engine.store().hold(2, true).value();
+    engine.flush().value();
+  }
+  forget_segment();
+  Engine engine(directory, disk, clock);
+  BOOST_TEST(engine.startup().entries_loaded == 2u);
+  BOOST_TEST(engine.value(1, "v") == "(evicted)");
+  BOOST_TEST(engine.segment().find(1, "v")->id == id);
+  BOOST_TEST(engine.segment().find(1, "v")->length == 5u);
+  BOOST_TEST(engine.store().list({1, std::nullopt, 0}).value().entries.size() == 1u);
+  BOOST_TEST(engine.load(1, "v").has_value());
+  BOOST_TEST(engine.value(1, "v") == "value");
+  BOOST_TEST(engine.prune(101) == 0u);  // held
+  engine.store().hold(2, false).value();
+  BOOST_TEST(engine.prune(101) == 1u);
+  BOOST_TEST(engine.set(3, "new", "v").id > id + 1);
+}
+
+BOOST_AUTO_TEST_CASE(a_database_with_more_entries_than_the_segment_holds_makes_it_larger) {
+  const std::string source(200, 's');
+  std::vector<std::string> names;
+  for (int i = 0; i < 20'000; ++i) names.push_back("name " + std::to_string(i) + std::string(200, 'n'));
+  persist::Batch batch;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    batch.entries.push_back({.id = i + 1,
+                             .revision = i + 1,
+                             .buildid = 1 + static_cast<BuildId>(i) % 3000,
+                             .name = names[i],
+                             .source = source,
+                             .value_hash = shm::hash_bytes({}),
+                             .value = {}});
+  }
+  disk.commit(batch).value();
+  Engine engine(directory, disk, clock);
+  BOOST_TEST(engine.segment().bytes() > Engine::kSegmentBytes);
+  BOOST_TEST(engine.startup().entries_loaded == 20'000u);
+  BOOST_TEST(engine.segment().index().entries() == 20'000u);
+  BOOST_TEST(engine.set(5000, "and there is room for more", std::string(100'000, 'v')).id > 20'000u);
+}
+
+BOOST_AUTO_TEST_CASE(another_database_gets_all_that_is_resident) {
+  {
+    Engine engine(directory, disk, clock);
+    engine.set(1, "clean", "clean value");
+    engine.flush().value();
+    engine.set(1, "dirty", "dirty value");
+    engine.store().finish(1, 100).value();
+  }
+  MemoryStore other(0xd1ff);
+  Engine engine(directory, other, clock);
+  BOOST_TEST(engine.startup().all_dirty);
+  BOOST_TEST(mentions(engine.startup().set_aside, "database"));
+  BOOST_TEST(engine.value(1, "clean") == "clean value");
+  engine.flush().value();
+  BOOST_TEST((rows(other) == Rows{"1/clean=clean value", "1/dirty=dirty value"}));
+  BOOST_TEST(other.load_build(1).value()->complete_at.value() == 100);
+}
+
+BOOST_AUTO_TEST_CASE(values_that_only_the_former_database_has_are_named_and_not_served) {
+  {
+    Engine engine(directory, disk, clock);
+    engine.set(1, "evicted", std::string(200'000, 'e'));
+    engine.flush().value();
+    for (int i = 0; engine.value(1, "evicted") != "(evicted)"; ++i) {
+      BOOST_REQUIRE(i < 100);
+      engine.set(2, std::to_string(i), std::string(200'000, 'f'));
+      engine.flush().value();
+    }
+  }
+  MemoryStore other(0xd1ff);
+  Engine engine(directory, other, clock);
+  BOOST_TEST(mentions(engine.startup().set_aside, "\"evicted\""));
+  BOOST_TEST(engine.value(1, "evicted") == "(miss)");
+}
+
+BOOST_AUTO_TEST_CASE(an_older_copy_of_the_database_is_brought_up_to_date) {
+  MemoryStore older(disk.store_id());
+  {
+    Engine engine(directory, disk, clock);
+    engine.set(1, "v", "value");
+    engine.flush().value();
+    engine.set(1, "w", "value");
+    engine.flush().value();
+  }
+  Engine engine(directory, older, clock);  // the same database, before any of that
+  BOOST_TEST(engine.startup().all_dirty);
+  engine.flush().value();
+  BOOST_TEST((rows(older) == Rows{"1/v=value", "1/w=value"}));
+}
+
+BOOST_AUTO_TEST_CASE(ids_go_on_behind_those_of_the_database_and_of_the_segment) {
+  FaultyStore faulty(disk);
+  std::uint64_t last = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    faulty.fail_commits(Errc::not_durable);
+    last = engine.set(1, "v", "value").revision;  // never in the database: lost with the segment
+  }
+  faulty.heal();
+  forget_segment();
+  {
+    Engine engine(directory, faulty, clock);
+    BOOST_TEST(engine.value(1, "v") == "(miss)");
+    const auto next = engine.set(1, "v", "value");
+    BOOST_TEST(next.id > last);
+    last = next.revision;
+  }
+  MemoryStore other(0xd1ff);  // whose own count is at 1
+  Engine engine(directory, other, clock);
+  BOOST_TEST(engine.set(1, "w", "value").id > last);
+}
+
+BOOST_AUTO_TEST_CASE(a_damaged_segment_is_kept_aside_and_its_dirty_values_are_saved) {
+  FaultyStore faulty(disk);
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "clean", "clean value");
+    engine.flush().value();
+    faulty.fail_commits(Errc::not_durable);
+    engine.set(1, "dirty", "dirty value");
+    engine.store().finish(1, 100).value();
+  }
+  faulty.heal();
+  damage(kSegmentIdOffset);
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(engine.startup().entries_salvaged == 1u);
+  BOOST_TEST(mentions(engine.startup().set_aside, "damaged"));
+  BOOST_TEST(engine.value(1, "dirty") == "dirty value");
+  BOOST_TEST(engine.load(1, "clean").has_value());
+  BOOST_TEST(engine.value(1, "clean") == "clean value");
+  BOOST_TEST(engine.prune(101) == 2u);
+  const auto names = objects();
+  BOOST_TEST(std::count(names.begin(), names.end(), std::string(Engine::kSegment) + ".damaged.1") == 1);
+}
+
+BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_and_the_rest_is_served) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  std::uint64_t offset = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "a", "sound value");
+    engine.set(1, "bad", "damaged value");
+    const shm::Entry* entry = engine.segment().find(1, "bad");
+    offset = engine.segment().offset_of(*entry) + entry->value_offset;
+  }
+  damage(offset);
+  faulty.heal();
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(mentions(engine.startup().set_aside, "\"bad\""));
+  BOOST_TEST(engine.value(1, "a") == "sound value");
+  BOOST_TEST(engine.value(1, "bad") != "damaged value");
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"1/a=sound value"}));
+}
+
+BOOST_AUTO_TEST_CASE(a_drop_that_the_database_has_not_heard_of_holds_in_a_damaged_segment_too) {
+  FaultyStore faulty(disk);
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "v", "value");
+    engine.set(2, "v", "value");
+    engine.flush().value();
+    faulty.fail_commits(Errc::not_durable);
+    engine.store().drop(1).value();
+  }
+  faulty.heal();
+  damage(kSegmentIdOffset);
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(engine.value(1, "v") == "(miss)");
+  BOOST_TEST(engine.value(2, "v") == "(evicted)");
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"2/v=value"}));
+}
+
+BOOST_AUTO_TEST_CASE(a_half_made_segment_of_a_start_that_was_killed_is_replaced) {
+  std::ofstream(directory.file(std::string(Engine::kSegment) + ".new")) << "half made";
+  Engine engine(directory, disk, clock);
+  engine.set(1, "v", "value");
+  const auto names = objects();
+  BOOST_TEST(std::count(names.begin(), names.end(), std::string(Engine::kSegment) + ".new") == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_segment_of_another_size_than_configured_is_moved_with_what_is_dirty) {
+  FaultyStore faulty(disk);
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "clean", "clean value");
+    engine.flush().value();
+    faulty.fail_commits(Errc::not_durable);
+    engine.set(1, "dirty", "dirty value");
+  }
+  faulty.heal();
+  Engine engine(directory, faulty, clock, 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.segment().bytes() == 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.startup().set_aside.empty());
+  BOOST_TEST(engine.value(1, "dirty") == "dirty value");
+  BOOST_TEST(engine.load(1, "clean").has_value());
+  BOOST_TEST(engine.value(1, "clean") == "clean value");
+}
+
+BOOST_AUTO_TEST_SUITE_END()

@@ -1,0 +1,374 @@
+// Set, load, evict, prune: where segment and database meet, on a database in memory that fails when it is told to.
+#include "daemon/store.hpp"
+
+#include "tests/daemon/engine.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+struct Storing {
+  MemoryStore disk;
+  FaultyStore faulty{disk};
+  ManualClock clock;
+  TempDir directory;
+  Engine engine{directory, faulty, clock};
+
+  /// Sets and flushes values of 200 KiB until `name` of build 1 is evicted.
+  void fill_until_evicted(const std::string& name) {
+    for (int i = 0; engine.value(1, name) != "(evicted)"; ++i) {
+      BOOST_REQUIRE(i < 100);
+      engine.set(99, "filler " + std::to_string(i), std::string(200 << 10, 'f'));
+      engine.flush().value();
+    }
+  }
+  /// Runs the loop until a load is with the database, and stands still there.
+  void stop_in_load() {
+    const std::uint64_t before = faulty.loads();
+    engine.run_until([&] { return faulty.loads() > before; });
+    BOOST_REQUIRE(faulty.wait_until_blocked());
+  }
+};
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_SUITE(store, Storing)
+
+BOOST_AUTO_TEST_CASE(a_replaced_value_keeps_its_id_and_its_place_in_the_list) {
+  const auto first = engine.set(1, "a", "1");
+  engine.set(1, "b", "2");
+  const auto again = engine.set(1, "a", "3");
+  BOOST_TEST(again.id == first.id);
+  BOOST_TEST(again.revision > first.revision);
+  const auto page = engine.store().list({1, std::nullopt, 0}).value();
+  BOOST_REQUIRE(page.entries.size() == 2u);
+  BOOST_TEST(page.entries[0].name == "a");
+  BOOST_TEST(page.entries[0].revision == again.revision);
+}
+
+BOOST_AUTO_TEST_CASE(a_list_comes_in_pages) {
+  for (int i = 0; i < 70; ++i) engine.set(1, std::to_string(i), "v");
+  std::uint64_t after = 0;
+  std::vector<std::size_t> pages;
+  for (bool more = true; more;) {
+    const auto page = engine.store().list({1, std::nullopt, after}).value();
+    for (const auto& entry : page.entries) {
+      BOOST_TEST(entry.id > after);
+      after = entry.id;
+    }
+    pages.push_back(page.entries.size());
+    more = page.more;
+  }
+  BOOST_TEST((pages == std::vector<std::size_t>{32, 32, 6}));
+}
+
+BOOST_AUTO_TEST_CASE(a_value_that_can_never_fit_is_refused_at_once) {
+  const std::uint64_t most = engine.segment().max_value_bytes();
+  std::optional<Result<daemon::OwnedDraft>> done;
+  engine.start(engine.reserving(Engine::params(1, "v"), most + 1), done);
+  engine.loop().poll();
+  BOOST_REQUIRE(done.has_value());
+  BOOST_TEST((done->error() == Errc::too_large));
+  const std::string text = engine.store().explain(done->error(), most + 1);
+  BOOST_TEST(text.find(std::to_string(most)) != std::string::npos);
+  BOOST_TEST(text.find(std::to_string(most + 1)) != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(a_large_value_finds_room_in_a_segment_full_of_flushed_ones) {
+  for (int i = 0; i < 150; ++i) {
+    engine.set(1, std::to_string(i), std::string(25'000, 'x'));
+    engine.flush().value();
+  }
+  const std::string large(engine.segment().max_value_bytes() / 3, 'L');
+  BOOST_TEST(engine.try_set(Engine::params(2, "large"), large).has_value());
+  BOOST_TEST((engine.value(2, "large") == large));
+  BOOST_TEST(engine.store().evicted_values() > 10u);
+  BOOST_TEST(engine.segment().index().entries() == 151u);
+}
+
+BOOST_AUTO_TEST_CASE(a_condition_that_ceased_to_hold_before_the_commit_gives_the_block_back) {
+  auto params = Engine::params(1, "v");
+  params.if_absent = true;
+  auto draft = engine.run(engine.store().reserve(params, 100'000, engine.waiter(), in(10s)));
+  BOOST_REQUIRE(draft.has_value());
+  engine.segment().reserve(*draft.value(), 100'000).value();
+  engine.set(1, "v", "came first");
+  const std::uint64_t before = engine.used();
+  const auto done =
+      engine.run(engine.store().commit(params, std::move(draft).value(), 100'000, 0, engine.waiter(), in(10s)));
+  BOOST_TEST((done.error() == Errc::condition_failed));
+  BOOST_TEST(engine.value(1, "v") == "came first");
+  BOOST_TEST(engine.used() + 100'000 <= before);
+}
+
+BOOST_AUTO_TEST_CASE(a_set_that_waits_for_the_dirty_limit_goes_on_after_a_flush) {
+  engine.store().set_limits({1000, 10s, std::nullopt});
+  engine.set(1, "a", std::string(900, 'a'));
+  faulty.fail_commits(Errc::not_durable);
+  const auto refused = engine.try_set(Engine::params(1, "b"), std::string(200, 'b'), 50ms);
+  BOOST_TEST((refused.error() == Errc::dirty_limit));
+  faulty.heal();
+  BOOST_TEST(engine.try_set(Engine::params(1, "b"), std::string(200, 'b')).has_value());
+  // One value may exceed the limit when nothing else waits.
+  engine.flush().value();
+  BOOST_TEST(engine.try_set(Engine::params(1, "c"), std::string(5000, 'c'), 50ms).has_value());
+}
+
+BOOST_AUTO_TEST_CASE(freeing_works_with_the_segment_full_and_the_database_failing) {
+  engine.store().set_limits({Engine::kSegmentBytes, 10s, std::nullopt});
+  faulty.fail_commits(Errc::not_durable);
+  int values = 0;
+  while (engine.try_set(Engine::params(1 + values % 2, std::to_string(values)), std::string(100'000, 'v'), 20ms)) {
+    ++values;
+  }
+  BOOST_TEST(values > 20);
+  while (engine.try_set(Engine::params(3, std::to_string(values)), std::string(50, 'v'), 20ms)) ++values;
+  BOOST_TEST(engine.store().finish(1, 100).has_value());
+  BOOST_TEST(engine.store().finish(77, 100).has_value());
+  BOOST_TEST(engine.store().hold(78, true).has_value());
+  const std::uint64_t before = engine.used();
+  BOOST_TEST(engine.prune(101) > 10u);
+  BOOST_TEST(engine.store().drop(2).value() > 10u);
+  BOOST_TEST(engine.used() + 2'000'000 < before);
+  BOOST_TEST(engine.try_set(Engine::params(4, "room again"), std::string(1'000'000, 'v'), 1s).has_value());
+}
+
+// ---- eviction and reload -------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_dirty_value_is_never_evicted) {
+  faulty.fail_commits(Errc::not_durable);
+  engine.set(1, "dirty", std::string(1000, 'd'));
+  while (engine.try_set(Engine::params(2, std::to_string(engine.store().counters().sets)), std::string(100'000, 'v'),
+                        20ms)) {
+  }
+  BOOST_TEST(engine.value(1, "dirty") == std::string(1000, 'd'));
+  BOOST_TEST(engine.store().counters().evictions == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(an_evicted_value_comes_back_as_it_was) {
+  const auto set = engine.set(1, "v", std::string(300'000, 'v'));
+  engine.flush().value();
+  fill_until_evicted("v");
+  BOOST_TEST(engine.store().evicted_values() >= 1u);
+  BOOST_TEST(engine.load(1, "v").has_value());
+  BOOST_TEST((engine.value(1, "v") == std::string(300'000, 'v')));
+  BOOST_TEST(engine.segment().find(1, "v")->id == set.id);
+  BOOST_TEST(engine.segment().find(1, "v")->revision == set.revision);
+  BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::clean));
+  BOOST_TEST(engine.store().counters().reloads == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(many_that_ask_for_one_value_load_it_once) {
+  engine.set(1, "v", std::string(300'000, 'v'));
+  engine.flush().value();
+  fill_until_evicted("v");
+  const std::uint64_t loads = faulty.loads();
+  std::vector<std::optional<Result<>>> done(10);
+  std::vector<std::unique_ptr<daemon::Waiter>> waiters;
+  for (auto& one : done) {
+    waiters.push_back(std::make_unique<daemon::Waiter>(engine.loop()));
+    engine.start(engine.loading(1, "v", *waiters.back()), one);
+  }
+  engine.run_until([&] { return std::all_of(done.begin(), done.end(), [](auto& one) { return one.has_value(); }); });
+  for (auto& one : done) BOOST_TEST(one->has_value());
+  BOOST_TEST(faulty.loads() == loads + 1);
+  BOOST_TEST(engine.store().counters().reloads == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_load_that_fails_says_so_and_can_be_tried_again) {
+  engine.set(1, "v", std::string(1000, 'v'));
+  engine.flush().value();
+  fill_until_evicted("v");
+  faulty.fail_loads(Errc::not_durable);
+  BOOST_TEST((engine.load(1, "v").error() == Errc::not_durable));
+  BOOST_TEST(engine.store().counters().reload_errors == 1u);
+  BOOST_TEST(engine.value(1, "v") == "(evicted)");
+  faulty.heal();
+  BOOST_TEST(engine.load(1, "v").has_value());
+  BOOST_TEST(engine.value(1, "v") == std::string(1000, 'v'));
+}
+
+BOOST_AUTO_TEST_CASE(a_row_that_is_gone_is_damage_and_not_a_miss) {
+  engine.set(1, "v", std::string(1000, 'v'));
+  engine.flush().value();
+  fill_until_evicted("v");
+  persist::Batch batch;
+  batch.builds.push_back({.buildid = 1, .complete_at = {}, .held = {}, .drop_upto = 1'000'000});
+  disk.commit(batch).value();  // behind the daemon's back
+  BOOST_TEST((engine.load(1, "v").error() == Errc::corrupt_value));
+  BOOST_TEST((engine.load(1, "never set").error() == Errc::not_found));
+}
+
+BOOST_AUTO_TEST_CASE(a_value_dropped_while_it_is_loaded_stays_dropped) {
+  engine.set(1, "v", std::string(1000, 'v'));
+  engine.flush().value();
+  fill_until_evicted("v");
+  const std::uint64_t before = engine.used();
+  std::optional<Result<>> done;
+  faulty.block_loads();
+  engine.start(engine.loading(1, "v", engine.waiter()), done);
+  stop_in_load();
+  BOOST_TEST(engine.store().drop(1).value() == 1u);
+  faulty.release();
+  engine.run_until([&] { return done.has_value(); });
+  BOOST_TEST((done->error() == Errc::not_found));
+  BOOST_TEST(engine.value(1, "v") == "(miss)");
+  BOOST_TEST(engine.used() < before);
+}
+
+BOOST_AUTO_TEST_CASE(a_value_replaced_while_it_is_loaded_is_the_new_one) {
+  engine.set(1, "v", std::string(1000, 'v'));
+  engine.flush().value();
+  fill_until_evicted("v");
+  std::optional<Result<>> done;
+  faulty.block_loads();
+  engine.start(engine.loading(1, "v", engine.waiter()), done);
+  stop_in_load();
+  std::optional<Result<protocol::SetOk>> set;
+  daemon::Waiter waiter(engine.loop());
+  engine.start(engine.setting(Engine::params(1, "v"), "newer", waiter), set);
+  engine.run_until([&] { return set.has_value(); });
+  faulty.release();
+  engine.run_until([&] { return done.has_value(); });
+  BOOST_TEST(done->has_value());
+  BOOST_TEST(engine.value(1, "v") == "newer");
+  BOOST_TEST(engine.store().resident_values() + engine.store().evicted_values() == engine.segment().index().entries());
+}
+
+// ---- waiting -------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_wait_ends_with_the_set_of_its_name_alone) {
+  std::optional<Result<>> done;
+  engine.start(engine.awaiting(1, "v", engine.waiter(), 30s), done);
+  daemon::Waiter own(engine.loop());
+  const auto set = [&](const char* name) { engine.run(engine.setting(Engine::params(1, name), {}, own)).value(); };
+  set("other");
+  engine.loop().poll();
+  BOOST_TEST(!done);
+  set("v");
+  engine.run_until([&] { return done.has_value(); });
+  BOOST_TEST(done->has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_wait_ends_at_its_deadline_and_when_its_client_is_gone) {
+  BOOST_TEST((engine.run(engine.awaiting(1, "v", engine.waiter(), 20ms)).error() == Errc::deadline_exceeded));
+  std::optional<Result<>> done;
+  daemon::Waiter gone(engine.loop());
+  engine.start(engine.awaiting(1, "v", gone, 1h), done);
+  engine.loop().poll();
+  BOOST_TEST(!done);
+  gone.hang_up();
+  engine.run_until([&] { return done.has_value(); });
+  BOOST_TEST((done->error() == Errc::deadline_exceeded));
+}
+
+// ---- builds --------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(prune_takes_strictly_older_finished_builds_that_are_not_held) {
+  for (BuildId build = 1; build <= 4; ++build) engine.set(build, "v", "v");
+  engine.store().finish(1, 99).value();
+  engine.store().finish(2, 100).value();
+  engine.store().finish(3, 99).value();
+  engine.store().hold(3, true).value();
+  BOOST_TEST(engine.prune(100) == 1u);
+  BOOST_TEST(engine.value(1, "v") == "(miss)");
+  for (BuildId build = 2; build <= 4; ++build) BOOST_TEST(engine.value(build, "v") == "v");
+}
+
+BOOST_AUTO_TEST_CASE(a_finish_that_only_the_database_remembers_counts) {
+  persist::Batch batch;
+  batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = {}});
+  batch.builds.push_back({.buildid = 2, .complete_at = 100, .held = true});
+  disk.commit(batch).value();
+  engine.set(1, "v", "v");
+  engine.set(2, "v", "v");
+  BOOST_TEST(engine.prune(101) == 1u);
+  BOOST_TEST(engine.value(1, "v") == "(miss)");
+  BOOST_TEST(engine.value(2, "v") == "v");
+}
+
+BOOST_AUTO_TEST_CASE(what_is_said_now_outweighs_what_the_database_remembers) {
+  persist::Batch batch;
+  batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = true});
+  disk.commit(batch).value();
+  engine.set(1, "v", "v");
+  engine.store().finish(1, 500).value();
+  engine.store().hold(1, false).value();
+  BOOST_TEST(engine.prune(101) == 0u);
+  BOOST_TEST(engine.prune(501) == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_build_that_the_database_could_not_be_asked_about_is_pruned_once_it_answers) {
+  persist::Batch batch;
+  batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = {}});
+  disk.commit(batch).value();
+  faulty.fail_loads(Errc::not_durable);
+  engine.set(1, "v", "v");
+  BOOST_TEST(engine.prune(101) == 0u);
+  faulty.heal();
+  engine.run_until([&] {
+    clock.advance(2s);
+    engine.store().maintain();
+    return engine.prune(101) == 1;
+  });
+}
+
+BOOST_AUTO_TEST_CASE(the_horizon_prunes_by_the_wall_clock) {
+  engine.store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+  engine.set(1, "v", "v");
+  engine.store().finish(1, std::nullopt).value();  // now
+  const std::int64_t now = clock.wall_seconds();
+  const auto prune = [&] {
+    std::optional<bool> done;
+    engine.start(
+        [](daemon::Store& store, daemon::Waiter& waiter) -> awaitable<bool> {
+          co_await store.prune_expired(waiter);
+          co_return true;
+        }(engine.store(), engine.waiter()),
+        done);
+    engine.run_until([&] { return done.has_value(); });
+  };
+  BOOST_TEST(engine.prune(0) == 0u);  // waits for what the database knows of the build
+  clock.set_wall(now + 3600);
+  prune();
+  BOOST_TEST(engine.value(1, "v") == "v");
+  clock.set_wall(now + 3601);
+  prune();
+  BOOST_TEST(engine.value(1, "v") == "(miss)");
+  BOOST_TEST(engine.store().counters().pruned == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_build_without_data_gives_up_its_record_when_the_database_has_its_facts) {
+  engine.store().finish(1, 100).value();
+  BOOST_TEST(engine.segment().builds() == 1u);
+  engine.flush().value();
+  engine.run_until([&] { return engine.segment().builds() == 0; });
+  engine.set(2, "v", "v");
+  engine.store().drop(2).value();
+  engine.flush().value();
+  engine.run_until([&] { return engine.segment().builds() == 0; });
+}
+
+BOOST_AUTO_TEST_CASE(with_the_build_table_full_sets_are_refused_and_finishes_are_not) {
+  faulty.fail_commits(Errc::not_durable);  // or finished builds without data would give up their records
+  BuildId build = 0;
+  for (;;) {
+    const auto set = engine.try_set(Engine::params(++build, "v"), "v", 50ms);
+    if (set) continue;
+    BOOST_TEST((set.error() == Errc::too_many_builds));
+    break;
+  }
+  const std::uint64_t capacity = engine.segment().builds_capacity();
+  BOOST_TEST(static_cast<std::uint64_t>(build) > capacity / 2);
+  BOOST_TEST(engine.try_set(Engine::params(1, "another of a known build"), "v").has_value());
+  BOOST_TEST(engine.store().finish(1, 100).has_value());
+  BOOST_TEST(engine.store().finish(build, 100).has_value());
+  BOOST_TEST(engine.store().hold(build + 1, true).has_value());
+  BOOST_TEST(engine.prune(101) == 2u);
+  faulty.heal();
+  engine.flush().value();
+  BOOST_TEST(engine.try_set(Engine::params(build, "v"), "v").has_value());
+}
+
+BOOST_AUTO_TEST_SUITE_END()

@@ -1,0 +1,2 @@
+#define BOOST_TEST_MODULE stepstash_daemon
+#include <boost/test/unit_test.hpp>

@@ -1,0 +1,3 @@
+#define BOOST_TEST_MODULE persist
+#define BOOST_TEST_DYN_LINK
+#include <boost/test/unit_test.hpp>

@@ -1,0 +1,361 @@
+"""The Python face against the real daemon."""
+
+import array
+import gc
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+from daemon import Daemon, until  # also names the library
+
+import stepstash
+
+MEGABYTE = bytes(range(256)) * 4096
+
+
+class WithDaemon(unittest.TestCase):
+    build = 0
+
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = Daemon()
+        cls.addClassCleanup(cls.daemon.stop)
+
+    def setUp(self):
+        WithDaemon.build += 1  # every test has a build of its own
+        self.client = stepstash.Client(self.daemon.socket)
+        self.addCleanup(self.client.close)
+
+    def open_views(self):
+        return self.client.stats()["open_views"]
+
+    def value(self, name):
+        with self.client.get(self.build, name) as view:
+            return bytes(view.data)
+
+
+class Reading(WithDaemon):
+    def test_a_value_comes_back_with_everything_that_was_said_of_it(self):
+        done = self.client.set(self.build, "Bericht ü", b"all passed", "unit tests")
+        with self.client.get(self.build, "Bericht ü") as view:
+            self.assertEqual(bytes(view.data), b"all passed")
+            self.assertEqual((view.id, view.revision), done)
+            self.assertEqual((view.build, view.name, view.source), (self.build, "Bericht ü", "unit tests"))
+            self.assertEqual(len(view), 10)
+
+    def test_absent_is_none(self):
+        self.assertIsNone(self.client.get(self.build, "x"))
+        self.assertIsNone(self.client.stat(self.build, "x"))
+        self.assertEqual(self.client.list(self.build), [])
+
+    def test_an_empty_value_is_not_absent(self):
+        self.client.set(self.build, "", b"")
+        view = self.client.get(self.build, "")
+        self.assertTrue(view)
+        self.assertEqual(bytes(view.data), b"")
+        view.release()
+
+    def test_the_view_cannot_be_written_to(self):
+        self.client.set(self.build, "x", b"abc")
+        with self.client.get(self.build, "x") as view:
+            self.assertTrue(view.data.readonly)
+            with self.assertRaises(TypeError):
+                view.data[0] = 0
+
+    def test_a_view_keeps_the_old_bytes_after_a_replacement(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        with self.client.get(self.build, "x") as view:
+            self.client.set(self.build, "x", b"new")
+            self.assertEqual(view.data, MEGABYTE)
+            self.assertEqual(self.value("x"), b"new")
+
+    def test_the_end_of_a_with_lets_go_of_the_value(self):
+        self.client.set(self.build, "x", b"abc")
+        before = self.open_views()
+        with self.client.get(self.build, "x") as view:
+            self.assertEqual(self.open_views(), before + 1)
+        self.assertEqual(self.open_views(), before)
+        with self.assertRaises(ValueError):
+            view.data
+        view.release()  # again: nothing
+
+    def test_a_view_that_is_forgotten_is_let_go_of(self):
+        self.client.set(self.build, "x", b"abc")
+        before = self.open_views()
+        views = [self.client.get(self.build, "x") for _ in range(100)]
+        self.assertEqual(self.open_views(), before + 100)
+        views.clear()
+        gc.collect()
+        self.assertEqual(self.open_views(), before)
+
+    def test_a_slice_holds_the_value_in_place_after_its_view_was_released(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        before = self.open_views()
+        with self.client.get(self.build, "x") as view:
+            part = view.data[1000:2000]
+        self.client.set(self.build, "x", bytes(len(MEGABYTE)))
+        for _ in range(60):  # what was let go of would be overwritten by now: the segment has 64 MiB
+            self.client.set(self.build, "y", bytes(len(MEGABYTE)))
+        self.assertEqual(part, MEGABYTE[1000:2000])
+        self.assertEqual(self.open_views(), before + 1)
+        part.release()
+        self.assertEqual(self.open_views(), before)
+
+    def test_a_view_outlives_its_client(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        other = stepstash.Client(self.daemon.socket)
+        view = other.get(self.build, "x")
+        other.close()
+        self.assertEqual(view.data, MEGABYTE)
+        view.release()
+        with self.assertRaises(ValueError):
+            other.get(self.build, "x")
+
+    def test_more_than_441_views_are_refused_with_a_word(self):
+        self.client.set(self.build, "x", b"abc")
+        views = [self.client.get(self.build, "x") for _ in range(441)]
+        with self.assertRaisesRegex(stepstash.LimitReached, "441"):
+            self.client.get(self.build, "x")
+        views.pop()
+        self.client.get(self.build, "x").release()
+
+    def test_list_gives_everything_but_the_values_in_the_order_of_ids(self):
+        ids = [self.client.set(self.build, f"n{i:03}", b"x" * i, "s").id for i in range(70)]  # three pages
+        entries = self.client.list(self.build)
+        self.assertEqual([e.id for e in entries], ids)
+        self.assertEqual([e.length for e in entries], list(range(70)))
+        self.assertEqual(self.client.list(self.build, "n007"), [entries[7]])
+        self.assertEqual(self.client.stat(self.build, "n007"), entries[7])
+
+    def test_wait_returns_when_the_name_appears(self):
+        found = []
+        waiter = threading.Thread(target=lambda: found.append(self.client.wait(self.build, "late", 20)))
+        waiter.start()
+        self.client.set(self.build, "late", b"here")
+        waiter.join()
+        self.assertEqual(bytes(found.pop()), b"here")
+
+    def test_wait_gives_none_when_the_name_does_not_appear(self):
+        self.assertIsNone(self.client.wait(self.build, "never", 0.02))
+
+
+class Writing(WithDaemon):
+    def test_every_bytes_like_object_is_taken_whole_whatever_its_items_are(self):
+        numbers = array.array("d", [0.5, 1.5, 2.5])
+        for value in (b"bytes", bytearray(b"bytearray"), memoryview(b"memory")[1:3], numbers, memoryview(numbers)):
+            self.client.set(self.build, "x", value)
+            self.assertEqual(self.value("x"), bytes(value))
+        self.assertEqual(self.client.stat(self.build, "x").length, 24)
+
+    def test_what_is_not_contiguous_or_not_bytes_is_refused(self):
+        for value, error in ((memoryview(b"abcdef")[::2], BufferError), ("text", TypeError), (7, TypeError)):
+            with self.assertRaises(error):
+                self.client.set(self.build, "x", value)
+        self.assertIsNone(self.client.get(self.build, "x"))
+
+    def test_a_large_value_goes_through_the_ring(self):
+        value = MEGABYTE * 20
+        self.client.set(self.build, "x", value)
+        with self.client.get(self.build, "x") as view:
+            self.assertEqual(view.data, value)
+
+    def test_conditions_that_do_not_hold_are_none_and_change_nothing(self):
+        first = self.client.set(self.build, "x", b"1", if_absent=True)
+        self.assertIsNone(self.client.set(self.build, "x", b"2", if_absent=True))
+        self.assertIsNone(self.client.set(self.build, "x", b"2", if_revision=first.revision + 1))
+        self.assertEqual(self.value("x"), b"1")
+        second = self.client.set(self.build, "x", b"2", if_revision=first.revision)
+        self.assertEqual(second.id, first.id)
+        self.assertGreater(second.revision, first.revision)
+
+    def test_a_durable_set_is_in_the_database_when_it_returns(self):
+        self.client.set(self.build, "x", b"1", durable=True)
+        import sqlite3
+
+        with sqlite3.connect(f"file:{self.daemon.directory}/db?mode=ro", uri=True) as database:
+            rows = database.execute("select value from build_data where buildid = ?", (self.build,)).fetchall()
+        self.assertEqual(rows, [(b"1",)])
+
+    def test_a_file_is_taken_from_where_it_stands_until_its_end(self):
+        with tempfile.NamedTemporaryFile() as made:
+            made.write(b"skipped" + MEGABYTE)
+            made.flush()
+            with open(made.name, "rb") as file:
+                self.assertEqual(file.read(7), b"skipped")
+                self.client.set_file(self.build, "buffered", file)
+                self.assertEqual(file.read(), b"")
+            with open(made.name, "rb", buffering=0) as file:
+                file.seek(7)
+                self.client.set_file(self.build, "raw", file)
+            fd = os.open(made.name, os.O_RDONLY)
+            os.lseek(fd, 7, os.SEEK_SET)
+            self.client.set_file(self.build, "descriptor", fd)
+            os.close(fd)
+        for name in ("buffered", "raw", "descriptor"):
+            self.assertEqual(self.value(name), MEGABYTE)
+
+    def test_what_only_looks_like_a_file_is_taken_too(self):
+        class Reader:
+            pieces = [b"one", b"two", b""]
+
+            def read(self, _):
+                return self.pieces.pop(0)
+
+        self.client.set_file(self.build, "memory", io.BytesIO(MEGABYTE))
+        self.client.set_file(self.build, "reader", Reader())
+        self.assertEqual(self.value("memory"), MEGABYTE)
+        self.assertEqual(self.value("reader"), b"onetwo")
+        with self.assertRaises(TypeError):
+            self.client.set_file(self.build, "text", io.StringIO("text"))
+
+    def test_a_pipe_is_taken_until_its_end(self):
+        with subprocess.Popen(["head", "-c", "300000", "/dev/zero"], stdout=subprocess.PIPE) as made:
+            self.client.set_file(self.build, "pipe", made.stdout)
+        self.assertEqual(self.value("pipe"), bytes(300000))
+
+    def test_nothing_of_a_writer_is_visible_before_its_commit(self):
+        with self.client.begin(self.build, "x", len(MEGABYTE)) as writer:
+            writer.write(MEGABYTE[:1000])
+            writer.write(memoryview(MEGABYTE)[1000:])
+            self.assertIsNone(self.client.get(self.build, "x"))
+            writer.commit()
+        self.assertEqual(self.value("x"), MEGABYTE)
+
+    def test_a_writer_that_is_left_without_a_commit_sets_nothing(self):
+        with self.client.begin(self.build, "x") as writer:
+            writer.write(MEGABYTE)
+        self.assertIsNone(self.client.get(self.build, "x"))
+        with self.assertRaises(ValueError):
+            writer.write(b"more")
+
+
+class Builds(WithDaemon):
+    def test_prune_deletes_what_finished_strictly_before(self):
+        self.client.set(self.build, "x", b"1")
+        self.client.set(self.build, "y", b"1")
+        self.client.finish(self.build, 1000)
+        self.assertEqual(self.client.prune(1000), 0)
+        self.client.hold(self.build)
+        self.assertEqual(self.client.prune(1001), 0)
+        self.client.unhold(self.build)
+        self.assertEqual(self.client.prune(1001), 2)
+        self.assertIsNone(self.client.get(self.build, "x"))
+
+    def test_drop_deletes_a_build_that_never_finished(self):
+        self.client.set(self.build, "x", b"1")
+        self.assertEqual(self.client.drop(self.build), 1)
+        self.assertEqual(self.client.drop(self.build), 0)
+
+    def test_flush_returns_when_nothing_waits_for_the_database(self):
+        self.client.set(self.build, "x", b"1")
+        self.client.flush()
+        self.assertEqual(self.client.stats()["dirty_values"], 0)
+
+
+class Errors(WithDaemon):
+    def test_what_ctypes_would_cut_is_refused(self):
+        for build in (0, -1, 2**63, 2**64 + self.build):
+            with self.assertRaises(stepstash.InvalidArgument) as caught:
+                self.client.get(build, "x")
+            self.assertEqual(caught.exception.code, -1)
+        for name in ("a\0b", "\ud800", "x" * 257):
+            with self.assertRaises(ValueError):
+                self.client.set(self.build, name, b"1")
+        with self.assertRaises(TypeError):
+            self.client.get(self.build, b"x")
+
+    def test_a_value_that_can_never_fit_names_both_sizes(self):
+        with self.assertRaisesRegex(stepstash.TooLarge, "70000000.*67108864"):
+            self.client.set(self.build, "x", bytes(70_000_000))
+
+    def test_no_daemon_is_an_error_of_its_own(self):
+        with self.assertRaises(stepstash.Unavailable) as caught:
+            stepstash.Client(self.daemon.socket + "-none", deadline=0.1)
+        self.assertIn("-none", str(caught.exception))
+
+    def test_a_path_too_long_for_a_socket_is_refused(self):
+        with self.assertRaises(stepstash.InvalidArgument):
+            stepstash.Client("/" + "x" * 120)
+
+
+class Processes(WithDaemon):
+    def test_threads_may_use_one_client_at_once(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        wrong = []
+
+        def work(number):
+            for i in range(50):
+                self.client.set(self.build, f"t{number}", bytes([i]) * 100_000)
+                with self.client.get(self.build, f"t{number}") as view:
+                    if view.data != bytes([i]) * 100_000:
+                        wrong.append((number, i))
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(wrong, [])
+
+    def test_a_forked_child_goes_on_with_its_parents_client_and_leaves_its_views_alone(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        view = self.client.get(self.build, "x")
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                same = view.data == MEGABYTE
+                view.release()
+                self.client.set(self.build, "from the child", b"hello")
+                with self.client.get(self.build, "x") as mine:
+                    same = same and mine.data == MEGABYTE
+                status = 0 if same else 2
+            finally:
+                os._exit(status)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        for _ in range(60):
+            self.client.set(self.build, "y", bytes(len(MEGABYTE)))
+        self.assertEqual(view.data, MEGABYTE)  # the child's release has not released it
+        view.release()
+        self.assertEqual(self.value("from the child"), b"hello")
+
+    def test_the_resource_tracker_is_never_started(self):
+        script = (
+            "import sys, stepstash\n"
+            "c = stepstash.Client(sys.argv[1])\n"
+            "c.set(1, 'tracked', b'x' * 100000)\n"
+            "view = c.get(1, 'tracked')\n"
+            "print('multiprocessing' in sys.modules or '_posixshmem' in sys.modules)\n"
+        )
+        run = subprocess.run([sys.executable, "-c", script, self.daemon.socket], capture_output=True, text=True)
+        self.assertEqual((run.returncode, run.stdout, run.stderr), (0, "False\n", ""))
+        # It ended with an open view: segment and value are there, and the pin goes with the process.
+        self.assertTrue(pathlib.Path("/dev/shm", self.daemon.segment).exists())
+        until(lambda: self.open_views() == 0, "the dead process's pin to go")
+
+    def test_gets_go_on_while_the_daemon_is_dead_and_sets_when_it_is_back(self):
+        daemon = Daemon("--flush-interval", "1h")  # what is found again comes from the segment
+        self.addCleanup(daemon.stop)
+        client = stepstash.Client(daemon.socket)
+        client.set(1, "x", MEGABYTE)
+        view = client.get(1, "x")
+        daemon.kill()
+        with client.get(1, "x") as again:
+            self.assertEqual(again.data, MEGABYTE)
+        self.assertIsNone(client.get(1, "y"))
+        daemon.start()
+        client.set(1, "y", b"after")
+        with client.get(1, "y") as after:
+            self.assertEqual(bytes(after.data), b"after")
+        self.assertEqual(view.data, MEGABYTE)
+        view.release()
+        client.close()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,228 @@
+// A get, stopped after each of its instructions in turn, while the daemon does its worst.
+//
+// Threads that run side by side hardly ever meet in the few nanoseconds that matter (stress_test.cpp lets them try).
+// Here a reader in a process of its own is stopped under ptrace after its k-th instruction, the writer has its turn,
+// the reader goes on; for every k until the get is through. The name is there at every instant: whatever happens, the
+// get has to find it, whole.
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+#include <vector>
+
+#include "shm/hash.hpp"
+#include "shm/validate.hpp"
+#include "tests/shm/segment_fixture.hpp"
+
+namespace stepstash::test {
+namespace {
+
+using shm::Found;
+using shm::Offset;
+using shm::Slot;
+using shm::Writer;
+
+// A sanitizer's build has several times the instructions, most of them its own.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr long kStride = 11;
+#else
+constexpr long kStride = 1;
+#endif
+
+constexpr std::size_t kValueBytes = 200;
+
+/// What the reader says after each get.
+struct Verdict {
+  std::atomic<long> gets{0};
+  std::atomic<bool> searched{false};  // the get has returned: what follows is no longer looked at step by step
+  std::atomic<int> answer{-1};
+  std::atomic<bool> whole{false};
+};
+
+bool is_whole(const shm::Pinned& view) {
+  return view.entry->buildid == 1 && view.name() == "x" && view.value().size() == kValueBytes &&
+         is_pattern(view.value(), view.entry->id, view.entry->revision);
+}
+
+[[noreturn]] void read_for_ever(const shm::Reader& client, Verdict& verdict) {
+  const ::pid_t self = ::getpid();
+  for (;; ++verdict.gets) {
+    verdict.searched = false;
+    ::kill(self, SIGSTOP);
+    shm::Pinned view;
+    const Found answer = client.find(1, "x", view);
+    verdict.searched = true;
+    verdict.answer = static_cast<int>(answer);
+    ::kill(self, SIGSTOP);
+    if (answer != Found::resident) continue;
+    verdict.whole = is_whole(view);
+    view.release();
+  }
+}
+
+/// What is free may be anybody's at any time: a view that is not protected by its pin shows it.
+void overwrite_free_memory(Writer& writer) {
+  writer.reclaim();
+  std::vector<shm::Draft> drafts;
+  for (std::uint64_t bytes = 256 * 1024; bytes > 0; bytes /= 2) {
+    for (;;) {
+      auto draft = writer.draft("", "", bytes);
+      if (!draft) break;
+      drafts.push_back(draft.value());
+      take(writer.reserve(draft.value(), draft.value().capacity));
+      std::ranges::fill(writer.value_bytes(draft.value()), std::byte{0xAB});
+    }
+  }
+  for (const shm::Draft& draft : drafts) writer.discard(draft);
+}
+
+/// Runs gets of (1, "x"), and `turn` after the first instruction of the first, the second of the second, and so on.
+/// Returns after how many instructions a get was through.
+long at_every_instruction_of_a_get(Stash& stash, const std::function<void()>& turn) {
+  const shm::Reader client = stash.reader();
+  void* shared = ::mmap(nullptr, sizeof(Verdict), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  BOOST_TEST_REQUIRE((shared != MAP_FAILED));
+  auto& verdict = *new (shared) Verdict();
+  Child reader([&](int) -> int {
+    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) return 98;
+    read_for_ever(client, verdict);
+  });
+  const auto stopped_by = [&] {
+    int status = 0;
+    if (::waitpid(reader.pid(), &status, 0) != reader.pid() || !WIFSTOPPED(status)) return 0;
+    return WSTOPSIG(status);
+  };
+  BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
+  long instructions = 0;
+  for (bool through = false; !through; instructions += kStride) {
+    const long before = verdict.gets;
+    for (long i = 0; i < instructions && !verdict.searched; ++i) {
+      BOOST_REQUIRE(::ptrace(PTRACE_SINGLESTEP, reader.pid(), nullptr, 0) == 0);
+      BOOST_REQUIRE(stopped_by() == SIGTRAP);
+    }
+    through = verdict.searched;
+    turn();                                 // also with the view open, the last time
+    for (int stop = 0; stop < 2; ++stop) {  // the end of the search; the end of the get
+      BOOST_TEST_REQUIRE(::ptrace(PTRACE_CONT, reader.pid(), nullptr, 0) == 0);
+      BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
+      if (stop == 0) overwrite_free_memory(*stash.writer);
+    }
+    BOOST_TEST_REQUIRE(verdict.gets == before + 1);
+    BOOST_TEST_REQUIRE(verdict.answer == static_cast<int>(Found::resident),
+                       "after " << instructions << " instructions");
+    BOOST_TEST_REQUIRE(verdict.whole, "after " << instructions << " instructions");
+  }
+  BOOST_TEST(client.pins_in_use() == 0u);
+  reader.kill();
+  ::munmap(shared, sizeof(Verdict));
+  return instructions;
+}
+
+boost::test_tools::assertion_result may_trace(boost::unit_test::test_unit_id) {
+  Child child([](int) -> int {
+    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) == 0) ::raise(SIGSTOP);
+    return 0;
+  });
+  int status = 0;
+  ::waitpid(child.pid(), &status, 0);
+  boost::test_tools::assertion_result answer(WIFSTOPPED(status));
+  answer.message() << "ptrace is not permitted here";
+  return answer;
+}
+
+/// Keys come and go until the index has another table; returns the word before.
+shm::IndexWord swap_table(Writer& writer) {
+  const shm::IndexWord before = writer.header().index.load();
+  for (int i = 0; writer.header().index.load() == before; ++i) {
+    const std::string passing = "passing " + std::to_string(i);
+    take(try_set_pattern(writer, 2, passing, 8));
+    writer.erase(*writer.find(2, passing));
+    writer.reclaim();
+  }
+  return before;
+}
+
+std::atomic<Slot>* slots_of(Writer& writer, shm::IndexWord word) {
+  return reinterpret_cast<std::atomic<Slot>*>(reinterpret_cast<std::byte*>(&writer.header()) +
+                                              shm::index_slots_offset(word));
+}
+
+BOOST_AUTO_TEST_SUITE(interleaving, *boost::unit_test::precondition(may_trace))
+
+BOOST_AUTO_TEST_CASE(a_value_that_is_replaced_and_whose_block_is_reused_is_never_seen_torn) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "x", kValueBytes);
+  const long instructions = at_every_instruction_of_a_get(stash, [&] {
+    // The block of the value that the reader may have seen goes to another name, of the same length, at once.
+    stash.set_pattern(1, "x", kValueBytes);
+    stash.writer->reclaim();
+    stash.set_pattern(1, "y", kValueBytes);
+    stash.set_pattern(1, "z", kValueBytes);
+    stash.writer->reclaim();
+  });
+  BOOST_TEST_MESSAGE("a get takes about " << instructions << " instructions here");
+  BOOST_TEST(instructions > 50);
+}
+
+BOOST_AUTO_TEST_CASE(a_name_that_is_there_is_never_missed_while_the_table_changes) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "x", kValueBytes);
+  at_every_instruction_of_a_get(stash, [&] {
+    // The reader may be in the former table, which the next swap begins by clearing.
+    const shm::IndexWord former = swap_table(*stash.writer);
+    for (std::uint64_t i = 0; i < std::uint64_t{1} << shm::index_log2_slots(former); ++i) {
+      slots_of(*stash.writer, former)[i].store(shm::kEmptySlot);
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_value_that_is_replaced_after_its_table_was_is_held_or_looked_for_again) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "before", 100);
+  stash.set_pattern(1, "x", kValueBytes);
+  at_every_instruction_of_a_get(stash, [&] {
+    // The slot of the former table stays as it was, and leads to the block that is given up here.
+    swap_table(*stash.writer);
+    stash.set_pattern(1, "x", kValueBytes);
+    stash.writer->reclaim();
+  });
+}
+
+BOOST_AUTO_TEST_CASE(whatever_a_former_table_holds_leads_nobody_astray) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "x", kValueBytes);
+  at_every_instruction_of_a_get(stash, [&] {
+    // As after a restart, when the former table's memory is anybody's: every slot has the fingerprint that is looked
+    // for, and leads to another entry.
+    const std::uint64_t hash = shm::key_hash(1, shm::entry_name(*stash.writer->find(1, "x")));
+    const Slot mine = shm::make_slot(hash, stash.writer->offset_of(stash.set_pattern(1, "y", kValueBytes)));
+    const shm::IndexWord former = swap_table(*stash.writer);
+    for (std::uint64_t i = 0; i < std::uint64_t{1} << shm::index_log2_slots(former); ++i) {
+      slots_of(*stash.writer, former)[i].store(mine);
+    }
+    stash.set_pattern(1, "x", kValueBytes);
+    stash.writer->reclaim();
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_value_that_is_evicted_and_loaded_again_is_never_seen_torn) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
+  at_every_instruction_of_a_get(stash, [&] {
+    take(stash.writer->evict(*stash.writer->find(1, "x")));
+    stash.writer->reclaim();
+    stash.set_pattern(1, "y", kValueBytes);
+    stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
+    stash.writer->reclaim();
+  });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace
+}  // namespace stepstash::test

@@ -1,0 +1,282 @@
+#include "shm/pins.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <optional>
+#include <random>
+
+#include "shm/validate.hpp"
+#include "tests/shm/segment_fixture.hpp"
+
+namespace stepstash::test {
+namespace {
+
+using shm::Offset;
+using shm::PinRegistry;
+
+/// A client's view of its page: mapped through the very descriptor that create() gave, which is closed.
+struct ClientPage {
+  explicit ClientPage(PinRegistry::NewPage made)
+      : number(made.number), mapping(take(shm::Mapping::map(made.fd.get(), shm::kPageBytes, kReadWrite))) {}
+  shm::PinPage& page() const { return *reinterpret_cast<shm::PinPage*>(mapping.data()); }
+  std::atomic<Offset>& pin(std::size_t i) const { return page().lines[i / 7].pins[i % 7]; }
+
+  static constexpr auto kReadWrite = shm::Mapping::Access::read_write;
+  std::uint32_t number;
+  shm::Mapping mapping;
+};
+
+struct Registry {
+  ShmDir dir;
+  shm::ObjectDirectory objects = take(shm::ObjectDirectory::open(dir.path()));
+  std::unique_ptr<PinRegistry> pins = std::make_unique<PinRegistry>(objects, "s.pin.");
+  shm::SegmentId segment{1, 2, 3};
+  shm::SegmentId other_segment{9};
+
+  PinRegistry::NewPage create() { return take(pins->create(segment, 1, 2)); }
+  bool exists(std::uint32_t number) const {
+    return ::access(dir.file("s.pin." + std::to_string(number)).c_str(), F_OK) == 0;
+  }
+  std::unordered_set<Offset> pinned() const {
+    std::unordered_set<Offset> set;
+    pins->collect(set);
+    return set;
+  }
+  std::size_t restart() {
+    pins = std::make_unique<PinRegistry>(objects, "s.pin.");
+    return take(pins->adopt(segment));
+  }
+};
+
+BOOST_AUTO_TEST_SUITE(pins)
+
+BOOST_FIXTURE_TEST_CASE(a_page_says_whose_it_is_and_has_no_pins, Registry) {
+  const ClientPage client(take(pins->create(segment, 4321, 1000)));
+  BOOST_TEST(client.page().magic == shm::kPinPageMagic);
+  BOOST_TEST(client.page().layout_version == shm::kLayoutVersion);
+  BOOST_TEST(client.page().number == client.number);
+  BOOST_TEST((client.page().segment_id == segment));
+  BOOST_TEST(client.page().pid == 4321);
+  BOOST_TEST(client.page().uid == 1000u);
+  BOOST_TEST(client.page().superseded == 0u);
+  BOOST_TEST(pinned().empty());
+  BOOST_TEST(pins->pages() == 1u);
+}
+
+BOOST_FIXTURE_TEST_CASE(what_a_client_pins_the_daemon_collects, Registry) {
+  const ClientPage one(create());
+  const ClientPage other(create());
+  one.pin(0) = 64;
+  one.pin(440) = 128;
+  other.pin(7) = 192;
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64, 128, 192}));
+  BOOST_TEST(pins->open_views() == 3u);
+  one.pin(0) = 0;
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{128, 192}));
+}
+
+BOOST_FIXTURE_TEST_CASE(hints_reach_the_daemon_and_are_no_pins, Registry) {
+  const ClientPage client(create());
+  client.page().lines[3].recent = 4096;
+  std::vector<Offset> hints;
+  pins->recent([&](Offset block) { hints.push_back(block); });
+  BOOST_TEST(hints == std::vector<Offset>{4096}, boost::test_tools::per_element());
+  BOOST_TEST(pinned().empty());
+}
+
+BOOST_FIXTURE_TEST_CASE(the_mapping_alone_holds_the_page_and_unmapping_lets_it_go, Registry) {
+  std::optional<ClientPage> client(create());  // the descriptor is closed by now
+  client->pin(5) = 64;
+  BOOST_TEST(pins->resumable(client->number, segment));
+  BOOST_TEST(pins->reap() == 0u);
+  BOOST_TEST(pinned().size() == 1u);
+  const std::uint32_t number = client->number;
+  client.reset();
+  BOOST_TEST(!pins->resumable(number, segment));
+  BOOST_TEST(pins->reap() == 1u);
+  BOOST_TEST(pinned().empty());
+  BOOST_TEST(pins->pages() == 0u);
+  BOOST_TEST(!exists(number));
+}
+
+BOOST_FIXTURE_TEST_CASE(a_client_killed_with_pins_is_reaped, Registry) {
+  auto made = create();
+  const std::uint32_t number = made.number;
+  Child client([&](int report) {
+    const ClientPage page(std::move(made));
+    page.pin(0) = 64;
+    if (::write(report, "r", 1) != 1) return 1;
+    for (;;) ::pause();
+  });
+  made.fd.reset();
+  BOOST_TEST_REQUIRE(client.wait_for_report());
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+  BOOST_TEST(pins->reap() == 0u);
+  client.kill();
+  BOOST_TEST(pins->reap() == 1u);
+  BOOST_TEST(pinned().empty());
+  BOOST_TEST(!exists(number));
+}
+
+/// A forked child shares its parent's views; they stay until the last of the two is gone.
+BOOST_FIXTURE_TEST_CASE(a_page_is_held_until_the_last_process_that_has_it_mapped_is_gone, Registry) {
+  auto made = create();
+  int ends[2];
+  BOOST_TEST_REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  UniqueFd until(ends[1]);  // the grandchild lives until this end is closed
+  UniqueFd wait_for(ends[0]);
+  Child client([&](int report) {
+    const ClientPage page(std::move(made));
+    page.pin(0) = 64;
+    until.reset();
+    if (::fork() == 0) {
+      char byte = 0;
+      if (::write(report, "r", 1) == 1) (void)!::read(wait_for.get(), &byte, 1);
+      ::_exit(0);
+    }
+    return 0;
+  });
+  made.fd.reset();
+  wait_for.reset();
+  BOOST_TEST_REQUIRE(client.wait_for_report());
+  client.wait();
+  BOOST_TEST(pins->reap() == 0u);
+  BOOST_TEST(pinned().size() == 1u);
+  until.reset();
+  // The grandchild is nobody's child here: its end shows in the pipe that it holds open.
+  BOOST_TEST(!client.wait_for_report());
+  BOOST_TEST(eventually([&] { return pins->reap() == 1; }));  // its mappings go a moment after its descriptors
+  BOOST_TEST(pinned().empty());
+}
+
+BOOST_FIXTURE_TEST_CASE(a_new_registry_adopts_what_is_held_and_removes_what_is_not, Registry) {
+  const ClientPage alive(create());
+  alive.pin(3) = 64;
+  std::uint32_t dead = 0;
+  { dead = ClientPage(create()).number; }
+  BOOST_TEST(restart() == 1u);
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+  BOOST_TEST(pins->resumable(alive.number, segment));
+  BOOST_TEST(alive.page().superseded == 0u);
+  BOOST_TEST(!exists(dead));
+  const ClientPage later(create());
+  BOOST_TEST(later.number > alive.number);
+}
+
+BOOST_FIXTURE_TEST_CASE(pages_of_another_segment_are_told_so_and_kept_until_let_go, Registry) {
+  std::optional<ClientPage> client(create());
+  client->pin(0) = 64;
+  segment = other_segment;
+  BOOST_TEST(restart() == 1u);
+  BOOST_TEST(client->page().superseded == 1u);
+  BOOST_TEST(pinned().empty());  // its pins speak of other blocks
+  BOOST_TEST(!pins->resumable(client->number, segment));
+  BOOST_TEST(pins->reap() == 0u);
+  client.reset();
+  BOOST_TEST(pins->reap() == 1u);
+}
+
+BOOST_FIXTURE_TEST_CASE(a_page_is_resumable_by_its_number_and_its_segment_only, Registry) {
+  const ClientPage client(create());
+  BOOST_TEST(pins->resumable(client.number, segment));
+  BOOST_TEST(!pins->resumable(client.number + 1, segment));
+  BOOST_TEST(!pins->resumable(client.number, other_segment));
+}
+
+BOOST_FIXTURE_TEST_CASE(what_only_looks_like_a_page_is_left_alone, Registry) {
+  for (const char* name : {"s.pin.", "s.pin.x", "s.pin.007", "s.pin.1x", "s.pin.-1", "s.pin.99999999999"}) {
+    take(objects.create(name));
+  }
+  BOOST_TEST_REQUIRE(::symlink("s.pin.x", dir.file("s.pin.5").c_str()) == 0);
+  BOOST_TEST(restart() == 0u);
+  BOOST_TEST(take(objects.list("s.pin.")).size() == 7u);
+  take(objects.create("s.pin.6"));  // of the right name, but nobody holds it
+  BOOST_TEST(restart() == 0u);
+  BOOST_TEST(!exists(6));
+}
+
+BOOST_FIXTURE_TEST_CASE(a_left_over_object_does_not_stop_the_next_page_of_its_number, Registry) {
+  take(objects.create("s.pin.1"));
+  const ClientPage client(create());
+  BOOST_TEST(client.number == 1u);
+  BOOST_TEST(client.page().magic == shm::kPinPageMagic);
+}
+
+/// The client has its page's object open for writing, and may do with it what it likes.
+BOOST_FIXTURE_TEST_CASE(a_client_that_takes_its_pages_memory_away_loses_its_own_pins_only, Registry) {
+  auto made = create();
+  const UniqueFd object(::dup(made.fd.get()));
+  const ClientPage vandal(std::move(made));
+  const ClientPage other(create());
+  other.pin(0) = 64;
+  vandal.pin(0) = 128;
+  BOOST_TEST_REQUIRE(::fallocate(object.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) == 0);
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+  for (const ::off_t bytes : {::off_t{0}, ::off_t{100}, ::off_t{4095}, ::off_t{1 << 20}}) {
+    BOOST_TEST_REQUIRE(::ftruncate(object.get(), bytes) == 0);
+    BOOST_TEST(pinned().contains(64), bytes << " bytes");
+    pins->recent([](Offset) {});
+    BOOST_TEST(pins->open_views() == 1u);
+    BOOST_TEST(pins->resumable(vandal.number, segment));
+    // Its length is put right: what it was made longer by is given back to the others.
+    BOOST_TEST(pins->reap() == 0u);
+    struct stat status {};
+    BOOST_TEST_REQUIRE(::fstat(object.get(), &status) == 0);
+    BOOST_TEST(status.st_size == static_cast<::off_t>(shm::kPageBytes));
+  }
+  BOOST_TEST_REQUIRE(::ftruncate(object.get(), 0) == 0);
+  BOOST_TEST(restart() == 1u);
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+}
+
+/// The client scribbles over all of its page: offsets into nowhere, into other blocks, over the daemon's fields.
+BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody_else) {
+  Stash stash;
+  const shm::Reader honest = stash.reader();
+  const ClientPage liar(take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1)));
+  stash.set_pattern(1, "kept", 10'000);
+  stash.set_pattern(1, "replaced", 10'000);
+  std::mt19937_64 random(99);
+  for (int round = 0; round < 20; ++round) {
+    auto* words = reinterpret_cast<std::atomic<std::uint64_t>*>(&liar.page());
+    for (std::size_t i = 0; i < shm::kPageBytes / sizeof(std::uint64_t); ++i) {
+      words[i] = round % 2 == 0 ? random() : random() % Stash::kBytes / 64 * 64;
+    }
+    stash.set_pattern(1, "replaced", 10'000);
+    stash.writer->reclaim();
+    stash.writer->pins().recent([](Offset) {});
+    BOOST_TEST(disorder(*stash.writer) == "");
+    if (round % 5 == 4) stash.restart();
+    BOOST_TEST(disorder(*stash.writer) == "");
+    shm::Pinned view;
+    for (const char* name : {"kept", "replaced"}) {
+      BOOST_TEST_REQUIRE((honest.find(1, name, view) == shm::Found::resident));
+      BOOST_TEST(is_pattern(view.value(), view.entry->id, view.entry->revision));
+      view.release();
+    }
+  }
+}
+
+/// A pin can only ever have been set on an entry. One that names the great free run must not keep it from the heap.
+BOOST_AUTO_TEST_CASE(a_pin_on_free_memory_takes_nothing_away_at_attach) {
+  Stash stash;
+  const ClientPage liar(take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1)));
+  stash.set(1, "x", "value");
+  const auto* base = reinterpret_cast<const std::byte*>(&stash.writer->header());
+  std::size_t i = 0;
+  take(shm::Heap::walk(base, stash.writer->header().heap_offset, Stash::kBytes,
+                       [&](Offset at, std::uint64_t) { liar.pin(i++) = at; }));
+  const std::uint64_t free_before = stash.writer->heap().free_bytes();
+  stash.restart();
+  BOOST_TEST(stash.writer->heap().free_bytes() == free_before);
+  BOOST_TEST(stash.writer->retired() == 0u);
+  BOOST_TEST(disorder(*stash.writer) == "");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace
+}  // namespace stepstash::test

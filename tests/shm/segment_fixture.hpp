@@ -1,0 +1,150 @@
+/// What the tests of shm/ share: a directory for objects, a segment in it, values that tell whose they are, and
+/// processes to be killed. One thread, unless a function says otherwise.
+#pragma once
+
+#include <sys/types.h>
+
+#include <boost/test/unit_test.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "base/errc.hpp"
+#include "base/result.hpp"
+#include "shm/object.hpp"
+#include "shm/reader.hpp"
+#include "shm/writer.hpp"
+
+namespace stepstash::test {
+
+/// The value, or an exception that ends the test with the error's text.
+template <class T>
+T take(Result<T> result) {
+  if (!result) throw std::system_error(result.error());
+  return std::move(result).value();
+}
+inline void take(Result<> result) {
+  if (!result) throw std::system_error(result.error());
+}
+
+/// A fresh directory on the tmpfs that production uses, /dev/shm; under $TMPDIR or /tmp where that cannot be written.
+/// Removed with everything in it.
+class ShmDir {
+ public:
+  ShmDir();
+  ShmDir(const ShmDir&) = delete;
+  ShmDir& operator=(const ShmDir&) = delete;
+  ~ShmDir();
+  const std::string& path() const noexcept { return path_; }
+  std::string file(std::string_view name) const { return path_ + "/" + std::string(name); }
+
+ private:
+  std::string path_;
+};
+
+/// A tmpfs of its own of `bytes` bytes, which can be filled to the brim. Needs the right to mount.
+class TinyTmpfs {
+ public:
+  explicit TinyTmpfs(std::uint64_t bytes);
+  ~TinyTmpfs();
+  const std::string& path() const noexcept { return dir_.path(); }
+  /// Takes all the room that is left.
+  void fill() const;
+  /// A precondition for the tests that need one.
+  static boost::test_tools::assertion_result possible(boost::unit_test::test_unit_id);
+
+ private:
+  ShmDir dir_;
+};
+
+/// Bytes that belong to one id and revision and to no other: each word says where it stands.
+void fill_pattern(std::span<std::byte> bytes, std::uint64_t id, std::uint64_t revision) noexcept;
+std::vector<std::byte> pattern(std::size_t bytes, std::uint64_t id, std::uint64_t revision);
+bool is_pattern(std::span<const std::byte> bytes, std::uint64_t id, std::uint64_t revision) noexcept;
+
+std::span<const std::byte> bytes_of(std::string_view text) noexcept;
+std::string text_of(std::span<const std::byte> bytes);
+
+/// Sets as the daemon does: draft, reserve, copy, make room, publish. The id is kept on replacing.
+Result<const shm::Entry*> try_set(shm::Writer& writer, BuildId build, std::string_view name,
+                                  std::span<const std::byte> value, std::string_view source = "",
+                                  shm::EntryState state = shm::EntryState::dirty);
+/// The same with a value of `bytes` bytes of the pattern.
+Result<const shm::Entry*> try_set_pattern(shm::Writer& writer, BuildId build, std::string_view name, std::size_t bytes,
+                                          shm::EntryState state = shm::EntryState::dirty);
+/// Deletes all of a build, as the daemon does: the fact first, then the entries.
+void drop(shm::Writer& writer, BuildId build);
+
+/// A segment and its directory.
+struct Stash {
+  static constexpr const char* kName = "segment";
+  static constexpr std::uint64_t kBytes = 4 * 1024 * 1024;
+
+  explicit Stash(std::uint64_t bytes = kBytes, std::uint64_t known_builds = 0) {
+    writer = take(shm::Writer::create(objects, kName, bytes, known_builds));
+    take(writer->install(/*keep_former=*/true));
+  }
+
+  /// What a SIGKILL of the daemon and its next start do: nothing is tidied up in between.
+  void restart() {
+    writer.reset();
+    recovery = {};
+    writer = take(shm::Writer::attach(objects, kName, recovery));
+  }
+
+  const shm::Entry& set(BuildId build, std::string_view name, std::string_view value, std::string_view source = "",
+                        shm::EntryState state = shm::EntryState::dirty) {
+    return *take(try_set(*writer, build, name, bytes_of(value), source, state));
+  }
+  const shm::Entry& set_pattern(BuildId build, std::string_view name, std::size_t bytes,
+                                shm::EntryState state = shm::EntryState::dirty) {
+    return *take(try_set_pattern(*writer, build, name, bytes, state));
+  }
+  std::uint64_t next_id() { return writer->header().next_id.fetch_add(1); }
+
+  /// A client: its own mappings, a pin page of its own.
+  shm::Reader reader();
+
+  ShmDir dir;
+  shm::ObjectDirectory objects = take(shm::ObjectDirectory::open(dir.path()));
+  std::unique_ptr<shm::Writer> writer;
+  shm::Recovery recovery;
+};
+
+/// The value that `reader` finds, as text; "(miss)", "(evicted)" and the like when there is none.
+std::string found(const shm::Reader& reader, BuildId build, std::string_view name);
+
+/// That the blocks tile the heap, that every entry of the index has one, and that what is neither entry nor table nor
+/// retired nor the reserve is free, to the byte. Returns what is wrong; empty: nothing.
+std::string disorder(const shm::Writer& writer);
+
+/// Whether `condition` came true within 30 s, asked for every millisecond.
+bool eventually(const std::function<bool()>& condition);
+
+/// A child process that runs `body` and ends with its answer. `body` gets the writing end of a pipe.
+class Child {
+ public:
+  explicit Child(const std::function<int(int report)>& body);
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+  ~Child();  ///< kills it
+  ::pid_t pid() const noexcept { return pid_; }
+  /// Waits for one byte on the pipe. False: the child ended without.
+  bool wait_for_report() const;
+  void kill();
+  /// The status of waitpid(2).
+  int wait();
+
+ private:
+  ::pid_t pid_ = -1;
+  UniqueFd report_;
+};
+
+}  // namespace stepstash::test

@@ -1,0 +1,166 @@
+#include "tests/support/faulty_store.hpp"
+
+namespace stepstash::test {
+
+FaultyStore::FaultyStore(persist::BackingStore& inner, std::uint64_t nth, std::error_code error) : inner_(inner) {
+  fail_nth_commit(nth, error);
+}
+
+void FaultyStore::fail_nth_commit(std::uint64_t nth, std::error_code error, bool landed) {
+  const std::lock_guard lock(mutex_);
+  fail_at_ = nth == 0 ? 0 : commits_ + nth;
+  nth_error_ = error;
+  landed_ = landed;
+}
+
+void FaultyStore::fail_commits(std::error_code error) {
+  const std::lock_guard lock(mutex_);
+  commit_error_ = error;
+}
+
+void FaultyStore::fail_loads(std::error_code error) {
+  const std::lock_guard lock(mutex_);
+  load_error_ = error;
+}
+
+void FaultyStore::fail_reservations(std::error_code error) {
+  const std::lock_guard lock(mutex_);
+  reservation_error_ = error;
+}
+
+void FaultyStore::heal() {
+  const std::lock_guard lock(mutex_);
+  fail_at_ = 0;
+  commit_error_.reset();
+  load_error_.reset();
+  reservation_error_.reset();
+}
+
+void FaultyStore::block_commits() {
+  const std::lock_guard lock(mutex_);
+  blocking_ = true;
+}
+
+void FaultyStore::block_loads() {
+  const std::lock_guard lock(mutex_);
+  blocking_loads_ = true;
+}
+
+bool FaultyStore::wait_until_blocked(std::chrono::milliseconds deadline) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, deadline, [&] { return blocked_ > 0; });
+}
+
+void FaultyStore::release() {
+  {
+    const std::lock_guard lock(mutex_);
+    blocking_ = false;
+    blocking_loads_ = false;
+  }
+  changed_.notify_all();
+}
+
+bool FaultyStore::wait_for_commits(std::uint64_t count, std::chrono::milliseconds deadline) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, deadline, [&] { return returned_ >= count; });
+}
+
+std::uint64_t FaultyStore::commits() const {
+  const std::lock_guard lock(mutex_);
+  return commits_;
+}
+
+std::uint64_t FaultyStore::failed_commits() const {
+  const std::lock_guard lock(mutex_);
+  return failed_;
+}
+
+std::uint64_t FaultyStore::loads() const {
+  const std::lock_guard lock(mutex_);
+  return loads_;
+}
+
+std::uint64_t FaultyStore::reservations() const {
+  const std::lock_guard lock(mutex_);
+  return reservations_;
+}
+
+std::uint64_t FaultyStore::vacuums() const {
+  const std::lock_guard lock(mutex_);
+  return vacuums_;
+}
+
+Result<> FaultyStore::commit(const persist::Batch& batch) {
+  std::optional<std::error_code> error;
+  bool reaches_inner = true;
+  {
+    std::unique_lock lock(mutex_);
+    const std::uint64_t number = ++commits_;
+    if (blocking_) {
+      ++blocked_;
+      changed_.notify_all();
+      changed_.wait(lock, [&] { return !blocking_; });
+      --blocked_;
+    }
+    // Decided after the wait, so that a test can let a stopped commit fail.
+    if (number == fail_at_) {
+      error = nth_error_;
+      reaches_inner = landed_;
+    } else if (commit_error_) {
+      error = commit_error_;
+      reaches_inner = false;
+    }
+  }
+  Result<> result = success();
+  if (reaches_inner) result = inner_.commit(batch);
+  if (result && error) result = *error;
+  {
+    const std::lock_guard lock(mutex_);
+    ++returned_;
+    if (!result) ++failed_;
+  }
+  changed_.notify_all();
+  return result;
+}
+
+Result<std::uint64_t> FaultyStore::reserve_ids(std::uint64_t count, std::uint64_t at_least) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++reservations_;
+    if (reservation_error_) return *reservation_error_;
+  }
+  return inner_.reserve_ids(count, at_least);
+}
+
+Result<std::optional<persist::StoredBuild>> FaultyStore::load_build(BuildId build) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (load_error_) return *load_error_;
+  }
+  return inner_.load_build(build);
+}
+
+Result<> FaultyStore::load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) {
+  {
+    std::unique_lock lock(mutex_);
+    ++loads_;
+    if (blocking_loads_) {
+      ++blocked_;
+      changed_.notify_all();
+      changed_.wait(lock, [&] { return !blocking_loads_; });
+      --blocked_;
+    }
+    if (load_error_) return *load_error_;
+  }
+  return inner_.load_value(id, revision, out);
+}
+
+Result<std::uint64_t> FaultyStore::vacuum(std::uint64_t pages) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++vacuums_;
+  }
+  return inner_.vacuum(pages);
+}
+
+}  // namespace stepstash::test

@@ -1,0 +1,304 @@
+// Whatever a client sends, the daemon answers with an error or hangs up, and goes on serving the others.
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <array>
+#include <boost/test/unit_test.hpp>
+#include <cstring>
+#include <optional>
+#include <random>
+
+#include "base/errc.hpp"
+#include "protocol/frame.hpp"
+#include "tests/system/harness.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+/// A connection that is used as nobody should.
+class RawConnection {
+ public:
+  explicit RawConnection(const std::string& path) : fd_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    if (::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) fd_.reset();
+    BOOST_REQUIRE(fd_.get() >= 0);
+  }
+  void send(std::span<const std::byte> bytes) const {
+    // The daemon may have hung up already: that is an answer, too.
+    static_cast<void>(::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
+  }
+  void send(std::string_view text) const { send(std::as_bytes(std::span(text))); }
+  void send(const protocol::Request& request) const {
+    std::vector<std::byte> frame;
+    protocol::encode(request, frame);
+    send(frame);
+  }
+  /// nullopt: the daemon hung up.
+  std::optional<protocol::Reply> receive() {
+    std::array<std::byte, protocol::kHeadBytes> head;
+    if (!read_whole(head)) return std::nullopt;
+    const auto decoded = protocol::decode_head(head);
+    BOOST_REQUIRE(decoded.has_value());
+    std::vector<std::byte> payload(decoded.value().payload_bytes);
+    if (!read_whole(payload)) return std::nullopt;
+    auto reply = protocol::decode_reply(decoded.value(), payload);
+    BOOST_REQUIRE(reply.has_value());
+    return std::move(reply).value();
+  }
+  void greet() {
+    send(protocol::Hello{});
+    const auto reply = receive();
+    BOOST_REQUIRE((reply && std::holds_alternative<protocol::HelloOk>(*reply)));
+  }
+  /// What the next reply refuses with; nullopt when the daemon hung up instead.
+  std::optional<Errc> refusal(std::string* message = nullptr) {
+    const auto reply = receive();
+    if (!reply) return std::nullopt;
+    const auto* failure = std::get_if<protocol::Failure>(&*reply);
+    BOOST_REQUIRE_MESSAGE(failure != nullptr, "the daemon took it");
+    if (message != nullptr) *message = failure->message;
+    return failure->code;
+  }
+  bool hung_up() { return !receive().has_value(); }
+  int fd() const { return fd_.get(); }
+
+ private:
+  bool read_whole(std::span<std::byte> into) {
+    for (std::size_t at = 0; at < into.size();) {
+      pollfd watched{fd_.get(), POLLIN, 0};
+      BOOST_REQUIRE_MESSAGE(::poll(&watched, 1, 60'000) == 1, "the daemon neither answers nor hangs up");
+      const ssize_t got = ::recv(fd_.get(), into.data() + at, into.size() - at, 0);
+      if (got <= 0) return false;
+      at += static_cast<std::size_t>(got);
+    }
+    return true;
+  }
+  UniqueFd fd_;
+};
+
+struct Watched : Served {
+  explicit Watched(std::vector<std::string> options = {}) : Served(std::move(options)) { client.set(1, "v", "value"); }
+  /// The daemon that was there at first serves still, and has given up nothing.
+  ~Watched() {
+    try {
+      BOOST_TEST(client.get(1, "v")->text() == "value");
+      client.set(1, "after", generated(200 * kKiB, 1));
+      BOOST_TEST(stats(client).at("pid") == daemon.pid());
+      BOOST_TEST(eventually([&] { return figure(client, "connections") == 1; }));
+    } catch (const std::exception& error) {
+      BOOST_ERROR(error.what() << "; the daemon's log:\n" << daemon.log());
+    }
+  }
+};
+
+protocol::SetParams params_of(BuildId build, std::string name, std::string source = {}) {
+  protocol::SetParams params;
+  params.build = build;
+  params.name = std::move(name);
+  params.source = std::move(source);
+  return params;
+}
+
+std::string head(std::uint32_t bytes, std::uint16_t type, std::uint16_t zero = 0) {
+  std::string text(8, '\0');
+  std::memcpy(text.data(), &bytes, 4);
+  std::memcpy(text.data() + 4, &type, 2);
+  std::memcpy(text.data() + 6, &zero, 2);
+  return text;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(frames)
+
+BOOST_AUTO_TEST_CASE(garbage_is_refused) {
+  Watched served;
+  for (const std::string& bytes :
+       {std::string("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"), head(0xFFFFFFFF, 1), head(1 << 20, 1), head(0, 0),
+        head(0, 0xFFFF), head(10, 2, 1) + std::string(10, 'x'), head(4, 1) + "abcd", std::string(100'000, '\xFF')}) {
+    RawConnection raw(served.daemon.socket());
+    raw.send(bytes);
+    if (raw.refusal()) BOOST_TEST(raw.hung_up());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(random_bytes_after_the_greeting_are_refused) {
+  Watched served;
+  std::mt19937 random(1);
+  for (int i = 0; i < 100; ++i) {
+    RawConnection raw(served.daemon.socket());
+    raw.greet();
+    std::string payload(random() % 200, '\0');
+    for (char& c : payload) c = static_cast<char>(random());
+    raw.send(head(static_cast<std::uint32_t>(payload.size()), static_cast<std::uint16_t>(random() % 20)) + payload);
+  }
+  // They were closed without waiting for an answer; all of them are gone in the end (~Watched).
+}
+
+BOOST_AUTO_TEST_CASE(the_first_message_must_be_hello) {
+  Watched served;
+  RawConnection raw(served.daemon.socket());
+  raw.send(protocol::Drop{1});
+  BOOST_TEST((raw.refusal() == Errc::protocol_error));
+  BOOST_TEST(raw.hung_up());
+}
+
+BOOST_AUTO_TEST_CASE(hello_comes_once) {
+  Watched served;
+  RawConnection raw(served.daemon.socket());
+  raw.greet();
+  raw.send(protocol::Hello{});
+  BOOST_TEST((raw.refusal() == Errc::protocol_error));
+}
+
+BOOST_AUTO_TEST_CASE(another_version_is_told_both_versions) {
+  Watched served;
+  RawConnection raw(served.daemon.socket());
+  raw.send(protocol::Hello{.version = 4711});
+  std::string message;
+  BOOST_TEST((raw.refusal(&message) == Errc::version_mismatch));
+  BOOST_TEST(message.find("4711") != message.npos, message);
+}
+
+BOOST_AUTO_TEST_CASE(a_stream_out_of_order_is_refused) {
+  Watched served;
+  const protocol::SetParams params = params_of(1, "raw");
+  {
+    RawConnection raw(served.daemon.socket());
+    raw.greet();
+    raw.send(protocol::Piece{0, 10});
+    BOOST_TEST((raw.refusal() == Errc::protocol_error));
+  }
+  {
+    RawConnection raw(served.daemon.socket());
+    raw.greet();
+    raw.send(protocol::SetCommit{});
+    BOOST_TEST((raw.refusal() == Errc::protocol_error));
+  }
+  {
+    RawConnection raw(served.daemon.socket());
+    raw.greet();
+    raw.send(protocol::SetBegin{params, 100'000});
+    BOOST_REQUIRE(raw.receive());
+    raw.send(protocol::SetBegin{params, 100'000});
+    BOOST_TEST((raw.refusal() == Errc::protocol_error));
+  }
+  for (const protocol::Piece piece : {protocol::Piece{0xFFFFFFF0, 100}, protocol::Piece{0, 0xFFFFFFFF},
+                                      protocol::Piece{0, 0}, protocol::Piece{8 << 20, 1}}) {
+    RawConnection raw(served.daemon.socket());
+    raw.greet();
+    raw.send(protocol::SetBegin{params, 100'000});
+    BOOST_REQUIRE(raw.receive());
+    raw.send(piece);
+    BOOST_TEST((raw.refusal() == Errc::protocol_error));
+    raw.send(protocol::SetCommit{});
+    BOOST_TEST(raw.refusal().has_value());
+  }
+  BOOST_TEST(!served.client.get(1, "raw"));
+}
+
+BOOST_AUTO_TEST_CASE(the_daemon_checks_names_builds_and_sources_itself) {
+  Watched served;
+  const auto refused = [&](const protocol::SetParams& params) {
+    RawConnection raw(served.daemon.socket());
+    raw.greet();
+    raw.send(protocol::Set{params, {}});
+    std::string message;
+    const auto code = raw.refusal(&message);
+    BOOST_TEST((code == Errc::invalid_argument));
+    BOOST_TEST(message.find("256") != message.npos, message);
+    RawConnection staged(served.daemon.socket());
+    staged.greet();
+    staged.send(protocol::SetBegin{params, 100'000});
+    BOOST_TEST((staged.refusal() == Errc::invalid_argument));
+  };
+  refused(params_of(0, "n"));
+  refused(params_of(-1, "n"));
+  refused(params_of(1, std::string(257, 'n')));
+  refused(params_of(1, std::string("a\0b", 3)));
+  refused(params_of(1, "\xFF"));
+  refused(params_of(1, "n", "\xC0\x80"));
+}
+
+BOOST_AUTO_TEST_CASE(a_frame_begun_has_to_be_whole_in_time) {
+  Watched served({"--frame-timeout=200ms"});
+  RawConnection half(served.daemon.socket());
+  half.greet();
+  half.send(head(1000, 2));
+  BOOST_TEST(half.hung_up());
+  RawConnection idle(served.daemon.socket());  // between frames there is no hurry
+  idle.greet();
+  BOOST_TEST(figure(served.client, "connections") == 2u);
+  idle.send(protocol::Stats{});
+  BOOST_TEST(idle.receive().has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_frame_may_come_byte_by_byte) {
+  Watched served;
+  RawConnection raw(served.daemon.socket());
+  std::vector<std::byte> bytes;
+  protocol::encode(protocol::Request(protocol::Hello{}), bytes);
+  protocol::encode(protocol::Request(protocol::Stats{}), bytes);
+  for (const std::byte& byte : bytes) raw.send(std::span(&byte, 1));
+  BOOST_TEST(std::holds_alternative<protocol::HelloOk>(raw.receive().value()));
+  BOOST_TEST(std::holds_alternative<protocol::Text>(raw.receive().value()));
+}
+
+BOOST_AUTO_TEST_CASE(a_descriptor_sent_to_the_daemon_is_not_kept) {
+  Watched served;
+  RawConnection raw(served.daemon.socket());
+  raw.greet();
+  int ends[2];
+  BOOST_REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  const UniqueFd from(ends[0]);
+  UniqueFd to(ends[1]);
+  std::vector<std::byte> frame;
+  protocol::encode(protocol::Request(protocol::Stats{}), frame);
+  iovec data{frame.data(), frame.size()};
+  alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  const int fd = to.get();
+  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  BOOST_REQUIRE(::sendmsg(raw.fd(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(frame.size()));
+  BOOST_TEST(raw.receive().has_value());
+  to.reset();
+  // With the last copy of the write end gone, and only then, the read end is at its end.
+  pollfd watched{from.get(), POLLIN, 0};
+  BOOST_REQUIRE(::poll(&watched, 1, 10'000) == 1);
+  char byte = 0;
+  BOOST_TEST(::read(from.get(), &byte, 1) == 0);
+}
+
+BOOST_AUTO_TEST_CASE(connections_beyond_the_bound_are_refused_with_the_number) {
+  Watched served({"--max-connections=3"});
+  {
+    RawConnection first(served.daemon.socket());
+    first.greet();
+    RawConnection second(served.daemon.socket());
+    second.greet();
+    RawConnection third(served.daemon.socket());
+    std::string message;
+    BOOST_TEST((third.refusal(&message) == Errc::too_many));
+    BOOST_TEST(message.find('3') != message.npos, message);
+  }
+  BOOST_TEST(eventually([&] { return figure(served.client, "connections") == 1; }));
+  RawConnection again(served.daemon.socket());
+  again.greet();
+}
+
+BOOST_AUTO_TEST_SUITE_END()

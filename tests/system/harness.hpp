@@ -1,0 +1,164 @@
+/// What the whole-process tests share: waiting for conditions, generated values, child processes, the daemon's figures.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <ctime>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <stepstash/client.hpp>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/unique_fd.hpp"
+#include "tests/support/daemon_process.hpp"
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define STEPSTASH_ASAN 1
+#elif __has_feature(thread_sanitizer)
+#define STEPSTASH_TSAN 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) && !defined(STEPSTASH_ASAN)
+#define STEPSTASH_ASAN 1
+#endif
+#if defined(__SANITIZE_THREAD__) && !defined(STEPSTASH_TSAN)
+#define STEPSTASH_TSAN 1
+#endif
+
+namespace stepstash::test {
+
+using namespace std::chrono_literals;
+
+inline constexpr std::uint64_t kKiB = 1024;
+inline constexpr std::uint64_t kMiB = 1024 * kKiB;
+
+#ifdef STEPSTASH_ASAN
+inline constexpr bool kAddressSanitizer = true;
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
+#ifdef STEPSTASH_TSAN
+inline constexpr bool kThreadSanitizer = true;
+#else
+inline constexpr bool kThreadSanitizer = false;
+#endif
+/// Sanitizers cost a factor of up to twenty: sizes and counts that only serve to make a test thorough are divided by
+/// this.
+inline constexpr std::uint64_t kScale = kAddressSanitizer || kThreadSanitizer ? 10 : 1;
+
+/// Whether `condition` became true before the deadline; looked at every few milliseconds.
+bool eventually(const std::function<bool()>& condition, std::chrono::milliseconds deadline = 20s);
+
+/// `bytes` bytes that differ for every `seed` and at every place: a value in the wrong place, or of another version,
+/// is never taken for the right one.
+std::string generated(std::uint64_t bytes, std::uint64_t seed);
+/// The same, from `offset` of the value on, into `out`.
+void generate(std::span<std::byte> out, std::uint64_t seed, std::uint64_t offset = 0);
+/// Whether a view's value is generated(bytes, seed).
+bool is_generated(std::span<const std::byte> value, std::uint64_t bytes, std::uint64_t seed);
+
+nlohmann::json stats(const Client& client);
+std::uint64_t figure(const Client& client, std::string_view name);
+
+/// Runs SELECTs of one number on the daemon's database, as another process would.
+std::int64_t query(const std::string& db, const std::string& sql);
+
+/// A daemon that serves, and a client of it.
+struct Served {
+  explicit Served(std::vector<std::string> options = {})
+      : daemon(std::move(options)), client((daemon.start(), daemon.socket())) {}
+  DaemonProcess daemon;
+  Client client;
+};
+
+inline bool contains(std::string_view text, std::string_view part) { return text.find(part) != text.npos; }
+
+inline std::chrono::system_clock::time_point epoch(std::time_t seconds) {
+  return std::chrono::system_clock::from_time_t(seconds);
+}
+
+/// Keeps every other process from writing the database, until it is destroyed.
+class WriteLock {
+ public:
+  explicit WriteLock(const std::string& db);
+  WriteLock(const WriteLock&) = delete;
+  WriteLock& operator=(const WriteLock&) = delete;
+  ~WriteLock();
+
+ private:
+  struct Database;
+  Database* database_;
+};
+
+/// What became of a program.
+struct Outcome {
+  int status = -1;  ///< exit status, or 128 + signal
+  std::string out;
+  std::string err;
+};
+
+struct RunOptions {
+  std::string input{};                     ///< its standard input
+  std::vector<std::string> environment{};  ///< added: "STEPSTASH_BUILD=7"
+  std::string out_path{};                  ///< not empty: its standard output is this file
+  std::uint64_t file_size_limit = 0;       ///< not 0: RLIMIT_FSIZE, with SIGXFSZ ignored
+};
+
+/// Runs `argv` (looked up in PATH) to its end; throws after a minute.
+Outcome run(const std::vector<std::string>& argv, const RunOptions& options = {});
+
+/// A forked child that runs `body` and exits with what it returns; 99 when it throws. Killed when it is destroyed.
+class Child {
+ public:
+  explicit Child(const std::function<int()>& body);
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+  ~Child();
+
+  pid_t pid() const noexcept { return pid_; }
+  /// Exit status, or 128 + signal; throws after a minute.
+  int join();
+  /// SIGKILL; returns when it is gone.
+  void kill();
+
+ private:
+  pid_t pid_ = -1;
+};
+
+/// A thread whose exception is thrown again where it is joined. Joined at the latest when it is destroyed.
+class Worker {
+ public:
+  explicit Worker(std::function<void()> body);
+  Worker(Worker&&) noexcept = default;
+  ~Worker();
+  void join();
+
+ private:
+  std::unique_ptr<std::exception_ptr> thrown_ = std::make_unique<std::exception_ptr>();
+  std::thread thread_;
+};
+
+/// A byte stream between a child and its parent: signals that something has happened.
+class Signal {
+ public:
+  Signal();
+  /// May be called in either process.
+  void raise() const;
+  /// False when nobody raised it within a minute.
+  bool wait() const;
+
+ private:
+  UniqueFd read_, write_;
+};
+
+}  // namespace stepstash::test

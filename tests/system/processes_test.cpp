@@ -1,0 +1,328 @@
+// Several daemons, dying clients, forks: who holds what, and who gets it back.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <boost/test/unit_test.hpp>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "tests/system/harness.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+// ---- one daemon per instance ---------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_SUITE(second_daemon)
+
+BOOST_AUTO_TEST_CASE(it_refuses_to_serve_what_another_one_holds) {
+  Served first;
+  first.client.set(1, "v", "value");
+  const std::string pid = "pid " + std::to_string(first.daemon.pid());
+  {
+    DaemonProcess second;
+    second.use_segment(first.daemon.segment());
+    BOOST_TEST(second.start_refused() == 75);
+    BOOST_TEST(contains(second.log(), "segment " + first.daemon.segment_path()), second.log());
+    BOOST_TEST(contains(second.log(), pid), second.log());
+  }
+  {
+    DaemonProcess second;
+    second.use_db(first.daemon.db());
+    BOOST_TEST(second.start_refused() == 75);
+    BOOST_TEST(contains(second.log(), "database " + first.daemon.db()), second.log());
+    BOOST_TEST(contains(second.log(), pid), second.log());
+  }
+  {
+    DaemonProcess second;
+    second.use_socket(first.daemon.socket());
+    BOOST_TEST(second.start_refused() == 75);
+    BOOST_TEST(contains(second.log(), "socket " + first.daemon.socket()), second.log());
+    BOOST_TEST(contains(second.log(), pid), second.log());
+  }
+  // The first one is none the worse for it.
+  Client client(first.daemon.socket());
+  BOOST_TEST(client.get(1, "v")->text() == "value");
+  client.set(1, "w", generated(kMiB, 1));
+  client.flush();
+  BOOST_TEST(client.get(1, "w").has_value());
+  BOOST_TEST(first.client.get(1, "w").has_value());
+}
+
+BOOST_AUTO_TEST_CASE(the_socket_of_a_dead_daemon_is_taken_over) {
+  Served served;
+  served.daemon.kill();
+  BOOST_TEST(::access(served.daemon.socket().c_str(), F_OK) == 0);
+  served.daemon.start();
+  BOOST_TEST(!Client(served.daemon.socket()).get(1, "v"));
+}
+
+BOOST_AUTO_TEST_CASE(a_foreign_file_in_the_place_of_the_socket_is_not_touched) {
+  DaemonProcess daemon;
+  std::ofstream(daemon.socket()) << "somebody's file";
+  BOOST_TEST(daemon.start_refused() != 0);
+  BOOST_TEST(contains(daemon.log(), daemon.socket()), daemon.log());
+  std::ifstream file(daemon.socket());
+  BOOST_TEST(std::string(std::istreambuf_iterator<char>(file), {}) == "somebody's file");
+}
+
+BOOST_AUTO_TEST_CASE(a_link_in_the_place_of_the_socket_is_not_followed) {
+  Served other;
+  DaemonProcess daemon;
+  std::filesystem::create_symlink(other.daemon.socket(), daemon.socket());
+  BOOST_TEST(daemon.start_refused() != 0);
+  BOOST_TEST(std::filesystem::is_symlink(daemon.socket()));
+  BOOST_TEST(std::filesystem::is_socket(other.daemon.socket()));
+}
+
+BOOST_AUTO_TEST_CASE(a_segment_that_is_a_link_or_a_directory_is_not_used) {
+  for (const bool link : {true, false}) {
+    DaemonProcess daemon;
+    const std::string victim = daemon.directory().file("victim");
+    std::ofstream(victim) << "somebody's file";
+    if (link) {
+      std::filesystem::create_symlink(victim, daemon.segment_path());
+    } else {
+      std::filesystem::create_directory(daemon.segment_path());
+    }
+    BOOST_TEST(daemon.start_refused() != 0);
+    BOOST_TEST(contains(daemon.log(), daemon.segment()), daemon.log());
+    BOOST_TEST(std::filesystem::file_size(victim) == 15u);
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+// ---- clients that die ----------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_SUITE(dying_clients)
+
+namespace {
+
+struct Held {
+  explicit Held(const Client& client)
+      : views(figure(client, "open_views")),
+        pages(figure(client, "pin_pages")),
+        connections(figure(client, "connections")),
+        rings(figure(client, "staging_rings")),
+        used(figure(client, "segment.used_bytes")) {}
+  std::uint64_t views, pages, connections, rings, used;
+  bool operator==(const Held&) const = default;
+  friend std::ostream& operator<<(std::ostream& out, const Held& held) {
+    return out << held.views << " views, " << held.pages << " pages, " << held.connections << " connections, "
+               << held.rings << " rings, " << held.used << " bytes";
+  }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(all_that_a_killed_client_held_comes_back) {
+  Served served({"--segment-size=64MiB"});
+  Client& client = served.client;
+  for (int i = 0; i < 10; ++i) client.set(1, std::to_string(i), generated(kMiB, 1));
+  client.flush();
+  const Held before(client);
+
+  const auto hold = [&](const Signal& ready) {
+    Client own(served.daemon.socket());
+    std::vector<View> views;
+    for (int i = 0; i < 10; ++i) views.push_back(*own.get(1, std::to_string(i)));
+    auto known = own.begin(2, "known", 8 * kMiB);
+    known->write(generated(3 * kMiB, 1));
+    auto unknown = own.begin(2, "unknown");
+    unknown->write(generated(3 * kMiB, 1));
+    ready.raise();
+    for (;;) ::pause();
+    return 0;
+  };
+  const Signal ready;
+  Child first([&] { return hold(ready); });
+  Child second([&] { return hold(ready); });
+  BOOST_REQUIRE(ready.wait());
+  BOOST_REQUIRE(ready.wait());
+  const Held meanwhile(client);
+  BOOST_TEST(meanwhile.views == before.views + 20);
+  BOOST_TEST(meanwhile.pages == before.pages + 2);
+  BOOST_TEST(meanwhile.connections >= before.connections + 4);
+  BOOST_TEST(meanwhile.rings >= before.rings + 4);
+  BOOST_TEST(meanwhile.used >= before.used + 4 * 3 * kMiB);
+  first.kill();
+  second.kill();
+  BOOST_TEST(eventually([&] { return Held(client) == before; }, 5s), Held(client));
+  BOOST_TEST(client.list(2).empty());
+}
+
+BOOST_AUTO_TEST_CASE(clients_killed_at_any_moment_leave_nothing_behind) {
+  Served served({"--segment-size=64MiB", "--flush-interval=10ms"});
+  Client& client = served.client;
+  client.set(1, "read", generated(kMiB, 1));
+  client.flush();
+  const Held before(client);
+  const int rounds = kScale == 1 ? 20 : 5;
+  for (int round = 0; round < rounds; ++round) {
+    const Signal going;
+    Child child([&] {
+      Client own(served.daemon.socket());
+      for (std::uint64_t i = 0;; ++i) {
+        const auto view = own.get(1, "read");
+        own.set(2, std::to_string(i % 3), generated(i % 2 == 0 ? 1000 : 2 * kMiB, i));
+        if (i == 2) going.raise();
+      }
+      return 0;
+    });
+    BOOST_REQUIRE(going.wait());
+    std::this_thread::yield();
+    child.kill();
+  }
+  client.drop(2);
+  client.flush();
+  BOOST_TEST(eventually([&] { return Held(client) == before; }, 5s), Held(client));
+  BOOST_TEST(is_generated(client.get(1, "read")->bytes(), kMiB, 1));
+}
+
+BOOST_AUTO_TEST_CASE(what_a_killed_client_was_acknowledged_is_there) {
+  Served served;
+  const Signal acknowledged;
+  Child child([&] {
+    Client own(served.daemon.socket());
+    own.set(1, "v", generated(5 * kMiB, 1));
+    acknowledged.raise();
+    for (;;) ::pause();
+    return 0;
+  });
+  BOOST_REQUIRE(acknowledged.wait());
+  child.kill();
+  BOOST_TEST(is_generated(served.client.get(1, "v")->bytes(), 5 * kMiB, 1));
+}
+
+BOOST_AUTO_TEST_CASE(a_client_can_write_neither_the_segment_nor_its_descriptor) {
+  // I1, as far as a client can be asked: its mapping of the segment is not writable, and it holds no descriptor of it.
+  Served served;
+  served.client.set(1, "v", "value");
+  std::ifstream maps("/proc/self/maps");
+  int mappings = 0;
+  for (std::string line; std::getline(maps, line);) {
+    if (!contains(line, served.daemon.segment_path()) || contains(line, ".pin.")) continue;
+    ++mappings;
+    BOOST_TEST(contains(line, " r--s "), line);
+  }
+  BOOST_TEST(mappings == 1);
+  for (const auto& fd : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const auto target = std::filesystem::read_symlink(fd.path(), gone);
+    BOOST_TEST(!contains(target.string(), served.daemon.segment()), target);
+  }
+  Child child([&] {
+    const Client own(served.daemon.socket());
+    const auto view = own.get(1, "v");
+    const_cast<char&>(view->text().front()) = 'X';
+    return 0;
+  });
+  BOOST_TEST(child.join() == 128 + SIGSEGV);
+  BOOST_TEST(served.client.get(1, "v")->text() == "value");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+// ---- forks ---------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_SUITE(forks)
+
+BOOST_AUTO_TEST_CASE(a_child_goes_on_with_its_parents_client) {
+  Served served;
+  Client& client = served.client;
+  client.set(1, "v", "value");
+  client.set(1, "large", generated(2 * kMiB, 1));
+  Child child([&] {
+    const auto view = client.get(1, "v");
+    if (!view || view->text() != "value") return 1;
+    client.set(1, "from the child", generated(kMiB, 5));
+    if (!is_generated(client.get(1, "from the child")->bytes(), kMiB, 5)) return 2;
+    if (client.list(1).size() != 3) return 3;
+    return 0;
+  });
+  // At the same time the parent uses its own.
+  for (int i = 0; i < 200; ++i) client.set(2, "parent", std::to_string(i));
+  BOOST_TEST(child.join() == 0);
+  BOOST_TEST(is_generated(client.get(1, "from the child")->bytes(), kMiB, 5));
+  BOOST_TEST(client.get(2, "parent")->text() == "199");
+}
+
+BOOST_AUTO_TEST_CASE(a_child_neither_uses_up_nor_releases_its_parents_pins) {
+  Served served({"--segment-size=8MiB", "--flush-interval=10ms"});
+  Client& client = served.client;
+  client.set(1, "v", generated(2 * kMiB, 1));
+  auto view = client.get(1, "v");
+  const Signal looked;
+  Child child([&] {
+    {
+      auto inherited = std::move(view);
+      if (!is_generated(inherited->bytes(), 2 * kMiB, 1)) return 1;
+    }  // "releases" it
+    for (int i = 0; i < 1000; ++i) {
+      if (!client.get(1, "v")) return 2;
+    }
+    client = Client(served.daemon.socket());  // closes the inherited one
+    looked.raise();
+    return 0;
+  });
+  BOOST_REQUIRE(looked.wait());
+  BOOST_TEST(child.join() == 0);
+  client.set(1, "v", "replaced");
+  for (std::uint64_t i = 0; i < 40; ++i) client.set(2, std::to_string(i % 5), generated(512 * kKiB, i));
+  BOOST_TEST(is_generated(view->bytes(), 2 * kMiB, 1));
+  BOOST_TEST(figure(client, "open_views") == 1u);
+  client.set(3, "and goes on", "v");
+  BOOST_TEST(client.get(3, "and goes on").has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_child_that_ends_at_once_harms_nobody) {
+  Served served;
+  Client& client = served.client;
+  client.set(1, "v", "value");
+  auto view = client.get(1, "v");
+  for (int i = 0; i < 20; ++i) {
+    Child child([] { return 0; });
+    BOOST_TEST(child.join() == 0);
+    client.set(1, "n", std::to_string(i));
+    BOOST_TEST(client.get(1, "n")->text() == std::to_string(i));
+  }
+  BOOST_TEST(view->text() == "value");
+  BOOST_TEST(figure(client, "connections") == 1u);
+}
+
+// ThreadSanitizer does not follow forks of processes with threads.
+BOOST_AUTO_TEST_CASE(a_fork_amid_busy_threads_gives_a_usable_client,
+                     *boost::unit_test::enable_if<!kThreadSanitizer>()) {
+  Served served;
+  Client& client = served.client;
+  std::atomic<bool> over{false};
+  std::vector<Worker> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; !over; ++i) {
+        client.set(1, "t" + std::to_string(t), std::to_string(i));
+        client.get(1, "t" + std::to_string(t));
+      }
+    });
+  }
+  int failed = 0;
+  for (int i = 0; i < 20; ++i) {
+    Child child([&] {
+      // The allocator may be locked for ever in such a child (fork(2)); glibc's is not.
+      client.set(2, "from child", std::to_string(i));
+      return client.get(2, "from child").has_value() ? 0 : 1;
+    });
+    failed += child.join() != 0;
+  }
+  over = true;
+  for (auto& thread : threads) thread.join();
+  BOOST_TEST(failed == 0);
+}
+
+BOOST_AUTO_TEST_SUITE_END()

@@ -1,0 +1,436 @@
+// The daemon's end, in every way, and what is there afterwards: I4, I5, and ids for ever.
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <boost/test/data/test_case.hpp>
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <set>
+#include <thread>
+
+#include "tests/system/harness.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+const std::vector<std::string> kNeverFlushes = {"--flush-interval=1h", "--segment-size=64MiB"};
+
+/// As the loss of power does it: the daemon dies, and memory with it.
+void lose_power(DaemonProcess& daemon) {
+  daemon.kill();
+  daemon.remove_segment();
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(warm_restart)
+
+BOOST_AUTO_TEST_CASE(all_that_was_acknowledged_survives_sigkill) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  {
+    Client client(daemon.socket());
+    client.set(1, "small", "small", "step 1");
+    client.set(1, "empty", "");
+    client.set(1, "large", generated(5 * kMiB, 1), "step 2");
+    client.set(1, "replaced", generated(kMiB, 2));
+    client.set(1, "replaced", "its second value");
+    client.finish(2, epoch(1234));
+    client.set(3, "dropped", "gone");
+    client.drop(3);
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 0);  // nothing but memory has it
+  }
+  daemon.kill();
+  daemon.start({"--flush-interval=20ms", "--segment-size=64MiB"});
+  Client client(daemon.socket());
+  BOOST_TEST(client.get(1, "small")->text() == "small");
+  BOOST_TEST(client.get(1, "small")->source() == "step 1");
+  BOOST_TEST(client.get(1, "empty")->length() == 0u);
+  BOOST_TEST(is_generated(client.get(1, "large")->bytes(), 5 * kMiB, 1));
+  BOOST_TEST(client.get(1, "replaced")->text() == "its second value");
+  BOOST_TEST(!client.get(3, "dropped"));
+  BOOST_TEST(client.list(1).size() == 4u);
+  BOOST_TEST(figure(client, "last_recovery.entries_kept") == 4u);
+  BOOST_TEST(figure(client, "last_recovery.entries_set_aside") == 0u);
+  // And from here it goes on to the database, without being asked to.
+  BOOST_TEST(eventually([&] { return figure(client, "dirty_values") == 0; }));
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 1") == 4);
+  BOOST_TEST(eventually(
+      [&] { return query(daemon.db(), "SELECT count(*) FROM builds WHERE id = 2 AND complete_at = 1234") == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_client_goes_on_with_the_restarted_daemon_through_the_same_mappings) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  Client reader(daemon.socket());
+  reader.set(1, "before", generated(kMiB, 1));
+  const auto view = reader.get(1, "before");
+  struct stat before {};
+  BOOST_REQUIRE(::stat(daemon.segment_path().c_str(), &before) == 0);
+  daemon.kill();
+  daemon.start();
+  struct stat after {};
+  BOOST_REQUIRE(::stat(daemon.segment_path().c_str(), &after) == 0);
+  BOOST_TEST(before.st_ino == after.st_ino);
+
+  Client(daemon.socket()).set(1, "after", "set by another client of the new daemon");
+  // The reader has said nothing to the new daemon, which has not heard of it: it finds the value in its old mapping.
+  BOOST_TEST(figure(Client(daemon.socket()), "gets_asked") == 0u);
+  const auto found = reader.get(1, "after");
+  BOOST_REQUIRE(found);
+  BOOST_TEST(found->text() == "set by another client of the new daemon");
+  BOOST_TEST(is_generated(view->bytes(), kMiB, 1));
+  reader.set(1, "again", "and it sets values as before");
+  BOOST_TEST(reader.get(1, "again").has_value());
+}
+
+BOOST_AUTO_TEST_CASE(the_next_daemon_honours_the_pins_that_the_dead_one_gave) {
+  DaemonProcess daemon({"--flush-interval=10ms", "--segment-size=8MiB"});
+  daemon.start();
+  Client reader(daemon.socket());
+  reader.set(1, "pinned", generated(2 * kMiB, 1));
+  reader.set(1, "dropped", generated(kMiB, 2));
+  auto replaced = reader.get(1, "pinned");
+  auto dropped = reader.get(1, "dropped");
+  reader.set(1, "dropped", "while the first daemon lives");  // retired already when the daemon dies
+  daemon.kill();
+  daemon.start();
+
+  Client writer(daemon.socket());
+  writer.set(1, "pinned", "replaced after the restart");
+  for (std::uint64_t i = 0; i < 64; ++i) {
+    writer.set(2, "churn " + std::to_string(i % 5), generated(512 * kKiB, 10 + i));
+  }
+  BOOST_TEST(is_generated(replaced->bytes(), 2 * kMiB, 1));
+  BOOST_TEST(is_generated(dropped->bytes(), kMiB, 2));
+  BOOST_TEST(figure(writer, "open_views") == 2u);
+  BOOST_TEST(figure(writer, "segment.retired_bytes") >= 3 * kMiB);
+  replaced.reset();
+  dropped.reset();
+  BOOST_TEST(eventually([&] { return figure(writer, "segment.retired_bytes") == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_client_that_died_with_the_daemon_leaves_no_pins) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  Client(daemon.socket()).set(1, "v", generated(kMiB, 1));
+  const Signal pinned;
+  Child child([&] {
+    const Client client(daemon.socket());
+    const auto view = client.get(1, "v");
+    pinned.raise();
+    for (;;) ::pause();
+    return 0;
+  });
+  BOOST_REQUIRE(pinned.wait());
+  daemon.kill();
+  child.kill();
+  daemon.start();
+  Client client(daemon.socket());
+  BOOST_TEST(figure(client, "open_views") == 0u);
+  client.set(1, "v", "replaced");
+  BOOST_TEST(eventually([&] { return figure(client, "segment.retired_bytes") == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(whatever_was_acknowledged_survives_a_daemon_that_is_killed_again_and_again) {
+  DaemonProcess daemon({"--flush-interval=5ms", "--segment-size=64MiB"});
+  daemon.start();
+  const auto length = [](int i) { return i % 3 == 0 ? 100 * kKiB : 100; };  // staged and inline
+  std::atomic<int> acknowledged{0};
+  std::atomic<bool> over{false};
+  Worker setter([&] {
+    Client client(daemon.socket(), 60s);
+    for (int i = 1; !over; ++i) {
+      client.set(1 + i % 7, "n" + std::to_string(i), generated(length(i), static_cast<std::uint64_t>(i)));
+      client.set(9, "latest", std::to_string(i));
+      acknowledged = i;
+    }
+  });
+  const int rounds = kScale == 1 ? 10 : 4;
+  for (int round = 1; round <= rounds; ++round) {
+    const int aim = acknowledged + 40;
+    BOOST_CHECK(eventually([&] { return acknowledged >= aim; }));
+    daemon.kill();
+    daemon.start();
+  }
+  over = true;
+  setter.join();
+  const Client client(daemon.socket());
+  BOOST_TEST(figure(client, "last_recovery.entries_set_aside") == 0u);
+  BOOST_TEST(client.get(9, "latest")->text() == std::to_string(acknowledged));
+  for (int i = 1; i <= acknowledged; ++i) {
+    const auto view = client.get(1 + i % 7, "n" + std::to_string(i));
+    BOOST_REQUIRE_MESSAGE(view, "n" << i << " of " << acknowledged << " is lost");
+    BOOST_TEST(is_generated(view->bytes(), length(i), static_cast<std::uint64_t>(i)));
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+// ---- cold start ----------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_SUITE(cold_start)
+
+BOOST_AUTO_TEST_CASE(sigterm_writes_everything_and_leaves_the_segment) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  {
+    Client client(daemon.socket());
+    for (int i = 0; i < 50; ++i) client.set(1, "n" + std::to_string(i), std::to_string(i));
+    client.set(1, "large", generated(20 * kMiB, 1));
+    client.finish(9, epoch(99));
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 0);
+  }
+  BOOST_TEST(daemon.terminate() == 0);
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 1") == 51);
+  BOOST_TEST(query(daemon.db(), "SELECT complete_at FROM builds WHERE id = 9") == 99);
+  BOOST_TEST(::access(daemon.segment_path().c_str(), F_OK) == 0);
+  BOOST_TEST(::access(daemon.socket().c_str(), F_OK) != 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_cold_start_serves_everything_from_the_database) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  std::map<std::string, std::uint64_t> ids;
+  {
+    Client client(daemon.socket());
+    for (int i = 0; i < 40; ++i) {
+      const std::string name = "n" + std::to_string(i);
+      ids[name] = client.set(1, name, generated(static_cast<std::uint64_t>(i) * 7919, 1), "source " + name)->id;
+    }
+    ids["large"] = client.set(1, "large", generated(20 * kMiB, 2), "")->id;
+    client.set(2, "v", "of a finished build");
+    client.finish(2, epoch(1000));
+    client.set(3, "v", "of a held build");
+    client.finish(3, epoch(1000));
+    client.hold(3);
+    client.finish(4, epoch(1000));  // without data
+  }
+  BOOST_TEST(daemon.terminate() == 0);
+  daemon.remove_segment();
+  daemon.start();
+
+  Client client(daemon.socket());
+  BOOST_TEST(figure(client, "last_recovery.entries_kept") == 0u);
+  BOOST_TEST(figure(client, "last_recovery.entries_loaded") == 43u);
+  BOOST_TEST(figure(client, "values_resident") == 0u);
+  BOOST_TEST(client.list(1).size() == 41u);
+  BOOST_TEST(client.stat(1, "large")->length() == 20 * kMiB);
+  for (int i = 0; i < 40; ++i) {
+    const std::string name = "n" + std::to_string(i);
+    const auto view = client.get(1, name);
+    BOOST_REQUIRE(view);
+    BOOST_TEST(is_generated(view->bytes(), static_cast<std::uint64_t>(i) * 7919, 1));
+    BOOST_TEST(view->source() == "source " + name);
+    BOOST_TEST(view->id() == ids[name]);
+  }
+  BOOST_TEST(is_generated(client.get(1, "large")->bytes(), 20 * kMiB, 2));
+  client.set(4, "v", "set after its finish, two daemons ago");
+  BOOST_TEST(client.prune(epoch(1000)) == 0u);  // strictly older
+  BOOST_TEST(client.prune(epoch(1001)) == 2u);  // builds 2 and 4; 3 is held
+  BOOST_TEST(!client.get(2, "v"));
+  BOOST_TEST(!client.get(4, "v"));
+  BOOST_TEST(client.get(3, "v")->text() == "of a held build");
+  client.unhold(3);
+  BOOST_TEST(client.prune(epoch(1001)) == 1u);
+  BOOST_TEST(client.list(1).size() == 41u);
+}
+
+BOOST_AUTO_TEST_CASE(a_durable_set_is_in_the_database_when_it_returns) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  Client client(daemon.socket());
+  client.set(1, "later", "not durable");
+  const auto has = [&](const std::string& name) {
+    return query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 1 AND name = '" + name + "'");
+  };
+  BOOST_TEST(has("later") == 0);
+  client.set(1, "small", "durable", "", {.durable = true});
+  BOOST_TEST(has("small") == 1);
+  client.set(1, "large", generated(3 * kMiB, 1), "", {.durable = true});
+  BOOST_TEST(has("large") == 1);
+  BOOST_TEST(query(daemon.db(), "SELECT length FROM build_data WHERE name = 'large'") ==
+             static_cast<std::int64_t>(3 * kMiB));
+  lose_power(daemon);
+  daemon.start();
+  Client after(daemon.socket());
+  BOOST_TEST(after.get(1, "small")->text() == "durable");
+  BOOST_TEST(is_generated(after.get(1, "large")->bytes(), 3 * kMiB, 1));
+}
+
+BOOST_AUTO_TEST_CASE(a_flush_returns_when_all_before_it_is_in_the_database) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  Client client(daemon.socket());
+  for (int i = 0; i < 100; ++i) client.set(1, std::to_string(i), generated(kMiB / 4, 1));
+  client.finish(2, epoch(7));
+  client.flush();
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 100);
+  BOOST_TEST(query(daemon.db(), "SELECT complete_at FROM builds WHERE id = 2") == 7);
+}
+
+BOOST_AUTO_TEST_CASE(a_small_value_can_be_read_with_plain_sql) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  Client client(daemon.socket());
+  client.set(77, "report", "42", "unit tests", {.durable = true});
+  BOOST_TEST(query(daemon.db(),
+                   "SELECT CAST(CAST(value AS TEXT) AS INTEGER) FROM build_data "
+                   "WHERE buildid = 77 AND name = 'report' AND source = 'unit tests' AND length = 2") == 42);
+}
+
+BOOST_AUTO_TEST_CASE(a_daemon_that_finds_another_database_writes_its_values_there) {
+  DaemonProcess daemon({"--flush-interval=10ms"});
+  daemon.start();
+  {
+    Client client(daemon.socket());
+    client.set(1, "v", "value");
+    client.flush();
+  }
+  daemon.kill();
+  daemon.use_db(daemon.directory().file("other.db"));
+  daemon.start();
+  Client client(daemon.socket());
+  BOOST_TEST(client.get(1, "v")->text() == "value");
+  client.flush();
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 1") == 1);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+// ---- deletions -----------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_SUITE(deletions)
+
+BOOST_AUTO_TEST_CASE(what_was_deleted_does_not_come_back_after_sigkill) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  {
+    Client client(daemon.socket());
+    for (std::int64_t build = 1; build <= 3; ++build) {
+      for (int i = 0; i < 20; ++i) client.set(build, std::to_string(i), generated(10 * kKiB, 1));
+    }
+    client.finish(2, epoch(1000));
+    client.flush();
+    BOOST_TEST(client.drop(1) == 20u);
+    BOOST_TEST(client.prune(epoch(1001)) == 20u);
+    client.set(1, "new", "set after the drop");
+    // The rows are still there: only the segment knows that they are to go.
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid < 3") == 40);
+  }
+  daemon.kill();
+  daemon.start();
+  {
+    Client client(daemon.socket());
+    BOOST_TEST(client.list(1).size() == 1u);
+    BOOST_TEST(client.get(1, "new")->text() == "set after the drop");
+    BOOST_TEST(client.list(2).empty());
+    BOOST_TEST(client.list(3).size() == 20u);
+    client.flush();
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 1") == 1);
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 2") == 0);
+  }
+  lose_power(daemon);
+  daemon.start();
+  Client client(daemon.socket());
+  BOOST_TEST(client.list(1).size() == 1u);
+  BOOST_TEST(client.list(2).empty());
+  BOOST_TEST(client.list(3).size() == 20u);
+}
+
+BOOST_AUTO_TEST_CASE(a_deletion_that_was_flushed_survives_the_loss_of_power) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  {
+    Client client(daemon.socket());
+    client.set(1, "large", generated(10 * kMiB, 1));
+    client.flush();
+    client.drop(1);
+    client.flush();
+  }
+  lose_power(daemon);
+  daemon.start();
+  Client client(daemon.socket());
+  BOOST_TEST(client.list(1).empty());
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_value_dropped_before_its_turn_is_never_written) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  Client client(daemon.socket());
+  for (int i = 0; i < 10; ++i) client.set(1, "v" + std::to_string(i), generated(kMiB, 1));
+  client.drop(1);
+  client.set(2, "replaced", generated(kMiB, 1));
+  client.set(2, "replaced", "small");
+  client.flush();
+  BOOST_TEST(figure(client, "flushed_values") == 1u);
+  BOOST_TEST(figure(client, "flushed_bytes") == 5u);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+// ---- ids -----------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(no_id_is_ever_given_twice) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  std::set<std::uint64_t> given;
+  std::set<std::uint64_t> revisions;
+  int number = 0;
+  const auto set_some = [&](const char* when) {
+    Client client(daemon.socket());
+    for (int i = 0; i < 20; ++i) {
+      const auto result = client.set(1, "n" + std::to_string(++number), "v");
+      BOOST_TEST(given.insert(result->id).second, result->id << " was given again " << when);
+      BOOST_TEST(revisions.insert(result->revision).second);
+    }
+  };
+  set_some("at first");
+  daemon.kill();
+  daemon.start();
+  set_some("after SIGKILL");
+  Client(daemon.socket()).drop(1);
+  set_some("after a drop");
+  Client(daemon.socket()).finish(1, epoch(1));
+  BOOST_TEST(Client(daemon.socket()).prune(epoch(2)) == 20u);
+  set_some("after a prune");
+  BOOST_TEST(daemon.terminate() == 0);
+  daemon.start();
+  set_some("after SIGTERM");
+  BOOST_TEST(daemon.terminate() == 0);
+  daemon.remove_segment();
+  daemon.start();
+  set_some("after a cold start");
+  lose_power(daemon);  // the ids just given were never in the database
+  daemon.start();
+  set_some("after the loss of power");
+  Client(daemon.socket()).drop(1);
+  Client(daemon.socket()).flush();
+  lose_power(daemon);
+  daemon.start();
+  set_some("after the loss of power, with an empty database");
+}
+
+BOOST_AUTO_TEST_CASE(a_value_keeps_its_id_through_replacement_in_other_lives) {
+  DaemonProcess daemon(kNeverFlushes);
+  daemon.start();
+  const auto first = *Client(daemon.socket()).set(1, "v", "1");
+  daemon.kill();
+  daemon.start();
+  const auto second = *Client(daemon.socket()).set(1, "v", "2");
+  BOOST_TEST(second.id == first.id);
+  BOOST_TEST(second.revision > first.revision);
+  daemon.terminate();
+  daemon.remove_segment();
+  daemon.start();
+  const auto third = *Client(daemon.socket()).set(1, "v", "3");  // replaces what is only in the database
+  BOOST_TEST(third.id == first.id);
+  BOOST_TEST(third.revision > second.revision);
+  Client client(daemon.socket());
+  client.flush();
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 1);
+}
