@@ -1,0 +1,66 @@
+# Shell functions that quickstart and test share. Sourced by bash from the project's root; prints to the caller's stdout.
+
+# missing_packages GROUP...: those of the groups in scripts/packages.txt that are not installed, one per line.
+missing_packages() {
+  local package group rest
+  while read -r package group rest; do
+    case $package in '' | '#'*) continue ;; esac
+    case " $* " in *" $group "*) ;; *) continue ;; esac
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || echo "$package"
+  done < scripts/packages.txt
+}
+
+# install_packages GROUP...: installs what is missing, as root or through sudo; says what to do when it can do neither.
+install_packages() {
+  if ! command -v dpkg-query > /dev/null; then
+    echo "This is no Debian: please see that what scripts/packages.txt names is installed." >&2
+    return 0
+  fi
+  local missing as_root=()
+  missing=$(missing_packages "$@")
+  if [ -z "$missing" ]; then
+    echo "packages: all there"
+    return 0
+  fi
+  missing=$(tr '\n' ' ' <<< "$missing")
+  if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo > /dev/null || ! sudo -n true 2> /dev/null; then
+      printf 'These packages are missing and this user cannot install them; please run, as root:\n\n' >&2
+      printf '  apt-get update && apt-get install --no-install-recommends %s\n\n' "$missing" >&2
+      return 69
+    fi
+    as_root=(sudo)
+  fi
+  echo "packages: installing $missing"
+  local log
+  log=$(mktemp)
+  # shellcheck disable=SC2086 # a list of words
+  if ! { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q update &&
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $missing; } \
+    > "$log" 2>&1 < /dev/null; then
+    cat "$log" >&2
+    rm -f "$log"
+    echo "installing the packages failed; the output is above" >&2
+    return 69
+  fi
+  rm -f "$log"
+}
+
+# quietly WHAT COMMAND...: runs it; shows its output only when it fails.
+quietly() {
+  local what=$1 log status=0
+  shift
+  log=$(mktemp)
+  "$@" > "$log" 2>&1 < /dev/null || status=$?
+  if [ $status -ne 0 ]; then
+    cat "$log" >&2
+    echo "$what failed (exit $status); the output is above" >&2
+  fi
+  rm -f "$log"
+  return $status
+}
+
+# build_preset PRESET: configures and builds into build/PRESET.
+build_preset() {
+  quietly "configuring build/$1" cmake --preset "$1" && quietly "building build/$1" cmake --build --preset "$1"
+}
