@@ -3,6 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 if [ "${1:-}" = --fix ]; then mode=(-i); else mode=(--dry-run -Werror); fi
-find base cli daemon libclient persist protocol shm tests bench scripts -type f \
+find . \( -path ./build -o -path ./quickstart-data -o -path ./.git \) -prune -o -type f \
   \( -name '*.cpp' -o -name '*.hpp' -o -name '*.c' -o -name '*.h' \) -print0 |
   xargs -0 clang-format-14 "${mode[@]}"
