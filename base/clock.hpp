@@ -1,7 +1,10 @@
 /// Time, as an interface, so that tests turn the hands themselves.
 ///
-/// `monotonic` drives flushes and deadlines and never jumps; `wall` is compared with complete_at only.
+/// `monotonic` drives flushes and deadlines and never jumps; `wall` is compared with complete_at only, and the horizon
+/// asks `boot_time` too, which no one can set.
 #pragma once
+
+#include <time.h>
 
 #include <chrono>
 #include <cstdint>
@@ -13,6 +16,8 @@ class Clock {
   virtual ~Clock() = default;
   /// Since boot, CLOCK_MONOTONIC: comparable between processes of one boot.
   virtual std::chrono::nanoseconds monotonic() const = 0;
+  /// The same with the time that the machine was asleep, CLOCK_BOOTTIME: how long ago something really was.
+  virtual std::chrono::nanoseconds boot_time() const = 0;
   /// Whole seconds since 1970-01-01 UTC, as Buildbot stores complete_at.
   virtual std::int64_t wall_seconds() const = 0;
 };
@@ -21,6 +26,11 @@ class SystemClock final : public Clock {
  public:
   std::chrono::nanoseconds monotonic() const override {
     return std::chrono::steady_clock::now().time_since_epoch();  // CLOCK_MONOTONIC in libstdc++
+  }
+  std::chrono::nanoseconds boot_time() const override {
+    timespec now{};
+    ::clock_gettime(CLOCK_BOOTTIME, &now);
+    return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
   }
   std::int64_t wall_seconds() const override {
     using namespace std::chrono;

@@ -39,13 +39,18 @@ struct BuildState {
   shm::BuildRecord* record = nullptr;
   std::map<std::uint64_t, Node*> entries;  ///< by id
   DirtyMark dirty;
-  bool asking = false;  ///< the database has been asked what it knows of this build
+  std::uint64_t asking = 0;  ///< not 0: the number of the question under way, what the database knows of this build
+  unsigned dropping = 0;     ///< deletions under way: entries up to record->drop_upto are on their way out
 
   bool finished() const noexcept {
     return record->complete_at.load(std::memory_order_relaxed) != shm::kNotComplete;  // the loop's own stores
   }
   /// The record holds all that the database knew.
   bool merged() const noexcept { return record->merged.load(std::memory_order_relaxed) != 0; }
+  /// The entry with this id has been deleted, though its turn to leave the index may not have come.
+  bool dropped(std::uint64_t entry) const noexcept {
+    return dropping > 0 && entry <= record->drop_upto.load(std::memory_order_relaxed);
+  }
   bool held() const noexcept { return record->hold.load(std::memory_order_relaxed) == shm::Hold::held; }
 };
 

@@ -264,7 +264,7 @@ awaitable<protocol::Reply> Connection::answer(protocol::Request& request) {
   }
   if (auto* drop = std::get_if<protocol::Drop>(&request)) {
     if (!may(Right::admin)) co_return refuse("drop builds");
-    auto count = store.drop(drop->build);
+    auto count = co_await store.drop(drop->build);
     if (!count) co_return failure(count.error());
     co_return protocol::Count{count.value()};
   }

@@ -38,7 +38,8 @@ std::uint64_t Flusher::mark(DirtyMark& mark, Item item, std::uint64_t bytes) {
 
 std::uint64_t Flusher::mark_dirty(Node& node, std::chrono::nanoseconds since) {
   if (!node.dirty.dirty()) ++dirty_values_;
-  return mark(node.dirty, Item{&node, nullptr, since}, segment_.entry_at(node.block).length);
+  const shm::Entry& entry = segment_.entry_at(node.block);
+  return mark(node.dirty, Item{&node, nullptr, since}, entry.value_offset == 0 ? 0 : entry.length);
 }
 
 std::uint64_t Flusher::mark_dirty(BuildState& build) {
@@ -101,20 +102,31 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
     Flight flight{.seq = seq};
     if (item.node != nullptr) {
       const shm::Entry& entry = segment_.entry_at(item.node->block);
-      if (bytes > 0 && bytes + entry.length > kBatchBytes) break;
-      bytes += entry.length;
+      const bool lost = entry.value_offset == 0;  // Writer::mark_lost
+      const std::uint64_t length = lost ? 0 : entry.length;
+      if (bytes > 0 && bytes + length > kBatchBytes) break;
+      bytes += length;
       flight.block = item.node->block;
-      flight.bytes = entry.length;
+      flight.bytes = length;
       segment_.hold(flight.block);
       item.node->dirty.in_flight = true;
-      batch.entries.push_back({entry.id, entry.revision, entry.buildid, shm::entry_name(entry),
-                               shm::entry_source(entry), entry.value_hash, shm::entry_value(entry)});
+      persist::EntryRow row{.id = entry.id,
+                            .revision = entry.revision,
+                            .buildid = entry.buildid,
+                            .name = shm::entry_name(entry),
+                            .source = shm::entry_source(entry),
+                            .value_hash = entry.value_hash,
+                            .value = {},
+                            .lost_bytes = lost ? entry.length : 0};
+      if (!lost) row.value = shm::entry_value(entry);
+      batch.entries.push_back(row);
       entry_places.push_back(seq);
     } else if (item.build != nullptr) {
       const shm::BuildRecord& record = *item.build->record;
       flight.complete_at = record.complete_at.load(std::memory_order_relaxed);  // the loop's own stores, here and below
       flight.hold = record.hold.load(std::memory_order_relaxed);
-      flight.drop_upto = record.drop_upto.load(std::memory_order_relaxed);
+      // A deletion goes to the database when the segment's part of it is over: until then the record has to stay.
+      if (item.build->dropping == 0) flight.drop_upto = record.drop_upto.load(std::memory_order_relaxed);
       item.build->dirty.in_flight = true;
       persist::BuildRow row{.buildid = item.build->id, .complete_at = {}, .held = {}, .drop_upto = flight.drop_upto};
       if (flight.complete_at != shm::kNotComplete) row.complete_at = flight.complete_at;
@@ -133,8 +145,9 @@ Flusher::Outcome Flusher::write(persist::Batch& batch, const std::vector<std::ui
   persist::Batch sound;
   sound.builds = std::move(batch.builds);
   for (std::size_t i = 0; i < batch.entries.size(); ++i) {
-    if (shm::hash_bytes(batch.entries[i].value) == batch.entries[i].value_hash) {
-      sound.entries.push_back(batch.entries[i]);
+    const persist::EntryRow& row = batch.entries[i];
+    if (row.lost_bytes > 0 || shm::hash_bytes(row.value) == row.value_hash) {
+      sound.entries.push_back(row);
     } else {
       outcome.damaged.push_back(entry_places[i]);
     }
@@ -167,6 +180,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
     --dirty_values_;
     dirty_bytes_ -= std::exchange(mark.bytes, 0);
     if (damaged) {
+      if (!committed_.empty()) damaged_places_.insert(flight.seq);
       on_damaged(*item.node);
       return;
     }
@@ -198,6 +212,7 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome)
     note_failure(outcome.committed.error());
   }
   counters_.last_duration = outcome.duration;
+  if (committed_.empty()) damaged_places_.clear();
   for (const Flight& flight : flights) {
     const bool damaged = std::find(outcome.damaged.begin(), outcome.damaged.end(), flight.seq) != outcome.damaged.end();
     settle_one(flight, committed, damaged);

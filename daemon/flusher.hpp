@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,8 @@ class Flusher {
   /// Waits until everything up to `place` is committed. Errors: Errc::not_durable at the deadline.
   awaitable<Result<>> committed(std::uint64_t place, Waiter& waiter, TimePoint deadline);
   std::uint64_t last_place() const noexcept { return last_seq_; }
+  /// Whether the value at `place` was found damaged instead of committed; to be asked right after committed().
+  bool found_damaged(std::uint64_t place) const { return damaged_places_.contains(place); }
 
   /// Flushes without waiting for the interval.
   void kick();
@@ -123,6 +126,7 @@ class Flusher {
   TimePoint next_id_try_{};
   std::optional<TimePoint> give_up_;
   WaitList committed_;
+  std::set<std::uint64_t> damaged_places_;  // while somebody waits
   Counters counters_;
 };
 

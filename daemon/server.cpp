@@ -297,7 +297,7 @@ awaitable<void> Server::keep_time() {
     store_->maintain();
     const auto now = std::chrono::steady_clock::now();
     if (now >= next_prune) {
-      co_await store_->prune_expired(tick_);
+      co_await store_->prune_expired();
       next_prune = now + config_.prune_interval;
     }
     if (now >= next_status && !stopping_) {

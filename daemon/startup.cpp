@@ -33,6 +33,10 @@ shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
 Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id) {
   shm::Writer::EntryFacts facts = facts_of(entry);
   facts.id = id;
+  if (entry.value_offset == 0) {  // a value that was lost (Writer::mark_lost)
+    STEPSTASH_TRY(segment.publish_record(facts));
+    return success();
+  }
   const shm::Draft draft = STEPSTASH_TRY(segment.draft(facts.name, facts.source, facts.length));
   if (auto reserved = segment.reserve(draft, facts.length); !reserved) {
     segment.discard(draft);
@@ -59,6 +63,7 @@ Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
   shm::BuildRecord& record = *STEPSTASH_TRY(segment.add_build(from.buildid.load(), /*spare=*/true));
   record.complete_at.store(from.complete_at.load());
   record.hold.store(from.hold.load());
+  record.completed_ns.store(from.completed_ns.load());
   record.drop_upto.store(from.drop_upto.load());
   record.merged.store(from.merged.load());
   return success();
@@ -67,7 +72,7 @@ Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
 /// Saves what a set-aside segment alone may know: its dirty values and its builds' facts.
 void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup) {
   const auto entry = [&](const shm::Entry& found) {
-    if (found.value_offset == 0 || found.state.load() != shm::EntryState::dirty) return;
+    if (found.state.load() != shm::EntryState::dirty) return;
     if (auto copied = copy_entry(*startup.segment, found)) {
       ++startup.entries_salvaged;
     } else {
@@ -149,6 +154,7 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   segment.for_each([&](const shm::Entry& entry) {
     const auto row = stored.find(entry.id);
     if (entry.value_offset == 0) {
+      if (entry.state.load() == shm::EntryState::dirty) return;  // known to be lost: this database is yet to be told
       if (row == stored.end() || row->second.revision != entry.revision) lost.push_back(&entry);
     } else if (row != stored.end() && row->second.key_hash != shm::key_hash(entry.buildid, shm::entry_name(entry))) {
       renumbered.push_back(&entry);
@@ -160,15 +166,9 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
     const std::uint64_t id = next_id.fetch_add(1);
     const std::string was =
         fmt::format("build {}, name \"{}\", id {}", entry->buildid, printable(shm::entry_name(*entry)), entry->id);
-    if (auto copied = republish(segment, *entry, id); copied) {
-      startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
-    } else {
-      startup.set_aside.push_back(
-          fmt::format("{}: this database has that id for another name, and there is no room to "
-                      "give it another: {}",
-                      was, copied.error().message()));
-      segment.erase(*entry);
-    }
+    STEPSTASH_TRY(republish(segment, *entry, id));
+    segment.reclaim();  // the former copy: room for one more is enough
+    startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
   }
   for (const shm::Entry* entry : lost) {
     startup.set_aside.push_back(fmt::format("build {}, name \"{}\", id {}: its value is not in this database",
@@ -210,6 +210,44 @@ bool move_to_new_size(const shm::ObjectDirectory& directory, const std::string& 
   return false;
 }
 
+bool is_lack_of_room(std::error_code error) {
+  return error == Errc::segment_full || error == Errc::too_many_builds || error == std::errc::no_space_on_device;
+}
+
+/// The same for a segment that has no room for what the database knows: all that is resident goes along, for it may be
+/// the only copy. False when that does not work out: `startup` is as it was.
+bool move_to_larger(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
+                    const persist::BackingStore::Census& census, Startup& startup) {
+  shm::Writer& from = *startup.segment;
+  std::uint64_t entries = census.entries;
+  std::uint64_t text_bytes = census.text_bytes;
+  std::uint64_t values = 0;
+  std::uint64_t largest = 0;  // room for one copy more (reconcile)
+  from.for_each([&](const shm::Entry& entry) {
+    ++entries;
+    text_bytes += entry.name_bytes + entry.source_bytes;
+    if (entry.value_offset == 0) return;
+    values += entry.length + shm::kPageBytes;
+    largest = std::max(largest, entry.length);
+    from.mark(entry, shm::EntryState::dirty);
+  });
+  const std::uint64_t builds = from.builds() + census.builds_with_data;
+  const std::uint64_t needed = shm::Writer::bytes_for(builds, entries, text_bytes) + values + values / 8 + largest;
+  Startup larger;
+  auto made = shm::Writer::create(directory, name, std::max(bytes, needed), builds);
+  if (!made) return false;
+  larger.segment = std::move(made).value();
+  larger.segment->header().next_id.store(from.header().next_id.load());
+  larger.segment->header().id_limit.store(from.header().id_limit.load());
+  salvage(directory, name, larger);
+  if (!larger.set_aside.empty()) return false;
+  larger.set_aside = std::move(startup.set_aside);
+  larger.all_dirty = startup.all_dirty;
+  larger.entries_kept = std::exchange(larger.entries_salvaged, 0);
+  startup = std::move(larger);
+  return true;
+}
+
 }  // namespace
 
 Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
@@ -246,10 +284,9 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     }
   }
 
-  shm::Header& header = startup.segment->header();
-  const std::uint64_t known_store = header.store_id.load();
-  const bool other_database =
-      warm && (known_store != database.store_id() || database.commit_count() < header.commit_count.load());
+  const std::uint64_t known_store = startup.segment->header().store_id.load();
+  const bool other_database = warm && (known_store != database.store_id() ||
+                                       database.commit_count() < startup.segment->header().commit_count.load());
   if (other_database) {
     startup.set_aside.push_back(fmt::format(
         "database: not the one this segment was written to, or an older copy of it; what is resident of the "
@@ -257,20 +294,28 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
         startup.entries_kept));
   }
   startup.all_dirty = other_database;
+  bool replaced = !warm;
   if (!startup.set_aside.empty() || !warm) {
     progress("reading the list of entries from the database");
-    STEPSTASH_TRY(reconcile(database, startup, other_database));
+    auto reconciled = reconcile(database, startup, other_database);
+    if (!reconciled && warm && is_lack_of_room(reconciled.error())) {
+      progress("moving to a larger segment: what this database knows besides does not fit");
+      replaced = move_to_larger(directory, name, size, census, startup);
+      if (replaced) reconciled = reconcile(database, startup, other_database);
+    }
+    STEPSTASH_TRY(reconciled);
   }
+  shm::Header& header = startup.segment->header();
   const std::uint64_t next_id = header.next_id.load();
   const std::uint64_t id_limit = header.id_limit.load();
-  if (!warm || other_database || id_limit < next_id + Flusher::kIdRange / 2) {
+  if (replaced || other_database || id_limit < next_id + Flusher::kIdRange / 2) {
     // A database that cannot be written now is no reason not to start: the flusher asks again.
     if (auto first = database.reserve_ids(Flusher::kIdRange, std::max(next_id, id_limit))) {
       header.next_id.store(first.value());
       header.id_limit.store(first.value() + Flusher::kIdRange);
     }
   }
-  if (!warm) {
+  if (replaced) {
     // Only now, complete, does it take the place of what was there: killed before, the next start begins again.
     header.store_id.store(database.store_id());
     header.commit_count.store(database.commit_count());

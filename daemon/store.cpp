@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
-#include <time.h>
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
@@ -24,16 +23,12 @@ constexpr std::size_t kEvictAtOnce = 256;
 constexpr std::size_t kDamagedRemembered = 100;
 /// Memory given back per maintain(): unmapping 16 MiB takes about a millisecond.
 constexpr std::uint64_t kPunchAtOnce = 16 << 20;
-/// Entries pruned before others have the loop: about a millisecond.
-constexpr std::uint64_t kPruneAtOnce = 1000;
+/// Entries deleted before others have the loop: one to three milliseconds.
+constexpr std::uint64_t kDropAtOnce = 256;
+/// Entries evicted or moved before others have the loop, where one value's place is cleared: about five milliseconds.
+constexpr std::size_t kClearAtOnce = 1024;
 
 bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
-
-std::uint64_t boot_time_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_BOOTTIME, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
-}
 
 }  // namespace
 
@@ -50,7 +45,9 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
     segment_.reclaim();
     room_.notify_all();
   };
-  flusher_.on_clean = [this](Node& node) { catalog_.touch(node); };
+  flusher_.on_clean = [this](Node& node) {
+    if (segment_.entry_at(node.block).value_offset != 0) catalog_.touch(node);
+  };
   flusher_.on_build_clean = [this](BuildState& build) { release_build_if_idle(build); };
   flusher_.on_damaged = [this](Node& node) { on_damaged(node); };
 }
@@ -65,6 +62,7 @@ void Store::adopt(bool all_dirty) {
     Node& node = catalog_.add(entry.id, segment_.offset_of(entry), *build.value());
     const bool resident = entry.value_offset != 0;
     if (!resident) ++evicted_;
+    // A lost value stays evicted and dirty until a database has been told (Writer::mark_lost).
     if (all_dirty && resident) segment_.mark(entry, shm::EntryState::dirty);
     if (entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) {
       dirty.emplace_back(entry.set_at_ns, &node);
@@ -95,12 +93,19 @@ Result<> Store::check(const protocol::SetParams& params) const {
 
 Result<> Store::check_condition(const protocol::SetParams& params) const {
   if (!params.if_absent && params.if_revision == 0) return success();
-  const shm::Entry* entry = segment_.find(params.build, params.name);
+  const shm::Entry* entry = current(params.build, params.name);
   if (params.if_absent && entry != nullptr) return Errc::condition_failed;
   if (params.if_revision != 0 && (entry == nullptr || entry->revision != params.if_revision)) {
     return Errc::condition_failed;
   }
   return success();
+}
+
+const shm::Entry* Store::current(BuildId build, std::string_view name) const noexcept {
+  const shm::Entry* entry = segment_.find(build, name);
+  if (entry == nullptr) return nullptr;
+  const BuildState* state = catalog_.find_build(build);
+  return state != nullptr && state->dropped(entry->id) ? nullptr : entry;
 }
 
 Result<std::uint64_t> Store::next_id() {
@@ -158,6 +163,69 @@ bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
   return any;
 }
 
+bool Store::clear_run(std::uint64_t bytes) {
+  struct Block {
+    shm::Offset at;
+    std::uint64_t bytes;
+    Node* node;          // to be evicted or moved; null where the block is free
+    std::uint64_t cost;  // bytes that leave memory, or move
+  };
+  std::unordered_set<shm::Offset> pinned;
+  segment_.pins().collect(pinned);
+  // The cheapest run of neighbours, `bytes` bytes or more, none of which has to stay: a window from `first` on.
+  std::vector<Block> window;
+  std::size_t first = 0;
+  std::uint64_t length = 0, cost = 0, best_cost = UINT64_MAX;
+  std::pair<std::size_t, std::size_t> best;  // in `window`
+  segment_.for_each_block([&](shm::Offset at, std::uint64_t size, bool free) {
+    Block block{at, size, nullptr, 0};
+    if (!free) {
+      block.node = catalog_.at_block(at);
+      const bool stays = block.node == nullptr || pinned.contains(at) ||
+                         (block.node->dirty.dirty() && segment_.entry_at(at).value_offset != 0);
+      if (stays) {
+        window.push_back(block);
+        first = window.size();
+        length = cost = 0;
+        return;
+      }
+      block.cost = size;
+    }
+    window.push_back(block);
+    length += size;
+    cost += block.cost;
+    while (length - window[first].bytes >= bytes) {
+      length -= window[first].bytes;
+      cost -= window[first].cost;
+      ++first;
+    }
+    if (length >= bytes && cost < best_cost) {
+      best_cost = cost;
+      best = {first, window.size()};
+    }
+  });
+  if (best_cost == UINT64_MAX) return false;
+  const bool slab_moved =
+      segment_.keep_clear(window[best.first].at, window[best.second - 1].at + window[best.second - 1].bytes);
+  std::size_t done = 0;
+  for (std::size_t i = best.first; i < best.second && done < kClearAtOnce; ++i) {
+    Node* node = window[i].node;
+    if (node == nullptr) continue;
+    const shm::Entry& entry = segment_.entry_at(node->block);
+    const bool resident = entry.value_offset != 0;
+    auto moved = resident ? segment_.evict(entry) : segment_.move_record(entry);
+    if (!moved) break;
+    catalog_.move(*node, segment_.offset_of(*moved.value()));
+    Catalog::unlist(*node);
+    if (resident) ++evicted_;
+    ++(resident ? counters_.evictions : counters_.moves);
+    ++done;
+  }
+  segment_.reclaim();
+  segment_.keep_clear(0, 0);
+  return done > 0 || slab_moved;
+}
+
 Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view source, std::uint64_t length) {
   std::uint64_t wanted = length;
   const auto attempt = [&]() -> Result<shm::Draft> {
@@ -173,7 +241,17 @@ Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view sour
   };
   auto draft = attempt();
   if (full(draft) && segment_.reclaim() > 0) draft = attempt();
-  while (full(draft) && free_pages(wanted, draft.error() != Errc::segment_full)) {
+  const auto make_way = [&] {
+    // Record, name, source and padding of a value come on top of it.
+    const std::uint64_t block = shm::round_up(wanted, shm::kPageBytes) + 2 * shm::kPageBytes;
+    const bool scattered = draft.error() == Errc::segment_full && segment_.heap().free_bytes() >= block;
+    // A small value is not worth a walk over all blocks while something can be evicted.
+    const bool large = wanted >= shm::kPageAlignedFrom;
+    if (large && scattered && clear_run(block)) return true;
+    if (free_pages(wanted, draft.error() != Errc::segment_full)) return true;
+    return !large && scattered && clear_run(block);
+  };
+  while (full(draft) && make_way()) {
     draft = attempt();
     if (wanted >= shm::kPageAlignedFrom) break;  // a small value needs few steps; for a large one others have the loop
   }
@@ -197,11 +275,11 @@ awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::strin
     std::error_code why = Errc::dirty_limit;
     // One value may exceed the limit when nothing else waits: it could never be set otherwise.
     if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
-      const std::uint64_t evicted_before = counters_.evictions;
+      const std::uint64_t way_made = counters_.evictions + counters_.moves;
       auto draft = try_draft(name, source, length);
       if (draft) co_return OwnedDraft(segment_, draft.value());
       why = draft.error();
-      if (counters_.evictions != evicted_before) {  // progress: let others have the loop, then go on
+      if (counters_.evictions + counters_.moves != way_made) {  // progress: let others have the loop, then go on
         co_await asio::post(loop_, asio::use_awaitable);
         continue;
       }
@@ -223,11 +301,12 @@ awaitable<Result<OwnedDraft>> Store::reserve(const protocol::SetParams& params, 
 Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
                                          std::uint64_t value_hash, std::uint64_t& place) {
   STEPSTASH_TRY(check_condition(params));
-  const shm::Entry* old = segment_.find(params.build, params.name);
+  const shm::Entry* old = current(params.build, params.name);
   const bool known_build = catalog_.find_build(params.build) != nullptr;
   BuildState* build = STEPSTASH_TRY(ensure_build(params.build, /*spare=*/false));
   if (!known_build) ask_database(*build);
   shm::Writer::EntryFacts facts;
+  if (old == nullptr) STEPSTASH_TRY(segment_.make_room());
   facts.revision = STEPSTASH_TRY(next_id());
   facts.id = old != nullptr ? old->id : facts.revision;
   facts.build = params.build;
@@ -237,7 +316,10 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   facts.value_hash = value_hash;
   facts.set_at = clock_.monotonic();
   facts.state = shm::EntryState::dirty;
-  if (old == nullptr) STEPSTASH_TRY(segment_.make_room());
+  // On its way out, and its id with it: what is set now must not be deleted with it.
+  if (const shm::Entry* dropped = segment_.find(params.build, params.name); dropped != nullptr && old == nullptr) {
+    forget_node(*catalog_.find(dropped->id));
+  }
   const bool was_evicted = old != nullptr && old->value_offset == 0;
   const shm::Entry& entry = segment_.publish(draft.release(), facts);
   Node* node = catalog_.find(facts.id);
@@ -269,6 +351,7 @@ awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& para
   if (params.durable) {
     auto durable = co_await flusher_.committed(place, waiter, deadline);
     if (!durable) co_return durable.error();
+    if (flusher_.found_damaged(place)) co_return Errc::corrupt_value;
   }
   co_return ok;
 }
@@ -294,7 +377,7 @@ awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params,
 awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
   ++counters_.asked;
   for (;;) {
-    const shm::Entry* entry = segment_.find(build, name);
+    const shm::Entry* entry = current(build, name);
     if (entry == nullptr) co_return Errc::not_found;
     const std::uint64_t id = entry->id;
     const std::uint64_t length = entry->length;
@@ -303,6 +386,7 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
       if (node->is_linked()) catalog_.touch(*node);  // not the next to be evicted
       co_return success();
     }
+    if (entry->state.load(std::memory_order_relaxed) == shm::EntryState::dirty) co_return Errc::corrupt_value;  // lost
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     if (!node->loading) {
       const std::uint64_t revision = entry->revision;
@@ -374,7 +458,7 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
 
 awaitable<Result<>> Store::wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
   if (!valid_build(build) || !valid_text(name)) co_return Errc::invalid_argument;
-  while (segment_.find(build, name) == nullptr) {
+  while (current(build, name) == nullptr) {
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     const auto key = std::make_pair(build, name);
     co_await awaited_[key].wait(waiter, deadline);
@@ -391,13 +475,15 @@ Result<protocol::ListPage> Store::list(const protocol::List& request) {
                             std::string(shm::entry_source(entry))});
   };
   if (request.name) {
-    const shm::Entry* entry = segment_.find(request.build, *request.name);
+    const shm::Entry* entry = current(request.build, *request.name);
     if (entry != nullptr && entry->id > request.after_id) add(*entry);
     return page;
   }
   const BuildState* build = catalog_.find_build(request.build);
   if (build == nullptr) return page;
-  for (auto at = build->entries.upper_bound(request.after_id); at != build->entries.end(); ++at) {
+  std::uint64_t after = request.after_id;
+  if (build->dropping > 0) after = std::max(after, build->record->drop_upto.load(std::memory_order_relaxed));
+  for (auto at = build->entries.upper_bound(after); at != build->entries.end(); ++at) {
     if (page.entries.size() == protocol::kListPageEntries) {
       page.more = true;
       break;
@@ -416,17 +502,26 @@ Result<std::int64_t> Store::finish(BuildId build, std::optional<std::int64_t> co
   const bool known = catalog_.find_build(build) != nullptr;
   BuildState* state = STEPSTASH_TRY(ensure_build(build, /*spare=*/true));
   if (!known) ask_database(*state);
-  const bool first = !state->finished();
-  state->record->finished_at_ns.store(boot_time_ns(), std::memory_order_release);
-  state->record->complete_at.store(at, std::memory_order_release);  // the fact: one store
-  if (first) {
-    for (const auto& [id, node] : state->entries) {
-      if (node->is_linked()) catalog_.touch(*node);
-    }
-  }
+  set_complete(*state, at);
   flusher_.mark_dirty(*state);
   ++counters_.finishes;
   return at;
+}
+
+void Store::set_complete(BuildState& build, std::int64_t complete_at) {
+  const bool first = !build.finished();
+  // When that was on the clock that nobody can set: what a wall clock that jumps says later is compared with it. Within
+  // a century, so that no complete_at, however odd, overflows.
+  constexpr std::int64_t kCentury = 100LL * 365 * 86400;
+  const std::int64_t now = clock_.wall_seconds();
+  const std::int64_t age = now - std::clamp(complete_at, now - kCentury, now);
+  const auto on_boot_clock = clock_.boot_time() - std::chrono::seconds(age);
+  build.record->completed_ns.store(on_boot_clock.count(), std::memory_order_release);
+  build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
+  if (!first) return;
+  for (const auto& [id, node] : build.entries) {
+    if (node->is_linked()) catalog_.touch(*node);
+  }
 }
 
 Result<> Store::hold(BuildId build, bool held) {
@@ -447,42 +542,62 @@ void Store::forget_node(Node& node) {
   catalog_.remove(node);
 }
 
-std::uint64_t Store::drop_entries(BuildState& build) {
-  const std::uint64_t count = build.entries.size();
-  if (count == 0) return 0;
-  // The fact, by one store: from here on a crash completes the deletion. Then the index, entry by entry.
-  build.record->drop_upto.store(segment_.header().next_id.load(std::memory_order_relaxed) - 1,
-                                std::memory_order_seq_cst);
-  while (!build.entries.empty()) forget_node(*build.entries.begin()->second);
-  flusher_.mark_dirty(build);
+/// In slices: a build of 100,000 entries would hold the loop for a second.
+awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
+  BuildState* build = catalog_.find_build(id);
+  if (build == nullptr) co_return 0;
+  const std::uint64_t before = build->dropping > 0 ? build->record->drop_upto.load(std::memory_order_relaxed) : 0;
+  const auto from = build->entries.upper_bound(before);
+  if (from == build->entries.end()) co_return 0;
+  const auto count = static_cast<std::uint64_t>(std::distance(from, build->entries.end()));
+  // The fact, by one store: from here on they are deleted for everybody who asks the daemon, and a crash completes the
+  // deletion. Then they leave the index, entry by entry.
+  const std::uint64_t upto = segment_.header().next_id.load(std::memory_order_relaxed) - 1;
+  build->record->drop_upto.store(upto, std::memory_order_seq_cst);
+  ++build->dropping;  // keeps the record, and `build`
+  for (;;) {
+    for (std::uint64_t n = 0; n < kDropAtOnce && !build->entries.empty(); ++n) {
+      Node& node = *build->entries.begin()->second;
+      if (node.id > upto) break;  // set since
+      forget_node(node);
+    }
+    segment_.reclaim_if_due();
+    if (build->entries.empty() || build->entries.begin()->first > upto) break;
+    co_await asio::post(loop_, asio::use_awaitable);
+  }
+  --build->dropping;
+  flusher_.mark_dirty(*build);
   segment_.reclaim();
   room_.notify_all();
-  return count;
+  co_return count;
 }
 
-Result<std::uint64_t> Store::drop(BuildId build) {
-  if (!valid_build(build)) return Errc::invalid_argument;
-  BuildState* state = catalog_.find_build(build);
-  const std::uint64_t count = state == nullptr ? 0 : drop_entries(*state);
+awaitable<Result<std::uint64_t>> Store::drop(BuildId build) {
+  if (!valid_build(build)) co_return Errc::invalid_argument;
+  const std::uint64_t count = co_await drop_entries(build);
   counters_.dropped += count;
-  return count;
+  co_return count;
 }
 
 awaitable<Result<std::uint64_t>> Store::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
   while (merging_ > 0 && !waiter.gone() && !expired(deadline)) co_await merged_.wait(waiter, deadline);
-  std::vector<BuildId> expired_builds;
+  std::vector<BuildId> builds;
   for (const auto& [id, build] : catalog_.builds()) {
-    if (prunable(*build, older_than)) expired_builds.push_back(id);
+    if (prunable(*build, older_than)) builds.push_back(id);
   }
+  co_return co_await prune_builds(std::move(builds), older_than);
+}
+
+awaitable<std::uint64_t> Store::prune_builds(std::vector<BuildId> builds, std::int64_t older_than) {
   std::uint64_t count = 0;
   std::uint64_t since_pause = 0;
-  for (const BuildId id : expired_builds) {
-    BuildState* build = catalog_.find_build(id);
+  for (const BuildId id : builds) {
+    const BuildState* build = catalog_.find_build(id);
     if (build == nullptr || !prunable(*build, older_than)) continue;  // others had the loop meanwhile
-    const std::uint64_t dropped = drop_entries(*build);
+    const std::uint64_t dropped = co_await drop_entries(id);
     count += dropped;
     since_pause += dropped;
-    if (since_pause >= kPruneAtOnce) {
+    if (since_pause >= kDropAtOnce) {
       since_pause = 0;
       co_await asio::post(loop_, asio::use_awaitable);
     }
@@ -493,43 +608,49 @@ awaitable<Result<std::uint64_t>> Store::prune(std::int64_t older_than, Waiter& w
 
 bool Store::prunable(const BuildState& build, std::int64_t older_than) noexcept {
   // Not before the database has had its say: it may know that the build is held.
-  return build.merged() && build.finished() && !build.held() && !build.entries.empty() &&
+  return build.merged() && build.finished() && !build.held() && !build.entries.empty() && build.dropping == 0 &&
          build.record->complete_at.load(std::memory_order_relaxed) < older_than;
 }
 
-awaitable<void> Store::prune_expired(Waiter& waiter) {
+awaitable<void> Store::prune_expired() {
   if (!limits_.horizon) co_return;
   const auto horizon = std::chrono::duration_cast<std::chrono::seconds>(*limits_.horizon).count();
   const std::int64_t older_than = clock_.wall_seconds() - horizon;
-  auto count = co_await prune(older_than, waiter, std::chrono::steady_clock::now());
-  if (count.value() > 0) {
-    spdlog::info("pruned {} entries of builds that completed before {} (build_data_horizon)", count.value(),
-                 older_than);
+  // Complete for that long by both clocks: a wall clock that jumps ahead prunes nothing that has just completed.
+  const std::int64_t latest = (clock_.boot_time() - *limits_.horizon).count();
+  std::vector<BuildId> builds;
+  for (const auto& [id, build] : catalog_.builds()) {
+    if (!prunable(*build, older_than)) continue;
+    const std::int64_t completed = build->record->completed_ns.load(std::memory_order_relaxed);
+    if (completed == 0 || completed < latest) builds.push_back(id);
+  }
+  const std::uint64_t count = co_await prune_builds(std::move(builds), older_than);
+  if (count > 0) {
+    spdlog::info("pruned {} entries of builds that completed before {} (build_data_horizon)", count, older_than);
   }
 }
 
 void Store::ask_database(BuildState& build) {
-  if (build.merged() || build.asking) return;
-  build.asking = true;
+  if (build.merged() || build.asking != 0) return;
+  build.asking = ++last_question_;
   ++merging_;
-  asio::co_spawn(loop_, merge_from_database(build.id), asio::detached);
+  asio::co_spawn(loop_, merge_from_database(build.id, build.asking), asio::detached);
 }
 
-awaitable<void> Store::merge_from_database(BuildId build) {
+awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question) {
   auto job = [this, build]() { return database_.load_build(build); };
   const Result<std::optional<persist::StoredBuild>> known = co_await run_on(loader_, job);
   --merging_;
   BuildState* state = catalog_.find_build(build);
-  if (state != nullptr) state->asking = false;
-  if (state != nullptr && !known) unanswered_.push_back(build);  // maintain() asks again
+  // A record that was given up and made again meanwhile has a question of its own.
+  if (state != nullptr && state->asking != question) state = nullptr;
+  if (state != nullptr) {
+    state->asking = 0;
+    if (!known) unanswered_.push_back(build);  // maintain() asks again
+  }
   if (state != nullptr && known && known.value()) {
     // What was said here since is newer than what the database knows.
-    if (known.value()->complete_at && !state->finished()) {
-      state->record->complete_at.store(*known.value()->complete_at, std::memory_order_release);
-      for (const auto& [id, node] : state->entries) {
-        if (node->is_linked()) catalog_.touch(*node);
-      }
-    }
+    if (known.value()->complete_at && !state->finished()) set_complete(*state, *known.value()->complete_at);
     if (known.value()->held && state->record->hold.load(std::memory_order_relaxed) == shm::Hold::unknown) {
       state->record->hold.store(shm::Hold::held, std::memory_order_release);
     }
@@ -539,7 +660,7 @@ awaitable<void> Store::merge_from_database(BuildId build) {
 }
 
 void Store::release_build_if_idle(BuildState& build) {
-  if (build.dirty.dirty() || !build.entries.empty()) return;
+  if (build.dirty.dirty() || !build.entries.empty() || build.dropping > 0) return;
   shm::BuildRecord& record = *build.record;
   catalog_.remove_build(build.id);
   segment_.remove_build(record);
@@ -569,12 +690,12 @@ void Store::on_damaged(Node& node) {
   spdlog::error("set aside: {}", text);
   ++counters_.damaged;
   if (damaged_.size() < kDamagedRemembered) damaged_.push_back(std::move(text));
-  // Its record stays, as that of an evicted entry: a get reports the damage, instead of a miss or an older value.
-  auto record = segment_.evict(entry);
+  auto record = segment_.mark_lost(entry);
   if (record) {
     catalog_.move(node, segment_.offset_of(*record.value()));
     Catalog::unlist(node);
     ++evicted_;
+    flusher_.mark_dirty(node, clock_.monotonic());
     return;
   }
   BuildState& build = *node.build;

@@ -72,6 +72,7 @@ class Store {
     std::uint64_t reloads = 0;
     std::uint64_t reload_errors = 0;
     std::uint64_t evictions = 0;
+    std::uint64_t moves = 0;  ///< records that made way for a large value
     std::uint64_t pruned = 0;
     std::uint64_t dropped = 0;
     std::uint64_t finishes = 0;
@@ -116,7 +117,8 @@ class Store {
   Result<std::int64_t> finish(BuildId build, std::optional<std::int64_t> complete_at);
   /// Returns how many entries went. Waits until the database has said what it knows of builds that are new here.
   awaitable<Result<std::uint64_t>> prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline);
-  Result<std::uint64_t> drop(BuildId build);
+  /// Deletes what is there now; what is set meanwhile stays. Returns how many entries went, when all of them have.
+  awaitable<Result<std::uint64_t>> drop(BuildId build);
   Result<> hold(BuildId build, bool held);
 
   // ---- upkeep ----
@@ -124,7 +126,7 @@ class Store {
   /// Frees what nobody looks at any more, and gives memory back. Call it a few times a second.
   void maintain();
   /// Prunes builds complete for longer than the horizon; what stays undone is done the next time.
-  awaitable<void> prune_expired(Waiter& waiter);
+  awaitable<void> prune_expired();
   void set_limits(Limits limits) { limits_ = limits; }
   void stop_threads() { loader_.join(); }
 
@@ -149,15 +151,22 @@ class Store {
   Result<shm::Draft> try_draft(std::string_view name, std::string_view source, std::uint64_t length);
   /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
   bool evict_some(std::uint64_t bytes, std::size_t count);
+  /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
+  /// of it at a time. Returns whether that went ahead. O(blocks).
+  bool clear_run(std::uint64_t bytes);
   /// Evicts and reclaims; with `give_back` the pages return to the tmpfs. False when nothing can go.
   bool free_pages(std::uint64_t bytes, bool give_back);
   Result<const shm::Entry*> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
                                     std::uint64_t value_hash, std::uint64_t& place);
-  std::uint64_t drop_entries(BuildState& build);
+  awaitable<std::uint64_t> drop_entries(BuildId build);
   static bool prunable(const BuildState& build, std::int64_t older_than) noexcept;
+  awaitable<std::uint64_t> prune_builds(std::vector<BuildId> builds, std::int64_t older_than);
+  /// The entry as of now: none while it is being deleted.
+  const shm::Entry* current(BuildId build, std::string_view name) const noexcept;
+  void set_complete(BuildState& build, std::int64_t complete_at);
   void forget_node(Node& node);
   void ask_database(BuildState& build);
-  awaitable<void> merge_from_database(BuildId build);
+  awaitable<void> merge_from_database(BuildId build, std::uint64_t question);
   /// An evicted entry as it was when its reload began.
   struct Reload {
     explicit Reload(const shm::Entry& record);
@@ -183,6 +192,7 @@ class Store {
   std::map<std::uint64_t, std::error_code> load_failures_;  // by id, while somebody waits
   std::map<std::pair<BuildId, std::string>, WaitList> awaited_;
   std::size_t merging_ = 0;
+  std::uint64_t last_question_ = 0;
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
   std::chrono::nanoseconds ask_again_{0};
   std::uint64_t evicted_ = 0;

@@ -28,6 +28,9 @@ struct EntryRow {
   std::string_view source;
   std::uint64_t value_hash = 0;  ///< XXH3-64 of the value
   std::span<const std::byte> value;
+  /// Not 0: the value, of this length, was damaged before it could be written. `value` is empty, and load_value says
+  /// Errc::corrupt_value from then on. A row that has this very revision already is left alone.
+  std::uint64_t lost_bytes = 0;
 };
 
 /// What changed about one build. Unset members leave the database's values alone.
@@ -93,7 +96,8 @@ class BackingStore {
   virtual Result<std::optional<StoredBuild>> load_build(BuildId build) = 0;
 
   /// Fills `out` with the value of entry `id` as of `revision`. `out.size()` must be its length.
-  /// Errors: Errc::not_found when the row is gone or of another revision or length; Errc::corrupt_database.
+  /// Errors: Errc::not_found when the row is gone or of another revision or length; Errc::corrupt_value when it was
+  /// written as lost; Errc::corrupt_database.
   virtual Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) = 0;
 
   /// Gives file space back, at most `pages` at a time; returns the pages freed. Called when nothing waits.

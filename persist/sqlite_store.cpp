@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -135,7 +136,21 @@ bool disk_full(std::error_code error, const Connection& connection) noexcept {
 void make_reserve(const std::string& path) noexcept {
   const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
   if (!fd) return;
-  if (::fchmod(fd.get(), kFileMode) != 0 || ::posix_fallocate(fd.get(), 0, kReserveBytes) != 0) ::unlink(path.c_str());
+  if (::fchmod(fd.get(), kFileMode) == 0) {
+    // Where the disk was full just now, a smaller one is better than none.
+    for (std::uint64_t bytes = kReserveBytes; bytes >= kReserveBytes / 8; bytes /= 2) {
+      if (::posix_fallocate(fd.get(), 0, static_cast<::off_t>(bytes)) == 0) return;
+      if (::ftruncate(fd.get(), 0) != 0) break;
+    }
+  }
+  ::unlink(path.c_str());
+}
+
+/// Whether the file system has less room left than opening a database takes.
+bool no_room_at(const std::string& path) noexcept {
+  struct ::statvfs room {};
+  const std::string directory = path.substr(0, path.rfind('/') + 1);
+  return ::statvfs(directory.c_str(), &room) == 0 && std::uint64_t{room.f_bavail} * room.f_frsize < 16 * kPageBytes;
 }
 
 bool exists(const std::string& path) noexcept {
@@ -267,8 +282,13 @@ SqliteStore::~SqliteStore() = default;
 Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, std::string* why) {
   const auto attempt = [&]() -> Result<std::unique_ptr<SqliteStore>> {
     std::string path = STEPSTASH_TRY(resolve_directory(options.path));  // not inside `new`: an early return would leak
-    std::unique_ptr<SqliteStore> store(new SqliteStore(std::move(path)));
-    if (auto opened = store->open_connections(options); !opened) {
+    std::unique_ptr<SqliteStore> store(new SqliteStore(path));
+    auto opened = store->open_connections(options);
+    if (!opened && no_room_at(path) && ::unlink((path + "-reserve").c_str()) == 0) {
+      store.reset(new SqliteStore(path));  // SQLite needs a few pages beside the database to open it
+      opened = store->open_connections(options);
+    }
+    if (!opened) {
       std::error_code error = store->report("opening", opened.error(), store->writer_);
       // Our own application_id, and yet a table or a column is missing: nothing else prepares as a plain error.
       if (error == sqlite_error(SQLITE_ERROR)) error = Errc::corrupt_database;
@@ -291,9 +311,12 @@ Result<> SqliteStore::open_connections(const Options& options) {
   writer_ = STEPSTASH_TRY(Connection::open(path_, timeout));
   // What was examined and what SQLite opened must be one file.
   if (writer_.file_has_moved() || !STEPSTASH_TRY(examine(path_))) return Errc::unsafe_object;
-  // The first two concern a new file only, and must come before anything is written.
-  STEPSTASH_TRY(writer_.execute(("PRAGMA page_size=" + std::to_string(kPageBytes)).c_str()));
-  STEPSTASH_TRY(writer_.execute("PRAGMA auto_vacuum=INCREMENTAL"));
+  // Of a new file only, and before anything is written. For an old one they would change nothing but write all the
+  // same, and a start must not fail for want of room.
+  if (STEPSTASH_TRY(writer_.query_int("PRAGMA page_count")) == 0) {
+    STEPSTASH_TRY(writer_.execute(("PRAGMA page_size=" + std::to_string(kPageBytes)).c_str()));
+    STEPSTASH_TRY(writer_.execute("PRAGMA auto_vacuum=INCREMENTAL"));
+  }
   constexpr const char* kBoth =
       "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;"
       "PRAGMA foreign_keys=OFF; PRAGMA secure_delete=OFF;";
@@ -382,6 +405,11 @@ Result<> SqliteStore::commit(const Batch& batch) {
 /// On a full disk: gives up the reserve, deletes what is half written and what `builds` drops, and gives the space
 /// back. True when `builds` has been committed.
 bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
+  // Where there is nothing to delete the reserve would only let the WAL or the file grow, and be missed later.
+  const bool drops = std::ranges::any_of(builds, [](const BuildRow& row) { return row.drop_upto > 0; });
+  const auto left_over = writer_.query_int(
+      "SELECT (SELECT count(*) FROM chunks_to_delete LIMIT 1) + (SELECT freelist_count FROM pragma_freelist_count)");
+  if (!drops && (!left_over || left_over.value() == 0)) return false;
   const std::string reserve = path_ + "-reserve";
   ::unlink(reserve.c_str());
   // A checkpoint before the file has been made shorter would spend the reserve on growing it.
@@ -479,9 +507,10 @@ Result<> SqliteStore::put_entry(Work& work, const EntryRow& row) {
 
   const std::size_t chunks = chunked ? (row.value.size() + kChunkBytes - 1) / kChunkBytes : 0;
   Statement& upsert = write_->upsert_entry;
-  upsert.bind(1, id).bind(2, row.buildid).bind(3, row.name).bind(4, signed_twin(row.value.size())).bind(5, row.source);
+  const std::uint64_t length = row.lost_bytes > 0 ? row.lost_bytes : row.value.size();
+  upsert.bind(1, id).bind(2, row.buildid).bind(3, row.name).bind(4, signed_twin(length)).bind(5, row.source);
   upsert.bind(6, revision).bind(7, signed_twin(row.value_hash)).bind(8, signed_twin(chunks));
-  chunked ? upsert.bind_null(9) : upsert.bind_blob(9, row.value);
+  chunked || row.lost_bytes > 0 ? upsert.bind_null(9) : upsert.bind_blob(9, row.value);
   STEPSTASH_TRY(upsert.run());
   return work.spent(0, chunked ? 0 : row.value.size() + row.name.size() + row.source.size());
 }
@@ -659,6 +688,7 @@ Result<> SqliteStore::read_value(std::uint64_t id, std::uint64_t revision, std::
   }
   if (const std::int64_t chunks = select.integer(2); chunks != 0) return read_chunks(revision, chunks, out);
   const auto value = select.blob(3);
+  if (select.is_null(3) && !out.empty()) return Errc::corrupt_value;  // written as lost (EntryRow)
   if (value.size() != out.size() || select.is_null(3)) return Errc::corrupt_database;
   if (!value.empty()) std::memcpy(out.data(), value.data(), value.size());
   return success();
@@ -701,6 +731,8 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
     freed += static_cast<std::uint64_t>(left - now);
     left = now;
   }
+  // A checkpoint that cannot end would only spend the room that the next deletion needs.
+  if (!checkpoint_fits()) return freed;
   // The file itself shrinks at the checkpoint. TRUNCATE waits for readers, so only with nothing else to do, and not
   // below what the WAL keeps. A reader in the way (SQLITE_BUSY) is no failure: the next call finds it gone.
   const bool shrink_wal = left == 0 && file_bytes(path_ + "-wal") > kWalKeepBytes;
@@ -708,6 +740,16 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
       writer_.get(), "main", shrink_wal ? SQLITE_CHECKPOINT_TRUNCATE : SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
   if (code != SQLITE_OK && (code & 0xFF) != SQLITE_BUSY && (code & 0xFF) != SQLITE_LOCKED) return sqlite_error(code);
   return freed;
+}
+
+/// Whether the file system has room for what the database file would grow by. O(1).
+bool SqliteStore::checkpoint_fits() {
+  struct ::statvfs room {};
+  const auto pages = writer_.query_int("PRAGMA page_count");
+  const auto page_bytes = writer_.query_int("PRAGMA page_size");
+  if (!pages || !page_bytes || ::statvfs(path_.c_str(), &room) != 0) return true;  // the checkpoint itself will tell
+  const std::uint64_t wanted = unsigned_twin(pages.value()) * unsigned_twin(page_bytes.value());
+  return wanted <= file_bytes(path_) + std::uint64_t{room.f_bavail} * room.f_frsize;
 }
 
 std::uint64_t SqliteStore::size_bytes() const {

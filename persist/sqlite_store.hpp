@@ -112,6 +112,7 @@ class SqliteStore final : public BackingStore {
   Result<> put_chunks(Work& work, const EntryRow& row);
   Result<std::size_t> delete_chunks(std::int64_t revision);
   Result<> collect_chunks(std::size_t limit);
+  bool checkpoint_fits();
   Result<std::uint64_t> free_pages(std::uint64_t pages);
   Result<std::uint64_t> reserve(std::uint64_t count, std::uint64_t at_least);
   Result<> read_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out);

@@ -134,7 +134,10 @@ Result<Offset> Heap::allocate(std::uint64_t bytes) {
 
 Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
   const std::uint64_t want = round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign);
-  const auto fits = [&](const auto& run) { return run.second.size >= want; };
+  const auto fits = [&](const auto& run) {
+    const auto& [at, size] = std::pair(run.first, run.second.size);
+    return size >= want && (at + size <= clear_.first || at + size - want >= clear_.second);
+  };
   const auto found = std::find_if(by_offset_.rbegin(), by_offset_.rend(), fits);
   if (found == by_offset_.rend()) return Errc::segment_full;
   const auto [at, run] = *found;

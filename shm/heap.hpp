@@ -54,6 +54,10 @@ class Heap {
   /// stays long and lies apart from values. O(runs). Errors: Errc::segment_full, ENOSPC.
   Result<Offset> allocate_high(std::uint64_t bytes);
 
+  /// allocate_high() keeps out of [begin, end) from now on; (0, 0): of nothing.
+  void keep_clear(Offset begin, Offset end) noexcept { clear_ = {begin, end}; }
+  bool is_free(Offset block) const noexcept { return by_offset_.contains(block); }
+
   /// Cuts a block in use, all of whose pages are reserved, in two that are both in use; returns the second. Both parts
   /// are multiples of 64 bytes and at least 64 bytes long.
   Offset split(Offset block, std::uint64_t bytes) noexcept;
@@ -100,6 +104,7 @@ class Heap {
   int fd_;
   std::chrono::nanoseconds now_{0};
   std::uint64_t free_bytes_ = 0;
+  std::pair<Offset, Offset> clear_{0, 0};
   std::map<Offset, Run> by_offset_;
   std::set<std::pair<std::uint64_t, Offset>> by_size_;
   std::unique_ptr<std::atomic<Backing>[]> backing_;  // one per granule of the segment

@@ -26,11 +26,7 @@ std::atomic<Slot>& IndexWriter::slot(std::uint64_t i) const noexcept {
 }
 
 Result<Offset> IndexWriter::new_table(std::uint64_t slots) {
-  const Offset block = STEPSTASH_TRY(heap_.allocate(kTableHeader + slots * sizeof(Slot)));
-  if (auto reserved = heap_.reserve(block); !reserved) {
-    heap_.free(block);
-    return reserved.error();
-  }
+  const Offset block = STEPSTASH_TRY(heap_.allocate_high(kTableHeader + slots * sizeof(Slot)));
   reinterpret_cast<BlockHeader*>(base_ + block)->kind = BlockKind::index;
   clear(block + kTableHeader, slots);
   return block + kTableHeader;

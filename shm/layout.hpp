@@ -84,8 +84,8 @@ struct alignas(64) BuildRecord {
   std::atomic<std::int64_t> complete_at;
   std::atomic<std::uint64_t> drop_upto;  // entries with id <= this are deleted; rows may still be in the database
   std::atomic<Hold> hold;
-  std::atomic<std::uint32_t> merged;          // 1: holds all that the database knew of this build
-  std::atomic<std::uint64_t> finished_at_ns;  // CLOCK_BOOTTIME when finish was called; 0: unknown in this boot
+  std::atomic<std::uint32_t> merged;       // 1: holds all that the database knew of this build
+  std::atomic<std::int64_t> completed_ns;  // complete_at on CLOCK_BOOTTIME (negative: before the boot); 0: unknown
   std::uint64_t unused1[3];
 };
 static_assert(sizeof(BuildRecord) == 64);
@@ -122,7 +122,7 @@ struct Entry {
   std::uint32_t value_offset;  // from the block's start; 0: evicted, the value is in the database only
   std::uint16_t name_bytes;
   std::uint16_t source_bytes;
-  std::atomic<EntryState> state;  // L10: dirty -> clean when its transaction has committed
+  std::atomic<EntryState> state;  // L10: dirty -> clean when its transaction has committed; dirty and evicted: lost
   std::uint32_t unused;
 };
 static_assert(sizeof(Entry) == 88 && offsetof(Entry, id) == 16 && offsetof(Entry, state) == 80);

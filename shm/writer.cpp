@@ -156,6 +156,8 @@ Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory,
   STEPSTASH_TRY(check_header(*reinterpret_cast<const Header*>(mapping.data()), bytes));
   std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
   STEPSTASH_TRY(writer->recover(recovery));
+  // What a daemon left that died while it replaced a segment: the new one half made, or the former one.
+  (void)directory.remove(temporary_name(name));
   return writer;
 }
 
@@ -221,7 +223,7 @@ Result<> Writer::recover(Recovery& recovery) {
       continue;
     }
     highest = std::max({highest, entry->id, entry->revision});
-    if (entry->state.load(std::memory_order_relaxed) == EntryState::dirty &&
+    if (entry->state.load(std::memory_order_relaxed) == EntryState::dirty && entry->value_offset != 0 &&
         hash_bytes(entry_value(*entry)) != entry->value_hash) {
       recovery.set_aside.push_back(describe(*entry) + ": the value does not match its checksum");
       damaged.push_back(block);
@@ -260,11 +262,10 @@ Result<> Writer::recover(Recovery& recovery) {
   for (const Offset block : pinned) {
     if (!live.contains(block)) retire(block);
   }
-  // A damaged value is not served, and no older one in its place: its record stays, as that of an evicted entry, and a
-  // get finds either this very revision in the database or nothing that it may give.
+  // A damaged value is not served, and no older one in its place (L10).
   for (const Offset block : damaged) {
     if (!live.contains(block)) continue;
-    if (auto record = evict(entry_at(block)); !record) erase(entry_at(block));
+    if (auto record = mark_lost(entry_at(block)); !record) erase(entry_at(block));
   }
   keep_slab();
   return success();
@@ -380,7 +381,15 @@ Result<const Entry*> Writer::publish_record(const EntryFacts& facts) {
   return &publish(Draft{block, 0, 0}, facts);
 }
 
-Result<const Entry*> Writer::evict(const Entry& entry) {
+Result<const Entry*> Writer::evict(const Entry& entry) { return publish_record_of(entry, EntryState::clean); }
+
+Result<const Entry*> Writer::mark_lost(const Entry& entry) { return publish_record_of(entry, EntryState::dirty); }
+
+Result<const Entry*> Writer::move_record(const Entry& record) {
+  return publish_record_of(record, record.state.load(std::memory_order_relaxed));
+}
+
+Result<const Entry*> Writer::publish_record_of(const Entry& entry, EntryState state) {
   EntryFacts facts;
   facts.id = entry.id;
   facts.revision = entry.revision;
@@ -390,7 +399,7 @@ Result<const Entry*> Writer::evict(const Entry& entry) {
   facts.length = entry.length;
   facts.value_hash = entry.value_hash;
   facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
-  facts.state = EntryState::clean;
+  facts.state = state;
   return publish_record(facts);
 }
 
@@ -420,6 +429,19 @@ bool Writer::keep_slab() noexcept {
     return true;
   }
   return false;
+}
+
+bool Writer::keep_clear(Offset begin, Offset end) noexcept {
+  heap_.keep_clear(begin, end);
+  if (slab_ == 0 || slab_ >= end || slab_ + slab_bytes() <= begin) return false;
+  heap_.free(std::exchange(slab_, 0));
+  return keep_slab();
+}
+
+void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const {
+  // The chain is ours and whole: there is nothing to complain of.
+  (void)Heap::walk(mapping_.data(), header().heap_offset, bytes(),
+                   [&](Offset at, std::uint64_t size) { each(at, size, at == slab_ || heap_.is_free(at)); });
 }
 
 void Writer::erase(const Entry& entry) noexcept {
@@ -508,7 +530,7 @@ Result<BuildRecord*> Writer::add_build(BuildId build, bool spare) {
   record->drop_upto.store(0, std::memory_order_relaxed);
   record->hold.store(Hold::unknown, std::memory_order_relaxed);
   record->merged.store(0, std::memory_order_relaxed);
-  record->finished_at_ns.store(0, std::memory_order_relaxed);
+  record->completed_ns.store(0, std::memory_order_relaxed);
   record->buildid.store(build, std::memory_order_release);  // pairs with recover() in a later process
   return record;
 }

@@ -107,8 +107,19 @@ class Writer {
   Result<const Entry*> publish_record(const EntryFacts& facts);
   /// Replaces a clean resident entry by its record alone. The value's block is retired. Errors: Errc::segment_full.
   Result<const Entry*> evict(const Entry& entry);
+  /// Replaces an entry whose value is damaged by its record alone, dirty, for the database is to be told: a get reports
+  /// the damage from now on, and finds no older value after a cold start. Errors: Errc::segment_full.
+  Result<const Entry*> mark_lost(const Entry& entry);
+  /// Publishes a copy of an evicted entry's record elsewhere; the former is retired. Errors: Errc::segment_full.
+  Result<const Entry*> move_record(const Entry& record);
   /// Bytes that evict() would give back: 0 when it is not worth doing.
   std::uint64_t evictable_bytes(const Entry& entry) const noexcept;
+
+  /// Puts no record into [begin, end) until it is called again: that run is to become free. (0, 0): everywhere again.
+  /// Returns whether what is set apart for records lay there and lies elsewhere now.
+  bool keep_clear(Offset begin, Offset end) noexcept;
+  /// Calls `each` with every block of the heap, in order; what is set apart for records counts as free. O(blocks).
+  void for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const;
 
   /// Unpublishes and retires. The reference is void afterwards, but for hold()s.
   void erase(const Entry& entry) noexcept;
@@ -171,6 +182,7 @@ class Writer {
   Result<> recover(Recovery& recovery);
   bool keep_slab() noexcept;
   Result<Offset> allocate_record(std::uint64_t bytes);
+  Result<const Entry*> publish_record_of(const Entry& entry, EntryState state);
   void retire(Offset block);
 
   const ObjectDirectory& directory_;

@@ -129,6 +129,7 @@ class Engine {
     return run(flusher_.committed(flusher_.last_place(), waiter_, in(deadline)));
   }
   std::uint64_t prune(std::int64_t older_than) { return run(store_.prune(older_than, waiter_, in(10s))).value(); }
+  std::uint64_t drop(BuildId build) { return run(store_.drop(build)).value(); }
   Result<> load(BuildId build, const std::string& name) { return run(store_.load(build, name, waiter_, in(10s))); }
 
   // Coroutines that own what the store's only borrow, to be start()ed.

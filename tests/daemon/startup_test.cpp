@@ -136,6 +136,40 @@ BOOST_AUTO_TEST_CASE(another_database_gets_all_that_is_resident) {
   BOOST_TEST(other.load_build(1).value()->complete_at.value() == 100);
 }
 
+BOOST_AUTO_TEST_CASE(a_full_segment_and_another_database_with_many_entries_meet_in_a_larger_segment) {
+  MemoryStore other(0xd1ff);
+  persist::Batch batch;
+  std::vector<std::string> names;
+  for (int i = 0; i < 3'000; ++i) names.push_back("name " + std::to_string(i) + std::string(240, 'n'));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    batch.entries.push_back({.id = i + 1,
+                             .revision = i + 1,
+                             .buildid = 1 + static_cast<BuildId>(i) % 500,
+                             .name = names[i],
+                             .source = {},
+                             .value_hash = shm::hash_bytes({}),
+                             .value = {}});
+  }
+  other.commit(batch).value();
+  std::uint64_t values = 0;
+  {
+    Engine engine(directory, disk, clock);
+    for (; engine.segment().heap().free_bytes() > 400'000; ++values) {
+      engine.set(1, std::to_string(values), std::string(200'000, 'v'));
+    }
+    engine.flush().value();
+    BOOST_REQUIRE(engine.store().evicted_values() == 0u);
+  }
+  Engine engine(directory, other, clock);
+  BOOST_TEST(engine.segment().bytes() > Engine::kSegmentBytes);
+  BOOST_TEST(engine.segment().index().entries() == 3'000 + values);
+  for (std::uint64_t i = 0; i < values; ++i) {
+    BOOST_TEST(engine.value(1, std::to_string(i)).substr(0, 9) == "vvvvvvvvv");
+  }
+  engine.flush().value();
+  BOOST_TEST(rows(other).size() == 3'000 + values);
+}
+
 BOOST_AUTO_TEST_CASE(values_that_only_the_former_database_has_are_named_and_not_served) {
   {
     Engine engine(directory, disk, clock);
@@ -231,7 +265,7 @@ BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_and_the_rest_is_served) {
   BOOST_TEST(engine.value(1, "a") == "sound value");
   BOOST_TEST(engine.value(1, "bad") != "damaged value");
   engine.flush().value();
-  BOOST_TEST((rows(disk) == Rows{"1/a=sound value"}));
+  BOOST_TEST((rows(disk) == Rows{"1/a=sound value", "1/bad=(value does not match its checksum)"}));
 }
 
 BOOST_AUTO_TEST_CASE(a_drop_that_the_database_has_not_heard_of_holds_in_a_damaged_segment_too) {
@@ -242,7 +276,7 @@ BOOST_AUTO_TEST_CASE(a_drop_that_the_database_has_not_heard_of_holds_in_a_damage
     engine.set(2, "v", "value");
     engine.flush().value();
     faulty.fail_commits(Errc::not_durable);
-    engine.store().drop(1).value();
+    engine.drop(1);
   }
   faulty.heal();
   damage(kSegmentIdOffset);

@@ -23,6 +23,18 @@ struct Storing {
       engine.flush().value();
     }
   }
+  /// The daemon's own pruning, once.
+  void prune_expired() {
+    engine.run([](daemon::Store& store) -> awaitable<bool> {
+      co_await store.prune_expired();
+      co_return true;
+    }(engine.store()));
+  }
+  /// Changes a byte of a resident value behind the daemon's back.
+  void damage(BuildId build, const std::string& name) {
+    const auto value = shm::entry_value(*engine.segment().find(build, name));
+    const_cast<std::byte&>(value[value.size() / 2]) ^= std::byte{1};
+  }
   /// Runs the loop until a load is with the database, and stands still there.
   void stop_in_load() {
     const std::uint64_t before = faulty.loads();
@@ -129,9 +141,93 @@ BOOST_AUTO_TEST_CASE(freeing_works_with_the_segment_full_and_the_database_failin
   BOOST_TEST(engine.store().hold(78, true).has_value());
   const std::uint64_t before = engine.used();
   BOOST_TEST(engine.prune(101) > 10u);
-  BOOST_TEST(engine.store().drop(2).value() > 10u);
+  BOOST_TEST(engine.drop(2) > 10u);
   BOOST_TEST(engine.used() + 2'000'000 < before);
   BOOST_TEST(engine.try_set(Engine::params(4, "room again"), std::string(1'000'000, 'v'), 1s).has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_large_value_finds_room_where_free_memory_is_scattered) {
+  // Twice as many values as fit, with long names: what stays of the evicted ones lies all over the segment.
+  const auto name = [](int i) { return std::to_string(i) + std::string(200, 'n'); };
+  for (int i = 0; i < 4000; ++i) {
+    engine.set(1, name(i), std::string(2000, 'v'));
+    if (i % 100 == 0) engine.flush().value();
+  }
+  engine.flush().value();
+  engine.segment().reclaim();
+  constexpr std::uint64_t large = 2'200'000;
+  BOOST_TEST_REQUIRE(engine.segment().heap().largest_free() < large / 2);
+  BOOST_TEST_REQUIRE(large < engine.segment().max_value_bytes());
+  const auto set = engine.try_set(Engine::params(2, "large"), std::string(large, 'L'), 2s);
+  BOOST_TEST(set.has_value(), engine.store().explain(set ? std::error_code() : set.error(), large));
+  BOOST_TEST(engine.store().counters().moves > 0u);
+  for (int i = 0; i < 4000; i += 97) {
+    BOOST_REQUIRE(engine.segment().find(1, name(i)) != nullptr);
+    BOOST_TEST(engine.segment().find(1, name(i))->length == 2000u);
+  }
+  engine.drop(2);
+  BOOST_TEST(engine.load(1, name(0)).has_value());
+  BOOST_TEST(engine.value(1, name(0)) == std::string(2000, 'v'));
+}
+
+BOOST_AUTO_TEST_CASE(a_large_value_waits_for_what_readers_hold_and_moves_nothing_under_them) {
+  const auto filler = [](int i) { return "filler " + std::to_string(i); };
+  for (int i = 0; i < 19; ++i) engine.set(1, filler(i), std::string(200 << 10, 'f'));
+  engine.flush().value();
+  auto page = engine.segment().pins().create(engine.segment().header().segment_id, 0, 0).value();
+  auto pins = shm::Mapping::map(page.fd.get(), shm::kPageBytes, shm::Mapping::Access::read_write).value();
+  auto& pin = reinterpret_cast<shm::PinPage*>(pins.data())->lines[0].pins[0];
+  pin = engine.segment().offset_of(*engine.segment().find(1, filler(9)));  // in the middle
+  const std::string large(engine.segment().max_value_bytes() - (1 << 20), 'L');
+  BOOST_TEST((engine.try_set(Engine::params(2, "large"), large, 200ms).error() == Errc::segment_full));
+  BOOST_TEST(engine.value(1, filler(9)) == std::string(200 << 10, 'f'));
+  pin = 0;
+  BOOST_TEST(engine.try_set(Engine::params(2, "large"), large, 5s).has_value());
+  BOOST_TEST((engine.value(2, "large") == large));
+}
+
+// ---- damage --------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_value_damaged_before_its_flush_is_reported_and_never_replaced_by_an_older_one) {
+  engine.set(1, "v", std::string(1000, 'a'));
+  engine.flush().value();
+  const auto newer = engine.set(1, "v", std::string(1000, 'b'));
+  damage(1, "v");
+  engine.flush().value();
+  engine.flush().value();  // what was found is written, too
+  BOOST_TEST(engine.store().counters().damaged == 1u);
+  BOOST_REQUIRE(engine.store().damaged().size() == 1u);
+  BOOST_TEST(engine.store().damaged()[0].find("name \"v\"") != std::string::npos);
+  BOOST_TEST((engine.load(1, "v").error() == Errc::corrupt_value));
+  BOOST_TEST(engine.segment().find(1, "v")->id == newer.id);
+  // A daemon that knows the database alone.
+  const TempDir elsewhere;
+  Engine cold(elsewhere, faulty, clock);
+  BOOST_REQUIRE(cold.segment().find(1, "v") != nullptr);
+  BOOST_TEST(cold.segment().find(1, "v")->revision == newer.revision);
+  BOOST_TEST((cold.load(1, "v").error() == Errc::corrupt_value));
+  const auto again = cold.set(1, "v", "sound");
+  BOOST_TEST(again.id == newer.id);
+  cold.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"1/v=sound"}));
+}
+
+BOOST_AUTO_TEST_CASE(a_durable_set_whose_bytes_change_before_they_are_written_is_not_acknowledged) {
+  engine.set(1, "first", "in the way");
+  faulty.block_commits();
+  engine.flusher().kick();
+  engine.run_until([&] { return faulty.commits() > 0; });
+  BOOST_REQUIRE(faulty.wait_until_blocked());
+  auto params = Engine::params(1, "v");
+  params.durable = true;
+  std::optional<Result<protocol::SetOk>> done;
+  daemon::Waiter own(engine.loop());
+  engine.start(engine.setting(params, std::string(1000, 'v'), own), done);
+  engine.run_until([&] { return engine.segment().find(1, "v") != nullptr; });
+  damage(1, "v");
+  faulty.release();
+  engine.run_until([&] { return done.has_value(); });
+  BOOST_TEST((done->error() == Errc::corrupt_value));
 }
 
 // ---- eviction and reload -------------------------------------------------------------------------------------------
@@ -209,7 +305,7 @@ BOOST_AUTO_TEST_CASE(a_value_dropped_while_it_is_loaded_stays_dropped) {
   faulty.block_loads();
   engine.start(engine.loading(1, "v", engine.waiter()), done);
   stop_in_load();
-  BOOST_TEST(engine.store().drop(1).value() == 1u);
+  BOOST_TEST(engine.drop(1) == 1u);
   faulty.release();
   engine.run_until([&] { return done.has_value(); });
   BOOST_TEST((done->error() == Errc::not_found));
@@ -276,6 +372,32 @@ BOOST_AUTO_TEST_CASE(prune_takes_strictly_older_finished_builds_that_are_not_hel
   for (BuildId build = 2; build <= 4; ++build) BOOST_TEST(engine.value(build, "v") == "v");
 }
 
+BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
+  for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
+  engine.flush().value();
+  const std::uint64_t last = engine.set(1, "last", "v").id;
+  std::optional<Result<std::uint64_t>> dropped;
+  engine.start(engine.store().drop(1), dropped);
+  engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
+  BOOST_REQUIRE(!dropped);
+  BOOST_REQUIRE(engine.value(1, "last") == "v");  // still in the index
+  // For whoever asks the daemon it is gone, and what is set now is not what is being deleted.
+  BOOST_TEST(engine.store().list({1, std::nullopt, 0}).value().entries.empty());
+  BOOST_TEST((engine.load(1, "last").error() == Errc::not_found));
+  auto params = Engine::params(1, "last");
+  params.if_absent = true;
+  const auto set = engine.try_set(params, "new");
+  BOOST_REQUIRE(set.has_value());
+  BOOST_TEST(set.value().id > last);
+  engine.run_until([&] { return dropped.has_value(); });
+  BOOST_TEST(dropped->value() == 3001u);
+  BOOST_TEST(engine.value(1, "last") == "new");
+  BOOST_TEST(engine.segment().index().entries() == 1u);
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"1/last=new"}));
+  BOOST_TEST(engine.segment().find_build(1)->drop_upto.load() == 0u);
+}
+
 BOOST_AUTO_TEST_CASE(a_finish_that_only_the_database_remembers_counts) {
   persist::Batch batch;
   batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = {}});
@@ -314,29 +436,47 @@ BOOST_AUTO_TEST_CASE(a_build_that_the_database_could_not_be_asked_about_is_prune
   });
 }
 
-BOOST_AUTO_TEST_CASE(the_horizon_prunes_by_the_wall_clock) {
+BOOST_AUTO_TEST_CASE(the_horizon_prunes_what_is_strictly_older) {
   engine.store().set_limits({Engine::kSegmentBytes, 10s, 1h});
   engine.set(1, "v", "v");
   engine.store().finish(1, std::nullopt).value();  // now
   const std::int64_t now = clock.wall_seconds();
-  const auto prune = [&] {
-    std::optional<bool> done;
-    engine.start(
-        [](daemon::Store& store, daemon::Waiter& waiter) -> awaitable<bool> {
-          co_await store.prune_expired(waiter);
-          co_return true;
-        }(engine.store(), engine.waiter()),
-        done);
-    engine.run_until([&] { return done.has_value(); });
-  };
   BOOST_TEST(engine.prune(0) == 0u);  // waits for what the database knows of the build
   clock.set_wall(now + 3600);
-  prune();
+  clock.advance(3600s);
+  prune_expired();
   BOOST_TEST(engine.value(1, "v") == "v");
   clock.set_wall(now + 3601);
-  prune();
+  clock.advance(1s);
+  prune_expired();
   BOOST_TEST(engine.value(1, "v") == "(miss)");
   BOOST_TEST(engine.store().counters().pruned == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_wall_clock_that_jumps_ahead_prunes_no_build_that_has_just_finished) {
+  engine.store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+  const std::int64_t now = clock.wall_seconds();
+  engine.set(1, "finished just now", "v");
+  engine.store().finish(1, std::nullopt).value();
+  engine.set(2, "said to have finished 50 minutes ago", "v");
+  engine.store().finish(2, now - 3000).value();
+  engine.set(3, "said to have finished a day ago", "v");
+  engine.store().finish(3, now - 86400).value();
+  engine.set(4, "running", "v");
+  BOOST_TEST(engine.prune(0) == 0u);
+  clock.set_wall(now + 10 * 365 * 86400LL);
+  prune_expired();
+  BOOST_TEST(engine.value(1, "finished just now") == "v");
+  BOOST_TEST(engine.value(2, "said to have finished 50 minutes ago") == "v");
+  BOOST_TEST(engine.value(3, "said to have finished a day ago") == "(miss)");
+  clock.advance(601s);  // and stays there
+  prune_expired();
+  BOOST_TEST(engine.value(1, "finished just now") == "v");
+  BOOST_TEST(engine.value(2, "said to have finished 50 minutes ago") == "(miss)");
+  clock.advance(3000s);
+  prune_expired();
+  BOOST_TEST(engine.value(1, "finished just now") == "(miss)");
+  BOOST_TEST(engine.value(4, "running") == "v");
 }
 
 BOOST_AUTO_TEST_CASE(a_build_without_data_gives_up_its_record_when_the_database_has_its_facts) {
@@ -345,7 +485,7 @@ BOOST_AUTO_TEST_CASE(a_build_without_data_gives_up_its_record_when_the_database_
   engine.flush().value();
   engine.run_until([&] { return engine.segment().builds() == 0; });
   engine.set(2, "v", "v");
-  engine.store().drop(2).value();
+  engine.drop(2);
   engine.flush().value();
   engine.run_until([&] { return engine.segment().builds() == 0; });
 }

@@ -83,7 +83,7 @@ std::string example() {
   dump.number(build.drop_upto, "drop_upto");
   dump.field(&build.hold, sizeof(build.hold), "hold", std::to_string(static_cast<unsigned>(build.hold.load())));
   dump.number(build.merged, "merged");
-  dump.number(build.finished_at_ns, "finished_at_ns");
+  dump.number(build.completed_ns, "completed_ns");
 
   const std::uint64_t hash = shm::key_hash(7, shm::entry_name(*writer.find(7, "report")));
   dump.title("index: key_hash(7, \"report\") is " + hex(hash, 16) + ", slot " +
@@ -99,7 +99,7 @@ std::string example() {
   dump.title("blocks");
   take(shm::Heap::walk(base, head.heap_offset, head.segment_bytes, [&](Offset at, std::uint64_t size) {
     const auto& block = *reinterpret_cast<const shm::BlockHeader*>(base + at);
-    const bool slab = size == writer.slab_bytes() && at + size == head.segment_bytes;
+    const bool slab = size == writer.slab_bytes();
     std::string kind = slab ? "free by its header; in use, as the slab for records" : "free";
     if (block.kind == shm::BlockKind::index) kind = "index";
     if (block.kind == shm::BlockKind::entry) {

@@ -484,14 +484,14 @@ BOOST_FIXTURE_TEST_CASE(a_record_that_is_used_again_remembers_nothing, Stash) {
   record->complete_at = 5;
   record->drop_upto = 6;
   record->hold = shm::Hold::held;
-  record->finished_at_ns = 7;
+  record->completed_ns = 7;
   writer->remove_build(*record);
   const shm::BuildRecord* again = take(writer->add_build(2, false));
   BOOST_TEST(again == record);
   BOOST_TEST(again->complete_at == shm::kNotComplete);
   BOOST_TEST(again->drop_upto == 0u);
   BOOST_TEST((again->hold == shm::Hold::unknown));
-  BOOST_TEST(again->finished_at_ns == 0u);
+  BOOST_TEST(again->completed_ns == 0);
 }
 
 BOOST_AUTO_TEST_CASE(a_segment_of_bytes_for_takes_what_it_was_computed_for) {

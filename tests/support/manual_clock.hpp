@@ -14,6 +14,7 @@ namespace stepstash::test {
 class ManualClock final : public Clock {
  public:
   std::chrono::nanoseconds monotonic() const override { return std::chrono::nanoseconds(monotonic_.load()); }
+  std::chrono::nanoseconds boot_time() const override { return monotonic(); }
   std::int64_t wall_seconds() const override { return wall_.load(); }
 
   void advance(std::chrono::nanoseconds by) { monotonic_ += by.count(); }

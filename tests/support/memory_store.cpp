@@ -54,7 +54,7 @@ Result<> MemoryStore::commit(const persist::Batch& batch) {
     made.entry.id = row.id;
     made.entry.revision = row.revision;
     made.entry.buildid = row.buildid;
-    made.entry.length = row.value.size();
+    made.entry.length = row.lost_bytes > 0 ? row.lost_bytes : row.value.size();
     made.entry.name = row.name;
     made.entry.source = row.source;
     made.entry.value_hash = row.value_hash;
@@ -114,9 +114,10 @@ Result<std::optional<StoredBuild>> MemoryStore::load_build(BuildId build) {
 Result<> MemoryStore::load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) {
   const std::lock_guard lock(mutex_);
   const auto found = rows_.find(id);
-  if (found == rows_.end() || found->second.entry.revision != revision || found->second.value.size() != out.size()) {
+  if (found == rows_.end() || found->second.entry.revision != revision || found->second.entry.length != out.size()) {
     return Errc::not_found;
   }
+  if (found->second.value.size() != out.size()) return Errc::corrupt_value;
   std::ranges::copy(found->second.value, out.begin());
   return success();
 }
