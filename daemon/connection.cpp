@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/write.hpp>
 #include <cstring>
@@ -63,6 +64,15 @@ Result<Peer> Peer::of(int socket) {
   return peer;
 }
 
+awaitable<void> drain(asio::local::stream_protocol::socket& socket) {
+  boost::system::error_code error;
+  socket.shutdown(Connection::Socket::shutdown_send, error);
+  std::array<std::byte, 4096> dropped;
+  for (std::size_t bytes = 0; !error && bytes < kFarewellBytes;) {
+    bytes += co_await socket.async_read_some(asio::buffer(dropped), asio::redirect_error(asio::use_awaitable, error));
+  }
+}
+
 Connection::Connection(Services& services, Socket socket, Peer peer, Right right)
     : services_(services),
       socket_(std::move(socket)),
@@ -112,12 +122,20 @@ awaitable<void> Connection::run() {
     while (!closed_ && co_await read_frames()) {
     }
   }
-  if (!closed_) close();
   staged_.reset();
   if (ring_) {
     ring_.reset();
     --services_.rings;
   }
+  if (!closed_) co_await take_leave();
+  if (!closed_) close();
+}
+
+/// The peer may have sent more than was read when it was refused something.
+awaitable<void> Connection::take_leave() {
+  arm_frame_timer(kFarewell);
+  co_await drain(socket_);
+  frame_timer_.cancel();
 }
 
 /// Reads once and handles every whole frame that is there; false when the connection is to end.

@@ -51,6 +51,17 @@ struct Peer {
   static Result<Peer> of(int socket);
 };
 
+/// How long, and over how many bytes, a connection that the daemon ends is still read from. Closed with bytes unread in
+/// it, a unix socket is reset: the peer's next write fails with EPIPE, before it has read the reason that it was given.
+/// So the daemon stops writing, which the peer sees as the end of the stream, and drops what comes until the peer
+/// hangs up.
+inline constexpr auto kFarewell = std::chrono::seconds(1);
+inline constexpr std::size_t kFarewellBytes = std::size_t{1} << 20;
+
+/// Reads and drops what comes until the peer hangs up, `socket` is closed by somebody else, or kFarewellBytes came; the
+/// caller minds kFarewell.
+awaitable<void> drain(asio::local::stream_protocol::socket& socket);
+
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   using Socket = asio::local::stream_protocol::socket;
@@ -86,6 +97,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   };
 
   awaitable<bool> read_frames();
+  awaitable<void> take_leave();
   awaitable<bool> handle(protocol::Request request);
   awaitable<protocol::Reply> answer(protocol::Request& request);
   awaitable<bool> on_hello(const protocol::Hello& hello);

@@ -30,6 +30,11 @@ constexpr auto kTick = 100ms;
 /// How long requests under way, and then the flush, may take when the daemon stops.
 constexpr auto kFinishRequests = 5s;
 constexpr auto kFinalFlush = 60s;
+/// Peers that were refused and have not hung up yet. Beyond that the one refused first is cut off: a flood of them must
+/// not cost more descriptors than this.
+constexpr std::size_t kMostRefusing = 256;
+/// After a connection could not be accepted.
+constexpr auto kAcceptPause = 100ms;
 /// Of what was set aside at the start; `stats` has the number.
 constexpr std::size_t kLinesLogged = 1000;
 
@@ -228,42 +233,82 @@ awaitable<void> Server::accept() {
       continue;
     }
     if (stopping_ || error == asio::error::operation_aborted) break;
-    // Out of descriptors: with the spare one the caller is told, instead of being left in the queue while we spin.
+    spdlog::warn("cannot accept a connection: {}", error.message());
     if (error == boost::system::errc::too_many_files_open ||
         error == boost::system::errc::too_many_files_open_in_system) {
-      spare_fd_.reset();
-      UniqueFd refused(::accept4(acceptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC));
-      refused.reset();
-      spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-      ++refused_;
+      co_await refuse_without_descriptors();
+    } else {
+      co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + kAcceptPause);
     }
-    spdlog::warn("cannot accept a connection: {}", error.message());
-    co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + 100ms);
   }
+}
+
+/// Out of descriptors: with the spare one the caller is told, instead of being left in the queue while we spin.
+awaitable<void> Server::refuse_without_descriptors() {
+  spare_fd_.reset();
+  const int fd = ::accept4(acceptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  boost::system::error_code error = asio::error::would_block;
+  auto socket = std::make_shared<Connection::Socket>(loop_);
+  if (fd >= 0) socket->assign(asio::local::stream_protocol(), fd, error);
+  if (!error) {
+    asio::co_spawn(
+        loop_, [this, socket] { return refuse(socket, "the daemon has no descriptors left (LimitNOFILE)"); },
+        asio::detached);
+  } else if (fd >= 0) {
+    ::close(fd);
+  }
+  // It has this long to read why; then its descriptor becomes the spare one again.
+  co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + kAcceptPause);
+  socket->close(error);
+  spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
 }
 
 void Server::greet(Connection::Socket socket) {
   auto peer = Peer::of(socket.native_handle());
   if (!peer) return;
-  const auto refuse = [&](std::string why) {
-    ++refused_;
-    std::vector<std::byte> frame;
-    protocol::encode(protocol::Reply(protocol::Failure{Errc::too_many, std::move(why)}), frame);
-    (void)::send(socket.native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-  };
-  if (open_connections_ >= config_.max_connections) {
-    return refuse(fmt::format("{} connections are open, the most there may be (max_connections)", open_connections_));
-  }
   const uid_t uid = peer.value().uid;
-  if (per_user_[uid] >= config_.max_connections_per_user) {
-    return refuse(fmt::format("user {} has {} connections open, the most one may have (max_connections_per_user)", uid,
-                              per_user_[uid]));
+  std::string why;
+  if (open_connections_ >= config_.max_connections) {
+    why = fmt::format("{} connections are open, the most there may be (max_connections)", open_connections_);
+  } else if (const auto open = per_user_.find(uid);
+             open != per_user_.end() && open->second >= config_.max_connections_per_user) {
+    why = fmt::format("user {} has {} connections open, the most one may have (max_connections_per_user)", uid,
+                      open->second);
+  }
+  if (!why.empty()) {
+    auto refused = std::make_shared<Connection::Socket>(std::move(socket));
+    asio::co_spawn(
+        loop_, [this, refused, why] { return refuse(refused, why); }, asio::detached);
+    return;
   }
   const Right right = config_.right_of(uid, peer.value().groups, ::geteuid(), socket_gid_);
   auto connection = std::make_shared<Connection>(*services_, std::move(socket), std::move(peer).value(), right);
   ++accepted_;
   asio::co_spawn(
       loop_, [this, connection] { return serve(connection); }, asio::detached);
+}
+
+/// Says why, and waits for the peer to have read it (kFarewell). Costs no connection of those that are counted.
+awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, std::string why) {
+  ++refused_;
+  boost::system::error_code ignored;
+  if (refusing_.size() >= kMostRefusing) {
+    refusing_.front()->close(ignored);
+    refusing_.pop_front();
+  }
+  refusing_.push_back(socket);
+  std::vector<std::byte> frame;
+  const protocol::Reply reply = protocol::Failure{Errc::too_many, std::move(why)};
+  protocol::encode(reply, frame);
+  (void)::send(socket->native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  asio::steady_timer timer(loop_, kFarewell);
+  timer.async_wait([socket](const boost::system::error_code& error) {
+    boost::system::error_code closing;
+    if (!error) socket->close(closing);
+  });
+  co_await drain(*socket);
+  socket->close(ignored);
+  refusing_.remove(socket);
 }
 
 awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
@@ -366,7 +411,9 @@ awaitable<void> Server::stop() {
   for (const auto& weak : connections_) {
     if (const auto connection = weak.lock()) connection->close();
   }
-  while (open_connections_ > 0) co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
+  for (const auto& socket : refusing_) socket->close(ignored);
+  while (open_connections_ > 0 || !refusing_.empty())
+    co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
 
   notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
   flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);

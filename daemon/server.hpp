@@ -42,6 +42,8 @@ class Server {
   Configured<> listen();
 
   awaitable<void> accept();
+  awaitable<void> refuse_without_descriptors();
+  awaitable<void> refuse(std::shared_ptr<Connection::Socket> socket, std::string why);
   void greet(Connection::Socket socket);
   awaitable<void> serve(std::shared_ptr<Connection> connection);
   awaitable<void> keep_time();
@@ -69,6 +71,7 @@ class Server {
   std::unique_ptr<Store> store_;
   std::unique_ptr<Services> services_;
   std::list<std::weak_ptr<Connection>> connections_;
+  std::list<std::shared_ptr<Connection::Socket>> refusing_;  // told why, and not gone yet
   std::map<uid_t, std::uint32_t> per_user_;
   std::size_t open_connections_ = 0;
   std::uint64_t accepted_ = 0;
