@@ -87,8 +87,8 @@ std::vector<Image> make_images() {
     for (const BuildId build : kBuilds) take(stash.writer->add_build(build, false));
     stash.writer->find_build(7)->complete_at.store(1'700'000'000);
     stash.writer->find_build(2)->hold.store(shm::Hold::held);
-    images.push_back(image_of(stash, {{1, "a"}, {1, "b"}, {1, "c"}, {2, "a"}, {2, "b"}, {2, "c"}, {7, "a"},
-                                      {7, "gone"}, {1, "none"}}));
+    images.push_back(image_of(
+        stash, {{1, "a"}, {1, "b"}, {1, "c"}, {2, "a"}, {2, "b"}, {2, "c"}, {7, "a"}, {7, "gone"}, {1, "none"}}));
   }
   {
     Stash stash(kBytes);  // the index has grown, and its former table is still there
@@ -327,6 +327,7 @@ Accepted in_order(const shm::Writer& writer) {
     check(valid_build(entry.buildid) && valid_text(shm::entry_name(entry)) && valid_text(shm::entry_source(entry)),
           "an entry that is served is one that could be set");
     const bool dirty = entry.state.load() == shm::EntryState::dirty;
+    check(dirty || entry.state.load() == shm::EntryState::clean, "a value is either to be written or not");
     check(!dirty || shm::hash_bytes(shm::entry_value(entry)) == entry.value_hash,
           "a dirty value that is served matches its checksum");
     check(entry.id < writer.header().next_id.load() && entry.revision < writer.header().next_id.load(),
@@ -370,6 +371,9 @@ void serve(Stash& stash, Input& input) {
   }
 }
 
+/// Half of the inputs end with the first attach, which is what costs least.
+bool mode_serves(const std::uint8_t* data, std::size_t size) { return size > 0 && (data[0] & 0x20) == 0; }
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -394,12 +398,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     check(attached.error() == Errc::corrupt_segment || attached.error() == Errc::format_mismatch,
           "a damaged segment is called so", attached.error().message());
     std::vector<std::byte> as_it_is(as_it_was.size());
-    check(::pread(damage.fd(), as_it_is.data(), as_it_is.size(), 0) == before.st_size && as_it_is == as_it_was,
+    check(::pread(damage.fd(), as_it_is.data(), as_it_is.size(), 0) == before.st_size &&
+              (as_it_is.empty() || std::memcmp(as_it_is.data(), as_it_was.data(), as_it_is.size()) == 0),
           "a segment that is refused stays as it was");
     return 0;
   }
   stash.writer = std::move(attached).value();
   const Accepted first = in_order(*stash.writer);
+  if (!mode_serves(data, size)) return 0;
   search(damage.fd(), image, first.keys);
   stash.restart();
   check(stash.recovery.set_aside.empty(), "a second attach finds nothing more",

@@ -79,7 +79,8 @@ void files(std::string_view text) {
   from.config_file = file.path();
   const auto reading = read_config(from);
   if (!reading) {
-    check(!reading.error().message.empty() && reading.error().exit_status == kExitConfig, "an error says what is wrong");
+    check(!reading.error().message.empty() && reading.error().exit_status == kExitConfig,
+          "an error says what is wrong");
     return;
   }
   const Config& config = reading.value().config;

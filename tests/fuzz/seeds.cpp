@@ -110,7 +110,20 @@ void segments(Seeds& seeds) {
     for (char what = 0; what < 10; ++what) {
       for (const char flags : {'\0', '\x40', static_cast<char>(0x80)}) {
         const char head[] = {static_cast<char>((flags / 3 * 3) + image), 2, what};
-        seeds.write("attach", std::string(head, sizeof head) + "\x05\x03\x02\x01\x07\x10"s + what + "\x14\x01\x28"s + day);
+        seeds.write("attach",
+                    std::string(head, sizeof head) + "\x05\x03\x02\x01\x07\x10"s + what + "\x14\x01\x28"s + day);
+      }
+    }
+  }
+}
+
+/// Every field of a record with values that it should not have; the record's checksum is mended.
+void records(Seeds& seeds) {
+  for (char at = 16; at < 88; at = static_cast<char>(at + 4)) {
+    for (const char value : {'\0', '\3', '\20'}) {
+      for (const char entry : {'\0', '\3'}) {
+        const char bytes[] = {0, 1, static_cast<char>(136), value, entry, at};
+        seeds.write("attach", std::string(bytes, sizeof bytes));
       }
     }
   }
@@ -127,8 +140,8 @@ void pages(Seeds& seeds) {
   for (const char flags : {'\0', '\2', '\4', '\7'}) {
     const std::string head = {flags, 0, 0x10};
     seeds.write("pins", head + page(0, 0));
-    seeds.write("pins", head + page(69632, 64));            // every block there could be
-    seeds.write("pins", head + page(69632 + 32, 64));       // and none
+    seeds.write("pins", head + page(69632, 64));       // every block there could be
+    seeds.write("pins", head + page(69632 + 32, 64));  // and none
     seeds.write("pins", head + page(UINT64_MAX, 0));
     seeds.write("pins", std::string{flags, 1, 0} + page(78080, 0));
   }
@@ -145,6 +158,7 @@ int main(int argc, char** argv) {
   messages(seeds);
   connections(seeds);
   segments(seeds);
+  records(seeds);
   pages(seeds);
   return 0;
 }
