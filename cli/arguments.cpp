@@ -19,7 +19,8 @@ constexpr const char* kBuildRule =
     "number, and otherwise BUILD is $STEPSTASH_BUILD. A name that is a number therefore needs --build.\n";
 
 constexpr const char* kExitStatuses =
-    "Exit status: 0 done; 1 no such build data; 64 usage; 69 daemon not reachable; 73 cannot create (the output file; "
+    "Exit status: 0 done; 1 no such build data (doctor: something is wrong); 64 usage; 69 daemon not reachable; 73 "
+    "cannot create (the output file; "
     "a\n"
     "value that can never fit; --if-absent and the name is there); 74 input or output failed; 75 try later (full, or\n"
     "the deadline passed); 77 not permitted.\n";
@@ -36,7 +37,7 @@ struct Command {
   bool prints_json;
 };
 
-constexpr std::array<Command, 11> kCommands = {{
+constexpr std::array<Command, 12> kCommands = {{
     {Verb::set, "set", "[BUILD] NAME [FILE|-]",
      "Add a build datum, or replace its value and source (Buildbot: setBuildData).\n"
      "The value is FILE's content, or standard input.",
@@ -77,6 +78,13 @@ constexpr std::array<Command, 11> kCommands = {{
      0, false},
     {Verb::flush, "flush", "", "Return when all that was acknowledged before is committed to the database.",
      "  stepstash flush --timeout 1min\n", false, 0, 0, false},
+    {Verb::doctor, "doctor", "",
+     "Say what is wrong, and what to do about it: damaged values, objects that were set aside, a database that takes "
+     "no\n"
+     "writes, a segment without room. Exit status 0: nothing; 1: something, a line each.",
+     "  stepstash doctor\n"
+     "  stepstash doctor --json | jq -r '.[].what'\n",
+     false, 0, 0, true},
     {Verb::stats, "stats", "", "Show the daemon's counters.", "  stepstash stats --json | jq .segment\n", false, 0, 0,
      true},
 }};

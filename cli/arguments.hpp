@@ -26,7 +26,7 @@ enum ExitStatus {
   kNotPermitted = 77,
 };
 
-enum class Verb { set, get, stat, list, finish, prune, drop, hold, unhold, flush, stats };
+enum class Verb { set, get, stat, list, finish, prune, drop, hold, unhold, flush, doctor, stats };
 
 struct Arguments {
   Verb verb = Verb::stats;

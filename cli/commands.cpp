@@ -12,6 +12,7 @@
 #include <string>
 
 #include "base/text.hpp"
+#include "cli/doctor.hpp"
 #include "cli/output.hpp"
 #include "cli/transfer.hpp"
 
@@ -197,6 +198,11 @@ int run_with(Client& client, const Arguments& a) {
     case Verb::flush:
       client.flush();
       return kDone;
+    case Verb::doctor: {
+      const std::vector<Finding> findings = diagnose(client.stats());
+      const int status = print(a.json ? findings_json(findings) : findings_text(findings));
+      return status == kDone && !findings.empty() ? kNotFound : status;
+    }
     case Verb::stats: {
       const std::string json = client.stats();
       return print(a.json ? json + "\n" : stats_text(json));
@@ -207,7 +213,7 @@ int run_with(Client& client, const Arguments& a) {
 
 const char* word(Verb verb) {
   constexpr const char* words[] = {"set",  "get",  "stat",   "list",  "finish", "prune",
-                                   "drop", "hold", "unhold", "flush", "stats"};
+                                   "drop", "hold", "unhold", "flush", "doctor", "stats"};
   return words[static_cast<std::size_t>(verb)];
 }
 

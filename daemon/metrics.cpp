@@ -24,6 +24,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
   const shm::Heap& heap = segment.heap();
   const Store::Counters& store = services.store.counters();
   const Flusher::Counters& flushes = services.flusher.counters();
+  const std::vector<std::string> damaged = services.store.damaged();
   const nlohmann::ordered_json json = {
       {"version", STEPSTASH_VERSION},
       {"pid", ::getpid()},
@@ -60,8 +61,9 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"finishes", store.finishes},
       {"entries_pruned", store.pruned},
       {"entries_dropped", store.dropped},
-      {"damaged_values", store.damaged},
-      {"damaged", first_lines(services.store.damaged())},
+      {"damaged_values", damaged.size()},
+      {"damaged", first_lines(damaged)},
+      {"kept_aside", first_lines(startup.kept)},
       {"flushes", flushes.flushes},
       {"flush_errors", flushes.flush_errors},
       {"flushed_values", flushes.flushed_values},

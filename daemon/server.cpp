@@ -10,6 +10,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <cstring>
+#include <thread>
 
 #include "base/errc.hpp"
 #include "daemon/log.hpp"
@@ -25,6 +26,9 @@ constexpr int kExitIo = 74;
 constexpr int kExitTemporary = 75;
 constexpr int kExitPermission = 77;
 
+/// How long a start waits for a database that is locked or cannot be read or written just now, and between two tries.
+constexpr auto kDatabasePatience = 60s;
+constexpr auto kDatabasePause = 500ms;
 /// How often retired blocks, dead clients and the watchdog are looked after.
 constexpr auto kTick = 100ms;
 /// How long requests under way, and then the flush, may take when the daemon stops.
@@ -87,6 +91,15 @@ Configured<> Server::open_database() {
   const persist::SqliteStore::Options options{.path = config_.db};
   std::string why;
   auto opened = persist::SqliteStore::open(options, &why);
+  // Another process may hold it for a while, and a disk may be away for a moment. Clients wait at the socket, and read
+  // on what they have.
+  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
+  while (!opened && opened.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
+    spdlog::warn("database {}: {}; trying again", config_.db, why);
+    notifier_.starting("waiting for the database: " + why);
+    std::this_thread::sleep_for(kDatabasePause);
+    opened = persist::SqliteStore::open(options, &why);
+  }
   if (!opened && opened.error() == Errc::corrupt_database) {
     auto aside = persist::SqliteStore::set_aside(config_.db);
     if (!aside)
@@ -120,6 +133,7 @@ Configured<> Server::open_segment_and_store() {
   std::vector<std::string> set_aside = std::move(startup_.set_aside);
   startup_ = std::move(opened).value();
   startup_.set_aside.insert(startup_.set_aside.begin(), set_aside.begin(), set_aside.end());
+  for (std::string& path : persist::SqliteStore::kept_aside(config_.db)) startup_.kept.push_back(std::move(path));
   for (std::size_t i = 0; i < startup_.set_aside.size(); ++i) {
     if (i == kLinesLogged) {
       spdlog::error("set aside: {} more", startup_.set_aside.size() - i);
@@ -135,7 +149,7 @@ Configured<> Server::open_segment_and_store() {
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_,
                                    Store::Limits{config_.max_dirty, config_.punch_after, config_.build_data_horizon});
-  store_->adopt(startup_.all_dirty);
+  store_->adopt(startup_.all_dirty, startup_.lost);
   // Last: killed before, the next start finds the old identity and marks everything again.
   segment.header().store_id.store(database_->store_id());
   segment.header().commit_count.store(database_->commit_count());

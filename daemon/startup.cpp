@@ -322,6 +322,10 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     const std::string aside = STEPSTASH_TRY(startup.segment->install(/*keep_former=*/damaged));
     if (damaged) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
   }
+  if (auto kept = directory.list(name + ".damaged.")) {
+    for (const std::string& object : kept.value()) startup.kept.push_back(directory.path() + "/" + object);
+  }
+  startup.lost = census.lost;
   startup.duration = std::chrono::steady_clock::now() - start;
   return startup;
 }

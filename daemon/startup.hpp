@@ -22,8 +22,10 @@ struct Startup {
   bool all_dirty = false;            ///< write everything again: the database is another one, or older than the segment
   std::uint64_t entries_kept = 0;    ///< found in the segment
   std::uint64_t entries_loaded = 0;  ///< known from the database only
-  std::uint64_t entries_salvaged = 0;  ///< saved out of a segment that was set aside
-  std::vector<std::string> set_aside;  ///< what could not be trusted, one line each
+  std::uint64_t entries_salvaged = 0;      ///< saved out of a segment that was set aside
+  std::vector<std::string> set_aside;      ///< what could not be trusted, one line each
+  std::vector<std::string> kept;           ///< paths of segments that were damaged, from this start or earlier ones
+  std::vector<persist::StoredEntry> lost;  ///< what the database knows to be damaged
   std::chrono::nanoseconds duration{0};
 };
 

@@ -20,7 +20,7 @@ namespace {
 /// Values evicted in one go: a few hundred microseconds on the loop.
 constexpr std::size_t kEvictAtOnce = 256;
 /// Damaged values remembered by name for `stats`.
-constexpr std::size_t kDamagedRemembered = 100;
+constexpr std::size_t kDamagedRemembered = 10'000;
 /// Memory given back per maintain(): unmapping 16 MiB takes about a millisecond.
 constexpr std::uint64_t kPunchAtOnce = 16 << 20;
 /// Entries deleted before others have the loop: one to three milliseconds.
@@ -52,7 +52,7 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
   flusher_.on_damaged = [this](Node& node) { on_damaged(node); };
 }
 
-void Store::adopt(bool all_dirty) {
+void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost) {
   segment_.for_each_build(
       [&](shm::BuildRecord& record) { catalog_.add_build(record.buildid.load(std::memory_order_relaxed), record); });
   std::vector<std::pair<std::uint64_t, Node*>> dirty;
@@ -62,7 +62,7 @@ void Store::adopt(bool all_dirty) {
     Node& node = catalog_.add(entry.id, segment_.offset_of(entry), *build.value());
     const bool resident = entry.value_offset != 0;
     if (!resident) ++evicted_;
-    // A lost value stays evicted and dirty until a database has been told (Writer::mark_lost).
+    if (!resident && entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) remember_damage(entry);
     if (all_dirty && resident) segment_.mark(entry, shm::EntryState::dirty);
     if (entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) {
       dirty.emplace_back(entry.set_at_ns, &node);
@@ -70,6 +70,11 @@ void Store::adopt(bool all_dirty) {
       catalog_.touch(node);
     }
   });
+  for (const persist::StoredEntry& row : lost) {
+    const Node* node = catalog_.find(row.id);
+    if (node == nullptr || segment_.entry_at(node->block).revision != row.revision) continue;
+    if (segment_.entry_at(node->block).value_offset == 0) remember_damage(segment_.entry_at(node->block));
+  }
   std::sort(dirty.begin(), dirty.end());
   // Oldest first: the age of the queue's front is a published figure.
   // A clock that was ahead (another boot's, another time namespace's) must not make anything wait.
@@ -322,6 +327,7 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   }
   const bool was_evicted = old != nullptr && old->value_offset == 0;
   const shm::Entry& entry = segment_.publish(draft.release(), facts);
+  damaged_.erase(facts.id);
   Node* node = catalog_.find(facts.id);
   if (node == nullptr) {
     node = &catalog_.add(facts.id, segment_.offset_of(entry), *build);
@@ -443,6 +449,7 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
     catalog_.touch(*node);
     --evicted_;
     ++counters_.reloads;
+    damaged_.erase(id);
   } else if (!loaded && current) {
     // A row that is gone, though nobody deleted it, is damage as much as bytes that changed.
     const bool gone = loaded.error() == Errc::not_found;
@@ -451,6 +458,7 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
     spdlog::error("cannot bring back build {}, name \"{}\", id {} ({} bytes) from the database: {}", facts.build,
                   printable(what.name), id, facts.length, error.message());
     load_failures_[id] = error;
+    if (error == Errc::corrupt_value) remember_damage(segment_.entry_at(node->block));
   }
   if (node != nullptr) node->loading = false;
   loaded_.notify_all();
@@ -536,6 +544,7 @@ Result<> Store::hold(BuildId build, bool held) {
 
 void Store::forget_node(Node& node) {
   flusher_.forget(node);
+  damaged_.erase(node.id);
   const shm::Entry& entry = segment_.entry_at(node.block);
   if (entry.value_offset == 0) --evicted_;
   segment_.erase(entry);
@@ -683,13 +692,23 @@ void Store::maintain() {
   }
 }
 
-void Store::on_damaged(Node& node) {
-  const shm::Entry& entry = segment_.entry_at(node.block);
+void Store::remember_damage(const shm::Entry& entry) {
+  if (damaged_.size() >= kDamagedRemembered || damaged_.contains(entry.id)) return;
   std::string text = fmt::format("build {}, name \"{}\", id {}: {} bytes do not match their checksum", entry.buildid,
                                  printable(shm::entry_name(entry)), entry.id, entry.length);
-  spdlog::error("set aside: {}", text);
-  ++counters_.damaged;
-  if (damaged_.size() < kDamagedRemembered) damaged_.push_back(std::move(text));
+  spdlog::error("damaged, and not served: {}", text);
+  damaged_.emplace(entry.id, std::move(text));
+}
+
+std::vector<std::string> Store::damaged() const {
+  std::vector<std::string> lines;
+  for (const auto& [id, text] : damaged_) lines.push_back(text);
+  return lines;
+}
+
+void Store::on_damaged(Node& node) {
+  const shm::Entry& entry = segment_.entry_at(node.block);
+  remember_damage(entry);
   auto record = segment_.mark_lost(entry);
   if (record) {
     catalog_.move(node, segment_.offset_of(*record.value()));

@@ -76,7 +76,6 @@ class Store {
     std::uint64_t pruned = 0;
     std::uint64_t dropped = 0;
     std::uint64_t finishes = 0;
-    std::uint64_t damaged = 0;  ///< values whose bytes did not match their checksum
   };
 
   Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
@@ -84,7 +83,8 @@ class Store {
 
   /// Builds the catalogue from the segment and queues what is dirty. Call once, before anything else.
   /// `all_dirty`: the database is not the one that "clean" speaks of. O(entries).
-  void adopt(bool all_dirty);
+  /// `lost`: entries whose values the database knows to be damaged.
+  void adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost = {});
 
   // ---- setting ----
 
@@ -131,7 +131,8 @@ class Store {
   void stop_threads() { loader_.join(); }
 
   const Counters& counters() const noexcept { return counters_; }
-  const std::vector<std::string>& damaged() const noexcept { return damaged_; }
+  /// The values that are damaged now, a line each, in id order.
+  std::vector<std::string> damaged() const;
   /// A sentence with the numbers that make `error` understandable; `length` is the value's.
   std::string explain(std::error_code error, std::uint64_t length) const;
 
@@ -177,6 +178,7 @@ class Store {
   awaitable<void> reload(Reload what, OwnedDraft draft);
   void release_build_if_idle(BuildState& build);
   void on_damaged(Node& node);
+  void remember_damage(const shm::Entry& entry);
 
   asio::io_context& loop_;
   Catalog& catalog_;
@@ -197,7 +199,7 @@ class Store {
   std::chrono::nanoseconds ask_again_{0};
   std::uint64_t evicted_ = 0;
   Counters counters_;
-  std::vector<std::string> damaged_;
+  std::map<std::uint64_t, std::string> damaged_;  // by id, until it is set anew or deleted
 };
 
 }  // namespace stepstash::daemon

@@ -79,11 +79,12 @@ class BackingStore {
   /// `at_least`.
   virtual Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) = 0;
 
-  /// Number of entries, and the bytes of their names and sources: what a cold start must find room for.
+  /// Number of entries, and the bytes of their names and sources: what a cold start must find room for. O(entries).
   struct Census {
     std::uint64_t entries = 0;
     std::uint64_t text_bytes = 0;
     std::uint64_t builds_with_data = 0;
+    std::vector<StoredEntry> lost;  ///< whose values were damaged (EntryRow::lost_bytes), the first hundred
   };
   virtual Result<Census> census() = 0;
 

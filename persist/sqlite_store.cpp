@@ -380,6 +380,14 @@ Result<std::string> SqliteStore::set_aside(const std::string& path) {
   return to;
 }
 
+std::vector<std::string> SqliteStore::kept_aside(const std::string& path) {
+  std::vector<std::string> kept;
+  for (std::uint64_t n = 1; exists(path + ".damaged-" + std::to_string(n)); ++n) {
+    kept.push_back(path + ".damaged-" + std::to_string(n));
+  }
+  return kept;
+}
+
 Result<> SqliteStore::check_files() {
   struct ::stat wal {};
   const bool same_wal = ::lstat((path_ + "-wal").c_str(), &wal) == 0 && FileId{wal.st_dev, wal.st_ino} == wal_;
@@ -595,6 +603,18 @@ Result<BackingStore::Census> SqliteStore::census() {
       census.entries = unsigned_twin(statement.integer(0));
       census.text_bytes = unsigned_twin(statement.integer(1));
       census.builds_with_data = unsigned_twin(statement.integer(2));
+    }
+    auto lost = STEPSTASH_TRY(
+        Statement::prepare(writer_,
+                           "SELECT id, revision, buildid, length, name FROM build_data WHERE value IS NULL AND chunks "
+                           "= 0 AND length > 0 ORDER BY id LIMIT 100"));
+    while (STEPSTASH_TRY(lost.step())) {
+      StoredEntry& entry = census.lost.emplace_back();
+      entry.id = unsigned_twin(lost.integer(0));
+      entry.revision = unsigned_twin(lost.integer(1));
+      entry.buildid = lost.integer(2);
+      entry.length = unsigned_twin(lost.integer(3));
+      entry.name = lost.text(4);
     }
     return census;
   };

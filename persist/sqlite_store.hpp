@@ -62,6 +62,8 @@ class SqliteStore final : public BackingStore {
   /// Renames the database and its -wal and -shm to `path`.damaged-<n>, n being the first that is free, and returns the
   /// new name. No SqliteStore may be open on `path`. Errors: those of rename(2).
   static Result<std::string> set_aside(const std::string& path);
+  /// The paths that set_aside() has given at `path` and that are still there.
+  static std::vector<std::string> kept_aside(const std::string& path);
 
   ~SqliteStore() override;
   SqliteStore(const SqliteStore&) = delete;

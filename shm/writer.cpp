@@ -224,7 +224,8 @@ Result<> Writer::recover(Recovery& recovery) {
     }
     highest = std::max({highest, entry->id, entry->revision});
     // No checksum covers the state, for it changes. A resident entry that does not say for certain that it is clean is
-    // written again: taken for clean it could be evicted, and would be lost. An evicted one is clean unless it says lost.
+    // written again: taken for clean it could be evicted, and would be lost. An evicted one is clean unless it says
+    // lost.
     const EntryState state = entry->state.load(std::memory_order_relaxed);
     const EntryState other = entry->value_offset == 0 ? EntryState::clean : EntryState::dirty;
     if (state != EntryState::dirty && state != EntryState::clean) mark(*entry, other);

@@ -119,7 +119,7 @@ BOOST_AUTO_TEST_CASE(times_are_whole_seconds_of_either_sign) {
 
 BOOST_AUTO_TEST_CASE(help_is_no_error_and_tells_the_exit_statuses) {
   for (const char* command :
-       {"set", "get", "stat", "list", "finish", "prune", "drop", "hold", "unhold", "flush", "stats"}) {
+       {"set", "get", "stat", "list", "finish", "prune", "drop", "hold", "unhold", "flush", "doctor", "stats"}) {
     const Parsed parsed = parse({command, "--help"});
     BOOST_TEST(parsed.exit_status == kDone);
     BOOST_TEST(parsed.text.find(std::string("Usage: stepstash ") + command) != std::string::npos, command);

@@ -50,7 +50,7 @@ class Engine {
         startup_(daemon::open_segment(objects_, kSegment, segment_bytes, database, [](const std::string&) {}).value()),
         flusher_(loop_, *startup_.segment, database, clock, 1h),
         store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {segment_bytes, 10s, std::nullopt}) {
-    store_.adopt(startup_.all_dirty);
+    store_.adopt(startup_.all_dirty, startup_.lost);
     // As Server does it, last.
     startup_.segment->header().store_id.store(database.store_id());
     startup_.segment->header().commit_count.store(database.commit_count());

@@ -211,7 +211,6 @@ BOOST_AUTO_TEST_CASE(a_value_that_was_damaged_in_memory_is_not_written) {
   engine.flush().value();
   engine.flush().value();  // what was found is written, too
   BOOST_TEST((rows(disk) == Rows{"1/before=sound", "1/bad=(value does not match its checksum)", "1/after=sound"}));
-  BOOST_TEST(engine.store().counters().damaged == 1u);
   BOOST_REQUIRE(engine.store().damaged().size() == 1u);
   BOOST_TEST(engine.store().damaged()[0].find("\"bad\"") != std::string::npos);
   BOOST_TEST(engine.flusher().dirty_values() == 0u);

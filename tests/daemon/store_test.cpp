@@ -195,7 +195,6 @@ BOOST_AUTO_TEST_CASE(a_value_damaged_before_its_flush_is_reported_and_never_repl
   damage(1, "v");
   engine.flush().value();
   engine.flush().value();  // what was found is written, too
-  BOOST_TEST(engine.store().counters().damaged == 1u);
   BOOST_REQUIRE(engine.store().damaged().size() == 1u);
   BOOST_TEST(engine.store().damaged()[0].find("name \"v\"") != std::string::npos);
   BOOST_TEST((engine.load(1, "v").error() == Errc::corrupt_value));

@@ -109,7 +109,8 @@ void one_input(Daemon& here, const std::uint8_t* data, std::size_t size) {
   check(engine.value(1000, "others") == "stays", "others' values stay");
   std::vector<BuildId> builds;
   engine.segment().for_each_build([&](shm::BuildRecord& record) { builds.push_back(record.buildid.load()); });
-  for (const BuildId build : builds) check(engine.run(engine.store().drop(build)).has_value(), "a drop is never refused");
+  for (const BuildId build : builds)
+    check(engine.run(engine.store().drop(build)).has_value(), "a drop is never refused");
   check(engine.flush().has_value(), "what was acknowledged can be written");
   (void)engine.segment().pins().reap();
   (void)engine.segment().reclaim();

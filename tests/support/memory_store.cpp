@@ -84,6 +84,8 @@ Result<persist::BackingStore::Census> MemoryStore::census() {
     ++census.entries;
     census.text_bytes += key.second.size() + rows_.at(id).entry.source.size();
     if (key.first != std::exchange(last, key.first)) ++census.builds_with_data;
+    const Row& row = rows_.at(id);
+    if (row.entry.length != row.value.size()) census.lost.push_back(row.entry);
   }
   return census;
 }

@@ -67,6 +67,46 @@ BOOST_AUTO_TEST_CASE(what_is_set_is_got) {
   BOOST_TEST(contains(served.cli({"stat", "7", "from file"}).out, "step 1"));
 }
 
+BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_until_it_is_set_anew) {
+  Command served({"--flush-interval=1h", "--segment-size=16MiB"});
+  const std::string value = generated(200 * kKiB, 1);
+  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = "older"}).status == 0);
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = value}).status == 0);
+  BOOST_TEST(served.cli({"set", "7", "sound"}, {.input = "sound"}).status == 0);
+  BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
+  // A memory error, as no rights prevent it.
+  const std::size_t at = content(served.daemon.segment_path()).find(value.substr(1000, 64));
+  BOOST_TEST_REQUIRE(at != std::string::npos);
+  {
+    std::fstream segment(served.daemon.segment_path(), std::ios::binary | std::ios::in | std::ios::out);
+    segment.seekp(static_cast<std::streamoff>(at));
+    segment.put(static_cast<char>(value[1000] ^ 1));
+  }
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  const auto named = [&](const char* when) {
+    const Outcome doctor = served.cli({"doctor"});
+    BOOST_TEST(doctor.status == 1, when);
+    BOOST_TEST(contains(doctor.out, "build 7, name \"report\""), when << ": " << doctor.out);
+    const Outcome get = served.cli({"get", "7", "report"});
+    BOOST_TEST(get.status == 74, when);
+    BOOST_TEST(get.out == "", when);  // neither what is damaged nor what was there before
+    BOOST_TEST(served.cli({"get", "7", "sound"}).out == "sound", when);
+  };
+  named("found by the flush");
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  served.daemon.kill();
+  served.daemon.start();
+  named("after SIGKILL");
+  served.daemon.terminate();
+  served.daemon.remove_segment();
+  served.daemon.start();
+  named("with the database alone");
+  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = "anew"}).status == 0);
+  BOOST_TEST(served.cli({"doctor"}).status == 0);
+  BOOST_TEST(served.cli({"get", "7", "report"}).out == "anew");
+}
+
 BOOST_AUTO_TEST_CASE(absent_data_is_status_1_and_not_found) {
   Command served;
   const std::string out = served.file("out");

@@ -1,0 +1,105 @@
+#include "cli/doctor.hpp"
+
+#include <nlohmann/json.hpp>
+
+namespace stepstash::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// A commit is due after the flush interval, a fraction of a second; a slow disk may take some.
+constexpr double kDirtySeconds = 60;
+
+std::uint64_t number(const Json& at, const char* name) {
+  const auto found = at.find(name);
+  return found != at.end() && found->is_number() ? found->get<std::uint64_t>() : 0;
+}
+
+double seconds(const Json& at, const char* name) {
+  const auto found = at.find(name);
+  return found != at.end() && found->is_number() ? found->get<double>() : 0;
+}
+
+/// What the daemon says is printable already; of another program on its socket nobody knows.
+std::string visible(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  }
+  return text;
+}
+
+std::string text(const Json& at, const char* name) {
+  const auto found = at.find(name);
+  return found != at.end() && found->is_string() ? visible(found->get<std::string>()) : std::string();
+}
+
+std::vector<std::string> lines(const Json& at, const char* name) {
+  std::vector<std::string> all;
+  const auto found = at.find(name);
+  if (found == at.end() || !found->is_array()) return all;
+  for (const Json& line : *found) {
+    if (line.is_string()) all.push_back(visible(line.get<std::string>()));
+  }
+  return all;
+}
+
+std::string of(std::uint64_t part, std::uint64_t whole) {
+  return std::to_string(part) + " of " + std::to_string(whole);
+}
+
+}  // namespace
+
+std::vector<Finding> diagnose(const std::string& stats) {
+  std::vector<Finding> found;
+  const Json json = Json::parse(stats, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) {
+    found.push_back({"the daemon's figures cannot be read", "are client and daemon of the same version?"});
+    return found;
+  }
+  const auto damaged = lines(json, "damaged");
+  for (const std::string& line : damaged) {
+    found.push_back({"damaged value: " + line, "it is not served; set it anew, or drop its build. Check the memory"});
+  }
+  if (const std::uint64_t all = number(json, "damaged_values"); all > damaged.size()) {
+    found.push_back({std::to_string(all - damaged.size()) + " more damaged values", "the daemon's log names them"});
+  }
+  const Json recovery = json.value("last_recovery", Json::object());
+  for (const std::string& line : lines(recovery, "set_aside")) {
+    found.push_back({"set aside at the last start: " + line, "what was sound is served; the next start forgets this"});
+  }
+  for (const std::string& path : lines(json, "kept_aside")) {
+    found.push_back({"kept for examination: " + path, "delete it when nobody wants to look at it any more"});
+  }
+  if (const std::string error = text(json, "last_flush_error"); !error.empty()) {
+    found.push_back({"the database takes no writes: " + error + "; " + std::to_string(number(json, "dirty_bytes")) +
+                         " bytes in " + std::to_string(number(json, "dirty_values")) + " values wait",
+                     "mend the disk or make room on it; what waits is safe while the segment lives, and written then"});
+  } else if (seconds(json, "oldest_dirty_seconds") > kDirtySeconds) {
+    found.push_back(
+        {"a value has waited " + std::to_string(number(json, "oldest_dirty_seconds")) + " s for the database",
+         "the disk does not keep up: power loss would cost that much"});
+  }
+  const Json segment = json.value("segment", Json::object());
+  const std::uint64_t heap = number(segment, "heap_bytes");
+  const std::uint64_t retired = number(segment, "retired_bytes");
+  if (heap > 0 && retired > heap / 2) {
+    found.push_back({"views hold " + of(retired, heap) + " bytes of values that were replaced or deleted",
+                     "some process never releases its views; \"open_views\" counts them"});
+  }
+  return found;
+}
+
+std::string findings_text(const std::vector<Finding>& findings) {
+  if (findings.empty()) return "nothing is wrong\n";
+  std::string out;
+  for (const Finding& finding : findings) out += finding.what + "\n  " + finding.advice + "\n";
+  return out;
+}
+
+std::string findings_json(const std::vector<Finding>& findings) {
+  Json all = Json::array();
+  for (const Finding& finding : findings) all.push_back({{"what", finding.what}, {"advice", finding.advice}});
+  return all.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace stepstash::cli

@@ -1,0 +1,52 @@
+// What `stepstash doctor` makes of the daemon's figures.
+#include "cli/doctor.hpp"
+
+#include <boost/test/unit_test.hpp>
+
+using namespace stepstash::cli;
+
+namespace {
+
+std::string all(const std::string& stats) { return findings_text(diagnose(stats)); }
+bool says(const std::string& stats, const std::string& part) { return all(stats).find(part) != std::string::npos; }
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(doctor)
+
+BOOST_AUTO_TEST_CASE(a_daemon_that_is_well_has_no_findings) {
+  const std::string well = R"({"segment":{"heap_bytes":1000,"free_bytes":900,"retired_bytes":0},"damaged_values":0,
+      "damaged":[],"kept_aside":[],"last_flush_error":"","oldest_dirty_seconds":0.2,"last_recovery":{"set_aside":[]}})";
+  BOOST_TEST(diagnose(well).empty());
+  BOOST_TEST(all(well) == "nothing is wrong\n");
+  BOOST_TEST(findings_json(diagnose(well)) == "[]\n");
+}
+
+BOOST_AUTO_TEST_CASE(each_damaged_value_and_object_has_a_line) {
+  const std::string stats = R"({"damaged_values":3,"damaged":["build 7, name \"a\", id 1","build 8, name \"b\", id 2"],
+      "kept_aside":["/dev/shm/stepstash.damaged.1"],"last_recovery":{"set_aside":["index slot 9"]}})";
+  BOOST_TEST(diagnose(stats).size() == 5u);
+  BOOST_TEST(says(stats, "build 7, name \"a\", id 1"));
+  BOOST_TEST(says(stats, "1 more damaged"));
+  BOOST_TEST(says(stats, "/dev/shm/stepstash.damaged.1"));
+  BOOST_TEST(says(stats, "index slot 9"));
+}
+
+BOOST_AUTO_TEST_CASE(a_database_that_takes_no_writes_and_one_that_does_not_keep_up_are_told_apart) {
+  BOOST_TEST(says(R"({"last_flush_error":"disk full","dirty_bytes":5,"dirty_values":1,"oldest_dirty_seconds":90})",
+                  "takes no writes: disk full; 5 bytes in 1 values"));
+  BOOST_TEST(says(R"({"last_flush_error":"","oldest_dirty_seconds":90})", "has waited 90 s"));
+  BOOST_TEST(diagnose(R"({"oldest_dirty_seconds":5})").empty());
+}
+
+BOOST_AUTO_TEST_CASE(views_that_hold_half_of_the_memory_are_a_finding) {
+  BOOST_TEST(says(R"({"segment":{"heap_bytes":1000,"retired_bytes":501}})", "501 of 1000"));
+  BOOST_TEST(diagnose(R"({"segment":{"heap_bytes":1000,"retired_bytes":500}})").empty());
+}
+
+BOOST_AUTO_TEST_CASE(what_is_no_json_is_a_finding_and_no_crash) {
+  for (const char* stats : {"", "[]", "7", "{", "{\"last_recovery\":"}) BOOST_TEST(diagnose(stats).size() == 1u);
+  BOOST_TEST(diagnose(R"({"damaged":[1,null],"damaged_values":"x","kept_aside":{}})").empty());
+}
+
+BOOST_AUTO_TEST_SUITE_END()
