@@ -115,14 +115,24 @@ void DaemonProcess::spawn() {
   if (!process_) fail("pidfd_open");
 }
 
-/// True when it said READY=1, false when it ended instead.
+/// True when it said READY=1, false when it ended instead. Throws when it did neither in time.
 bool DaemonProcess::wait_ready() {
-  const auto deadline = Clock::now() + kReadyDeadline;
+  if (ready_within(kReadyDeadline)) return true;
+  pollfd watched{process_.get(), POLLIN, 0};
+  if (::poll(&watched, 1, 0) != 1) throw std::runtime_error("stepstashd is not ready in time; its log:\n" + log());
+  return false;
+}
+
+/// True when it said READY=1; false when it ended, or the time passed.
+bool DaemonProcess::ready_within(std::chrono::nanoseconds time) {
+  const auto deadline = Clock::now() + time;
   for (;;) {
     std::array<pollfd, 2> watched = {pollfd{notify_.get(), POLLIN, 0}, pollfd{process_.get(), POLLIN, 0}};
-    const int events = ::poll(watched.data(), watched.size(), milliseconds_until(deadline));
+    const auto left = std::max<std::chrono::nanoseconds>(deadline - Clock::now(), 0ns);
+    const timespec wait{static_cast<time_t>(left / 1s), static_cast<long>((left % 1s).count())};
+    const int events = ::ppoll(watched.data(), watched.size(), &wait, nullptr);
     if (events < 0 && errno == EINTR) continue;
-    if (events <= 0) throw std::runtime_error("stepstashd is not ready in time; its log:\n" + log());
+    if (events <= 0) return false;
     std::array<char, 4096> text{};
     ssize_t got = 0;
     while ((got = ::recv(notify_.get(), text.data(), text.size(), 0)) > 0) {
@@ -146,6 +156,16 @@ void DaemonProcess::start() {
 void DaemonProcess::start(std::vector<std::string> options) {
   options_ = std::move(options);
   start();
+}
+
+bool DaemonProcess::start_killed_after(std::chrono::microseconds time) {
+  spawn();
+  if (ready_within(time)) {
+    notify_.reset();
+    return true;
+  }
+  kill();
+  return false;
 }
 
 int DaemonProcess::start_refused() {

@@ -31,6 +31,9 @@ class DaemonProcess {
   void start();
   /// The same with other options from now on.
   void start(std::vector<std::string> options);
+  /// Runs it and kills it `time` after that with SIGKILL, which is in the middle of its start if the time is short
+  /// enough. True: it was ready before, lives, and serves as after start(). False: it is gone.
+  bool start_killed_after(std::chrono::microseconds time);
   /// Runs it although it is not expected to serve, and returns the status it exits with. Throws when it serves.
   int start_refused();
 
@@ -65,6 +68,7 @@ class DaemonProcess {
  private:
   void spawn();
   bool wait_ready();
+  bool ready_within(std::chrono::nanoseconds time);
   int wait_exit(std::chrono::milliseconds deadline);
 
   TempDir directory_;

@@ -1,0 +1,71 @@
+/// The clients of a round: processes with several threads each, which set, get, stat, list, finish, prune and drop as
+/// fast as they can, and record it (history.hpp).
+///
+/// Every value says which it is: its source is a number that is given once, from which its length and its bytes follow.
+/// So a reader can tell without asking anybody whether what it sees is exact.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tests/history/history.hpp"
+#include "tests/system/harness.hpp"
+
+namespace stepstash::test {
+
+inline constexpr std::size_t kProcesses = 3;
+inline constexpr std::size_t kThreads = 3;
+/// More than a thread gets done in a round; when it has, it ends.
+inline constexpr std::size_t kRecordsPerThread = 3000;
+/// For what the driver itself looks at between rounds.
+inline constexpr std::size_t kRecordsOfDriver = 4000;
+
+inline constexpr std::int64_t kFirstBuild = 1;
+inline constexpr std::size_t kBuilds = 16;
+
+/// Memory that the driver and its clients share, zero at first; its pages live as long as any of them.
+struct Arena {
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint32_t> attached{0};
+  std::atomic<std::uint64_t> done{0};  ///< operations that returned
+  Record of_clients[kProcesses][kThreads][kRecordsPerThread];
+  Record of_driver[kRecordsOfDriver];
+};
+
+/// CLOCK_MONOTONIC, which all processes share.
+std::int64_t now_ns();
+
+std::int64_t build_number(std::size_t build);
+std::string name_of(std::size_t name);
+std::size_t length_of(std::uint64_t value);
+std::string bytes_of(std::uint64_t value);
+std::string source_of(std::uint64_t value);
+/// 0 when the text is none of source_of()'s.
+std::uint64_t value_of(std::string_view source);
+bool is_exact(std::span<const std::byte> bytes, std::uint64_t value);
+
+/// Begins a record; the caller fills in what the operation is about before, and calls done() after it.
+class Recorder {
+ public:
+  Recorder(std::span<Record> room, std::atomic<std::uint64_t>& count) : room_(room), count_(count) {}
+  /// nullptr when there is no room left.
+  Record* begin(Action action, std::size_t build, std::size_t name);
+  void end(Record& record, Answer answer, int code = 0);
+
+ private:
+  std::span<Record> room_;
+  std::size_t used_ = 0;
+  std::atomic<std::uint64_t>& count_;
+};
+
+/// Throws what the client throws.
+void record_get(Recorder& recorder, const Client& client, std::size_t build, std::size_t name);
+void record_list(Recorder& recorder, const Client& client, std::size_t build);
+
+/// One client process, until the arena says stop. Returns its exit status.
+int run_client(Arena& arena, const std::string& socket, std::size_t process, std::uint64_t round, std::uint64_t seed);
+
+}  // namespace stepstash::test

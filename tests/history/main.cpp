@@ -1,0 +1,511 @@
+// stepstash_history: random histories of real clients against a real daemon that is killed all the time, checked.
+//
+//   stepstash_history [--cycles N] [--seed N] [--floor N] [--keep DIR]
+//
+// A cycle is one end of a daemon: SIGKILL, SIGTERM, SIGSTOP followed by SIGKILL, or SIGKILL in the middle of its start.
+// Rounds of a few cycles run with clients that go on calling; between rounds, with the clients gone, the daemon is
+// ended once more in one of several ways (the segment removed, as by a reboot, in some), everything is read, compared
+// with the database, and the history of the round is checked (history.hpp). Exit status: 0; 1 and a directory with all
+// there is to know when a promise was broken; 64 for wrong arguments.
+//
+// A seed gives the same schedule and the same values, but the machine gives the interleaving: a failure may need
+// several runs to come again.
+#include <sqlite3.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <new>
+#include <optional>
+#include <random>
+#include <system_error>
+
+#include "tests/history/clients.hpp"
+#include "tests/history/history.hpp"
+#include "tests/system/harness.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+/// Small enough that the values of all keys do not fit at once: they are evicted and come back all the time.
+const std::vector<std::string> kOptions = {"--segment-size=6MiB", "--flush-interval=20ms"};
+
+struct Settings {
+  std::uint64_t cycles = 30;
+  std::uint64_t seed = 1;
+  std::uint64_t floor = 50;  // operations per cycle: with fewer the run says nothing, and fails
+  std::string keep;
+};
+
+struct Tally {
+  std::uint64_t killed = 0;           // SIGKILL while it served
+  std::uint64_t terminated = 0;       // SIGTERM
+  std::uint64_t stopped = 0;          // SIGSTOP, later SIGKILL
+  std::uint64_t during_recovery = 0;  // SIGKILL before it was ready
+  std::uint64_t cold = 0;             // of all starts: without the segment of before
+  std::uint64_t clients_killed = 0;
+  std::uint64_t rounds = 0;
+  std::uint64_t reloads = 0;  // of evicted values, by the daemons that lived to the end of a round
+  std::uint64_t unknown = 0;  // operations whose outcome the client does not know
+  std::uint64_t cycles() const { return killed + terminated + stopped + during_recovery; }
+};
+
+/// What was promised and is not so. Ends the run.
+struct Broken {
+  std::vector<std::string> problems;
+};
+
+class Shared {
+ public:
+  Shared() {
+    void* memory =
+        ::mmap(nullptr, sizeof(Arena), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::system_error(errno, std::system_category(), "mmap");
+    arena_ = static_cast<Arena*>(memory);
+  }
+  Shared(const Shared&) = delete;
+  Shared& operator=(const Shared&) = delete;
+  ~Shared() { ::munmap(arena_, sizeof(Arena)); }
+  /// Everything as before the first round.
+  Arena& fresh() { return *new (arena_) Arena; }
+
+ private:
+  Arena* arena_ = nullptr;
+};
+
+/// One row of the database, value included.
+struct Row {
+  std::uint64_t id = 0;
+  std::uint64_t revision = 0;
+  std::uint64_t value = 0;
+  bool exact = false;
+};
+
+struct CloseDatabase {
+  void operator()(sqlite3* connection) const { ::sqlite3_close(connection); }
+};
+struct FinalizeStatement {
+  void operator()(sqlite3_stmt* statement) const { ::sqlite3_finalize(statement); }
+};
+using Database = std::unique_ptr<sqlite3, CloseDatabase>;
+using Select = std::unique_ptr<sqlite3_stmt, FinalizeStatement>;
+
+Select prepare(sqlite3* connection, const char* sql) {
+  sqlite3_stmt* raw = nullptr;
+  if (::sqlite3_prepare_v2(connection, sql, -1, &raw, nullptr) != SQLITE_OK) {
+    throw std::runtime_error(std::string(sql) + ": " + ::sqlite3_errmsg(connection));
+  }
+  return Select(raw);
+}
+
+std::string blob(sqlite3_stmt* statement, int column) {
+  const auto* bytes = static_cast<const char*>(::sqlite3_column_blob(statement, column));
+  return bytes == nullptr ? ""
+                          : std::string(bytes, static_cast<std::size_t>(::sqlite3_column_bytes(statement, column)));
+}
+
+/// The rows of build_data by build and name, as another program reads them.
+std::map<std::pair<std::int64_t, std::string>, Row> rows_of(sqlite3* connection) {
+  std::map<std::pair<std::int64_t, std::string>, Row> rows;
+  const Select entries =
+      prepare(connection, "SELECT id, buildid, name, length, source, revision, chunks, value FROM build_data");
+  const Select chunks = prepare(connection, "SELECT data FROM value_chunks WHERE revision = ?1 ORDER BY seq");
+  while (::sqlite3_step(entries.get()) == SQLITE_ROW) {
+    Row row;
+    row.id = static_cast<std::uint64_t>(::sqlite3_column_int64(entries.get(), 0));
+    row.revision = static_cast<std::uint64_t>(::sqlite3_column_int64(entries.get(), 5));
+    row.value = value_of(blob(entries.get(), 4));
+    std::string bytes = blob(entries.get(), 7);
+    if (::sqlite3_column_int64(entries.get(), 6) > 0) {
+      ::sqlite3_reset(chunks.get());
+      ::sqlite3_bind_int64(chunks.get(), 1, static_cast<std::int64_t>(row.revision));
+      while (::sqlite3_step(chunks.get()) == SQLITE_ROW) bytes += blob(chunks.get(), 0);
+    }
+    row.exact = row.value != 0 && bytes.size() == length_of(row.value) &&
+                static_cast<std::size_t>(::sqlite3_column_int64(entries.get(), 3)) == bytes.size() &&
+                is_exact(std::as_bytes(std::span(bytes)), row.value);
+    rows.emplace(std::pair(::sqlite3_column_int64(entries.get(), 1), blob(entries.get(), 2)), row);
+  }
+  return rows;
+}
+
+class Run {
+ public:
+  explicit Run(const Settings& settings)
+      : settings_(settings), random_(settings.seed), daemon_(kOptions), checker_(kBuilds) {}
+
+  void run() {
+    start();
+    auto last_line = std::chrono::steady_clock::now();
+    while (tally_.cycles() < settings_.cycles) {
+      round();
+      const auto now = std::chrono::steady_clock::now();
+      if (now - last_line < 10s) continue;
+      last_line = now;
+      std::printf("seed %llu: cycle %llu of %llu, %llu operations checked, %llu kills during recovery\n",
+                  ull(settings_.seed), ull(tally_.cycles()), ull(settings_.cycles), ull(checker_.checked()),
+                  ull(tally_.during_recovery));
+      std::fflush(stdout);
+    }
+    if (checker_.checked() < settings_.floor * tally_.cycles()) {
+      throw Broken{{"too little traffic: " + std::to_string(checker_.checked()) + " operations in " +
+                    std::to_string(tally_.cycles()) + " cycles, wanted " + std::to_string(settings_.floor) +
+                    " per cycle"}};
+    }
+    if (tally_.reloads == 0) throw Broken{{"too little data: nothing was evicted and came back"}};
+    if (tally_.during_recovery * 10 < tally_.cycles() * 3) {
+      throw Broken{{"only " + std::to_string(tally_.during_recovery) + " of " + std::to_string(tally_.cycles()) +
+                    " kills were during recovery"}};
+    }
+  }
+
+  void summary(const char* result) const {
+    std::printf(
+        "summary: result=%s seed=%llu cycles=%llu sigkill=%llu sigterm=%llu sigstop=%llu recovery=%llu cold=%llu "
+        "clients=%llu rounds=%llu reloads=%llu operations=%llu unknown=%llu\n",
+        result, ull(settings_.seed), ull(tally_.cycles()), ull(tally_.killed), ull(tally_.terminated),
+        ull(tally_.stopped), ull(tally_.during_recovery), ull(tally_.cold), ull(tally_.clients_killed),
+        ull(tally_.rounds), ull(tally_.reloads), ull(checker_.checked()), ull(tally_.unknown));
+  }
+
+  /// Everything there is to know, in a directory; its name.
+  std::string keep(const std::vector<std::string>& problems) {
+    namespace fs = std::filesystem;
+    fs::path to = settings_.keep;
+    if (to.empty()) {
+      to = fs::temp_directory_path() /
+           ("stepstash-history-" + std::to_string(settings_.seed) + "-" + std::to_string(::getpid()));
+    }
+    std::error_code ignored;
+    fs::create_directories(to, ignored);
+    std::ofstream text(to / "problems.txt");
+    for (const std::string& problem : problems) text << problem << "\n";
+    std::ofstream history(to / "history.txt");
+    for (const Life& life : lives_) history << "daemon [" << life.begin << " .. " << life.end << "]\n";
+    for (std::size_t i = 0; i < records_.size(); ++i) history << i << " " << describe(*records_[i]) << "\n";
+    std::ofstream(to / "daemon.log") << daemon_.log();
+    daemon_.kill();  // the files stand still from here on
+    for (const char* suffix : {"", "-wal"}) {
+      fs::copy_file(daemon_.db() + suffix, to / (std::string("build_data.db") + suffix),
+                    fs::copy_options::overwrite_existing, ignored);
+    }
+    fs::copy_file(daemon_.segment_path(), to / "segment", fs::copy_options::overwrite_existing, ignored);
+    return to;
+  }
+
+ private:
+  static unsigned long long ull(std::uint64_t number) { return number; }
+  std::uint64_t below(std::uint64_t bound) {
+    return std::uniform_int_distribution<std::uint64_t>(0, bound - 1)(random_);
+  }
+
+  // ---- the daemon's lives ----
+
+  void start() {
+    lives_.push_back({now_ns(), INT64_MAX});
+    const auto before = std::chrono::steady_clock::now();
+    daemon_.start();
+    start_takes_ = std::chrono::steady_clock::now() - before;
+  }
+
+  /// Starts it again; before, kills it some times in the middle of that. Three in ten kills at least, so that the
+  /// share is reached whatever the dice say.
+  void start_again() {
+    for (int times = 0; times < 3; ++times) {
+      const bool behind = tally_.during_recovery * 100 < 36 * (tally_.cycles() + 1);
+      if (!behind && below(3) != 0) break;
+      lives_.push_back({now_ns(), INT64_MAX});
+      // From the first instruction to a little after it serves; never after, where the share is to be reached.
+      const auto usual = std::chrono::duration_cast<std::chrono::microseconds>(start_takes_).count();
+      const auto time =
+          std::chrono::microseconds(below(static_cast<std::uint64_t>(usual) * (behind ? 8 : 11) / 10 + 1));
+      const auto before = std::chrono::steady_clock::now();
+      if (daemon_.start_killed_after(time)) {
+        start_takes_ = std::chrono::steady_clock::now() - before;
+        return;
+      }
+      lives_.back().end = now_ns();
+      ++tally_.during_recovery;
+    }
+    start();
+  }
+
+  void end_life() {
+    switch (below(10)) {
+      case 0:
+      case 1:
+        if (const int status = daemon_.terminate(); status != 0) {
+          throw Broken{{"SIGTERM: the daemon ended with status " + std::to_string(status)}};
+        }
+        ++tally_.terminated;
+        break;
+      case 2:
+      case 3:
+        daemon_.stop();
+        pause(below(15'000));  // clients run into it meanwhile
+        daemon_.kill();
+        ++tally_.stopped;
+        break;
+      default:
+        daemon_.kill();
+        ++tally_.killed;
+    }
+    lives_.back().end = now_ns();
+  }
+
+  /// Not to wait for anything: so that the next kill comes at any place of what the daemon does.
+  static void pause(std::uint64_t microseconds) {
+    std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
+  }
+
+  // ---- a round ----
+
+  void round() {
+    ++tally_.rounds;
+    Arena& arena = shared_.fresh();
+    lives_.assign(1, {now_ns(), INT64_MAX});
+    records_.clear();
+    std::vector<std::unique_ptr<Child>> clients;
+    for (std::size_t process = 0; process < kProcesses; ++process) {
+      clients.push_back(std::make_unique<Child>(
+          [&, process] { return run_client(arena, daemon_.socket(), process, tally_.rounds, settings_.seed); }));
+    }
+    if (!eventually([&] { return arena.attached.load() == kProcesses; }, 60s)) {
+      throw Broken{{"the clients did not all connect"}};
+    }
+    const std::uint64_t kills = 3 + below(4);
+    const std::uint64_t kill_client_at = below(3 * kills);
+    for (std::uint64_t kill = 0; kill < kills && tally_.cycles() < settings_.cycles; ++kill) {
+      const std::uint64_t aim = arena.done.load() + 60 + below(500);
+      eventually([&] { return arena.done.load() >= aim; }, 3s);  // the floor says whether that was too little
+      pause(below(4000));
+      if (kill == kill_client_at) {
+        clients.back()->kill();
+        ++tally_.clients_killed;
+      }
+      end_life();
+      start_again();
+    }
+    const std::uint64_t aim = arena.done.load() + 60;
+    eventually([&] { return arena.done.load() >= aim; }, 3s);
+    arena.stop = true;
+    for (std::size_t process = 0; process < kProcesses; ++process) {
+      const bool killed = process + 1 == kProcesses && kill_client_at < kills;
+      if (killed) continue;
+      if (const int status = clients[process]->join(); status != 0) {
+        throw Broken{{"a client process ended with status " + std::to_string(status)}};
+      }
+    }
+    clients.clear();
+    look_over(arena);
+  }
+
+  /// What is there, now that nobody is at work: the baseline, another restart, every key, the database, the history.
+  void look_over(Arena& arena) {
+    const std::uint64_t used_before = baseline();
+    tally_.reloads += last_reloads_;
+    const std::int64_t quiet = now_ns();
+    const bool cold = restart();
+    const std::uint64_t used_after = baseline();
+    // A start finds out what is in use from the facts alone. More before it is memory that nobody would ever get back;
+    // the allowance is for the slab that records are cut from, and for tables that the index has grown out of.
+    constexpr std::uint64_t kAllowance = 192 * kKiB;
+    if (!cold && used_before > used_after + kAllowance) {
+      throw Broken{{std::to_string(used_before - used_after) + " bytes of the segment were in use that no entry has"}};
+    }
+    Recorder recorder(arena.of_driver, arena.done);
+    {
+      const Client client(daemon_.socket(), 30s);
+      for (std::size_t build = 0; build < kBuilds; ++build) {
+        record_list(recorder, client, build);
+        for (std::size_t name = 0; name < kNames; ++name) record_get(recorder, client, build, name);
+      }
+    }
+    baseline();
+    std::vector<std::string> problems;
+    compare_with_database(recorder, arena, problems);
+
+    for (auto& process : arena.of_clients) {
+      for (auto& thread : process) {
+        for (Record& record : thread) collect(record);
+      }
+    }
+    for (Record& record : arena.of_driver) collect(record);
+    tally_.unknown += static_cast<std::uint64_t>(std::count_if(records_.begin(), records_.end(), [](const Record* r) {
+      const Answer answer = r->answer.load();
+      return answer == Answer::unknown || answer == Answer::pending;
+    }));
+    const auto found = checker_.check({records_, lives_, quiet});
+    problems.insert(problems.end(), found.begin(), found.end());
+    if (!problems.empty()) throw Broken{problems};
+  }
+
+  void collect(const Record& record) {
+    if (record.action != Action::none) records_.push_back(&record);
+  }
+
+  /// Waits until nothing of the clients is left and all is written; the segment's bytes in use.
+  std::uint64_t baseline() {
+    Client client(daemon_.socket(), 30s);
+    client.flush();
+    nlohmann::json figures;
+    const bool reached = eventually(
+        [&] {
+          figures = stats(client);
+          return figures["connections"] == 1 && figures["open_views"] == 0 && figures["staging_rings"] == 0 &&
+                 figures["pin_pages"] == 1 && figures["dirty_values"] == 0 && figures["dirty_bytes"] == 0 &&
+                 figures["segment"]["retired_blocks"] == 0;
+        },
+        10s);
+    if (!reached) throw Broken{{"the figures are not back where they were: " + figures.dump(2)}};
+    if (figures["damaged_values"] != 0 || figures["last_recovery"]["entries_set_aside"] != 0 ||
+        figures["reload_errors"] != 0) {
+      throw Broken{{"something was damaged: " + figures.dump(2)}};
+    }
+    last_reloads_ = figures["reloads"].get<std::uint64_t>();
+    return figures["segment"]["used_bytes"].get<std::uint64_t>();
+  }
+
+  /// One more end and start, sometimes without the segment; whether it was without.
+  bool restart() {
+    bool cold = false;
+    switch (below(6)) {
+      case 0:  // all is in the database, by SIGTERM
+      case 1:
+        if (const int status = daemon_.terminate(); status != 0) {
+          throw Broken{{"SIGTERM: the daemon ended with status " + std::to_string(status)}};
+        }
+        ++tally_.terminated;
+        cold = true;
+        break;
+      case 2:  // or because baseline() has flushed
+        daemon_.kill();
+        ++tally_.killed;
+        cold = true;
+        break;
+      case 3:
+        return false;
+      default:
+        end_life();
+    }
+    lives_.back().end = now_ns();
+    if (cold) {
+      daemon_.remove_segment();
+      ++tally_.cold;
+    }
+    start_again();
+    return cold;
+  }
+
+  void compare_with_database(Recorder& recorder, Arena& arena, std::vector<std::string>& problems) {
+    sqlite3* raw = nullptr;
+    const int opened = ::sqlite3_open_v2(daemon_.db().c_str(), &raw, SQLITE_OPEN_READWRITE, nullptr);
+    const Database connection(raw);
+    if (opened != SQLITE_OK) throw Broken{{"the database cannot be opened"}};
+    ::sqlite3_busy_timeout(raw, 10'000);
+    const Select integrity = prepare(raw, "PRAGMA integrity_check");
+    if (::sqlite3_step(integrity.get()) != SQLITE_ROW || blob(integrity.get(), 0) != "ok") {
+      problems.push_back("integrity_check: " + blob(integrity.get(), 0));
+    }
+    const Select orphans =
+        prepare(raw,
+                "SELECT count(*) FROM value_chunks WHERE revision NOT IN (SELECT revision FROM build_data) AND "
+                "revision NOT IN (SELECT revision FROM chunks_to_delete)");
+    if (::sqlite3_step(orphans.get()) != SQLITE_ROW || ::sqlite3_column_int64(orphans.get(), 0) != 0) {
+      problems.push_back("the database has chunks of values that are not there");
+    }
+    auto rows = rows_of(raw);
+    for (const Record& record : arena.of_driver) {
+      if (record.action != Action::get) continue;
+      const Sight& seen = record.seen[0];
+      const auto found = rows.find({build_number(record.build), name_of(record.name)});
+      const Row row = found == rows.end() ? Row{0, 0, 0, true} : found->second;
+      if (row.value != seen.value || row.id != seen.id || row.revision != seen.revision || !row.exact) {
+        problems.push_back("the database has value " + source_of(row.value) + " id " + std::to_string(row.id) +
+                           " revision " + std::to_string(row.revision) + (row.exact ? "" : ", not exact") + " for\n  " +
+                           describe(record));
+      }
+      if (found != rows.end()) rows.erase(found);
+    }
+    for (const auto& [key, row] : rows) {
+      problems.push_back("the database has build " + std::to_string(key.first) + ", name \"" + key.second +
+                         "\", which the segment has not");
+    }
+    const Select completion = prepare(raw, "SELECT complete_at FROM builds WHERE id = ?1 AND complete_at IS NOT NULL");
+    for (std::size_t build = 0; build < kBuilds; ++build) {
+      Record* record = recorder.begin(Action::completion, build, 0);
+      ::sqlite3_reset(completion.get());
+      ::sqlite3_bind_int64(completion.get(), 1, build_number(build));
+      record->at =
+          ::sqlite3_step(completion.get()) == SQLITE_ROW ? ::sqlite3_column_int64(completion.get(), 0) : kUnfinished;
+      recorder.end(*record, Answer::ok);
+    }
+  }
+
+  Settings settings_;
+  std::mt19937_64 random_;
+  Shared shared_;
+  DaemonProcess daemon_;
+  HistoryChecker checker_;
+  Tally tally_;
+  std::chrono::nanoseconds start_takes_{0};
+  std::uint64_t last_reloads_ = 0;
+  std::vector<Life> lives_;
+  std::vector<const Record*> records_;
+};
+
+std::optional<Settings> parse(int argc, char** argv) {
+  Settings settings;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string_view option = argv[i];
+    if (i + 1 == argc) return std::nullopt;
+    const std::string_view value = argv[i + 1];
+    if (option == "--keep") {
+      settings.keep = value;
+      continue;
+    }
+    std::uint64_t* number = option == "--cycles"  ? &settings.cycles
+                            : option == "--seed"  ? &settings.seed
+                            : option == "--floor" ? &settings.floor
+                                                  : nullptr;
+    if (number == nullptr) return std::nullopt;
+    const auto parsed = std::from_chars(value.data(), value.data() + value.size(), *number);
+    if (parsed.ec != std::errc{} || parsed.ptr != value.data() + value.size()) return std::nullopt;
+  }
+  return settings;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::optional<Settings> settings = parse(argc, argv);
+  if (!settings) {
+    std::fprintf(stderr, "usage: stepstash_history [--cycles N] [--seed N] [--floor N] [--keep DIR]\n");
+    return 64;
+  }
+  Run run(*settings);
+  std::vector<std::string> problems;
+  try {
+    run.run();
+    run.summary("ok");
+    return 0;
+  } catch (const Broken& broken) {
+    problems = broken.problems;
+  } catch (const std::exception& error) {
+    problems = {error.what()};
+  }
+  for (const std::string& problem : problems) std::printf("BROKEN: %s\n", problem.c_str());
+  std::printf("history, log, database and segment are in %s\n", run.keep(problems).c_str());
+  std::printf("the same schedule again: tests/soak --cycles %llu --seed %llu --jobs 1\n",
+              static_cast<unsigned long long>(settings->cycles), static_cast<unsigned long long>(settings->seed));
+  run.summary("BROKEN");
+  return 1;
+}
