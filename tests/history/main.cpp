@@ -12,6 +12,7 @@
 // several runs to come again.
 #include <sqlite3.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -238,7 +239,15 @@ class Run {
     start();
   }
 
+  /// That a daemon ends by itself is no cycle, but a defect.
+  void must_live() const {
+    siginfo_t info{};
+    ::waitid(P_PID, static_cast<id_t>(daemon_.pid()), &info, WEXITED | WNOHANG | WNOWAIT);
+    if (info.si_pid != 0) throw Broken{{"the daemon ended by itself, with " + std::to_string(info.si_status)}};
+  }
+
   void end_life() {
+    must_live();
     switch (below(10)) {
       case 0:
       case 1:
@@ -310,6 +319,8 @@ class Run {
 
   /// What is there, now that nobody is at work: the baseline, another restart, every key, the database, the history.
   void look_over(Arena& arena) {
+    Recorder recorder(arena.of_driver, arena.done);
+    burn_ids(recorder);
     const std::uint64_t used_before = baseline();
     tally_.reloads += last_reloads_;
     const std::int64_t quiet = now_ns();
@@ -321,7 +332,6 @@ class Run {
     if (!cold && used_before > used_after + kAllowance) {
       throw Broken{{std::to_string(used_before - used_after) + " bytes of the segment were in use that no entry has"}};
     }
-    Recorder recorder(arena.of_driver, arena.done);
     {
       const Client client(daemon_.socket(), 30s);
       for (std::size_t build = 0; build < kBuilds; ++build) {
@@ -346,6 +356,23 @@ class Run {
     const auto found = checker_.check({records_, lives_, quiet});
     problems.insert(problems.end(), found.begin(), found.end());
     if (!problems.empty()) throw Broken{problems};
+  }
+
+  /// The largest ids and revisions there are are those of an entry that is gone: whoever counts on from what is left
+  /// gives them again.
+  void burn_ids(Recorder& recorder) {
+    Client client(daemon_.socket(), 30s);
+    const std::size_t build = below(kBuilds);
+    const std::size_t name = below(kNames);
+    Record* record = recorder.begin(Action::set, build, name);
+    record->value = tally_.rounds << 32 | std::uint64_t{0xFF} << 24;  // no client process has this number
+    const auto result =
+        client.set(build_number(build), name_of(name), bytes_of(record->value), source_of(record->value));
+    record->seen[0] = {record->value, result->id, result->revision, true};
+    recorder.end(*record, Answer::ok);
+    record = recorder.begin(Action::drop, build, 0);
+    record->count = client.drop(build_number(build));
+    recorder.end(*record, Answer::ok);
   }
 
   void collect(const Record& record) {

@@ -1,0 +1,354 @@
+/* The pin protocol, for spin: no block is reused under a reader (I3), and a miss is an answer (L4, L5).
+ *
+ * One key, three blocks, two tables of one slot each, two clients with one pin each, one daemon that replaces, deletes,
+ * swaps tables, reclaims, reaps, is killed once at any step and is followed by another that attaches. One of the clients
+ * is killed at any step, too. spin walks through every order of the steps.
+ *
+ * Memory is x86's (and weaker than seq_cst): each processor has a store buffer, first in first out, that reaches memory
+ * some time later; a fence or a locked instruction waits until it is empty. Loads happen in order. What a processor
+ * without that order (arm64) could do besides is left to the acquire and release orders of the code, whose places the
+ * comments below give.
+ *
+ * Each macro below takes out what the step it is named after is there for; model_test.sh demands that spin finds the
+ * harm that each of them does:
+ *   NO_READER_FENCE        shm/reader.cpp, claim_pin: the pin is claimed by a sequentially consistent exchange
+ *   NO_SECOND_LOOK         shm/reader.cpp, find_entry: slot and word are loaded again
+ *   NO_WORD_IN_SECOND_LOOK the same: the word is loaded again, not the slot alone
+ *   NO_WORD_AFTER_MISS     shm/reader.cpp, find_entry: a miss counts only with an unchanged word
+ *   NO_VERSION             shm/layout.hpp, make_index_word: the word of a table that is used again is another one (in the
+ *                          code after 1023 more swaps it is the same; docs/segment-layout.md says so)
+ *   NO_WRITER_FENCE        shm/index.cpp: exchange and store are sequentially consistent; shm/pins.cpp, collect: the
+ *                          full_fence() of shm/fence.hpp before the pages are read
+ *   NO_SCAN                shm/writer.cpp, Writer::reclaim: pins_.collect()
+ *   SCAN_FIRST             the same: collect() after the stores that unpublish
+ *   NO_SCAN_AFTER_ATTACH   shm/writer.cpp, Writer::recover: pins_.collect()
+ *   NO_ADOPTION            the same: pins_.adopt() finds the pages of the dead daemon's clients
+ *   REAP_WITHOUT_LOCK      shm/pins.cpp, PinRegistry::reap: only pages whose lock is gone
+ */
+
+#ifndef READERS
+#define READERS 1
+#endif
+#ifndef OPERATIONS
+#define OPERATIONS 4 /* of both daemons */
+#endif
+#ifndef LOOKUPS
+#define LOOKUPS 2 /* of each client */
+#endif
+
+/* Blocks are 1, 2 and 3; 0 is none. Two bits, for the daemon reads a pin by a copy that may see it by half. */
+#define IN(set, block) (((set) >> (block)) & 1)
+#define TABLE(word) ((word) & 1)
+#ifdef NO_VERSION
+#define NEXT(word) (1 - (word))
+#else
+#define NEXT(word) ((word) + 1)
+#endif
+
+/* ---- memory ---- */
+byte slot[2];        /* of the two tables */
+byte word;           /* header.index: how many tables there have been before, and so which of the two is current */
+byte pin[READERS];   /* PinPage::lines */
+bool object[READERS] = true; /* the page's object exists: NAME.pin.N */
+bool locked[READERS] = true; /* the kernel's lock on it: gone with the client */
+
+/* ---- what must hold ---- */
+byte holding[READERS];    /* a block whose bytes this client may look at now */
+bool complete[4];         /* its entry is there as it was published */
+bool was_absent[READERS]; /* since this client's look-up began, there was an instant without the key */
+
+/* ---- store buffers ---- */
+chan of_reader[READERS] = [2] of {byte};
+chan of_daemon = [4] of {byte, byte}; /* place: 0 and 1 the slots, 2 the word; value */
+
+bool daemon_killed, client_killed;
+
+proctype reader_stores(byte me) {
+  byte value;
+end:
+  do
+  :: atomic { of_reader[me]?value -> pin[me] = value; value = 0 }
+  od
+}
+
+active proctype daemon_stores() {
+  byte place, value;
+end:
+  do
+  :: atomic {
+       of_daemon?place, value ->
+       if
+       :: place == 2 -> word = value
+       :: else -> slot[place] = value
+       fi;
+       if
+       :: slot[TABLE(word)] == 0 -> was_absent[0] = true; was_absent[READERS - 1] = true
+       :: else
+       fi;
+       place = 0; value = 0
+     }
+  od
+}
+
+/* ---- a client: find_entry and Pinned::release ---- */
+
+inline look_up() {
+  atomic { was_absent[me] = (slot[TABLE(word)] == 0); seen_word = word } /* header.index.load(acquire) */
+  seen = slot[TABLE(seen_word)];                                         /* here.load(acquire) */
+  if
+  :: seen == 0 ->
+#ifdef NO_WORD_AFTER_MISS
+     assert(was_absent[me])
+#else
+     if
+     :: atomic { word == seen_word -> assert(was_absent[me]) }           /* header.index.load(acquire) == word */
+     :: else -> goto again
+     fi
+#endif
+  :: else ->
+     of_reader[me]!seen;                                                 /* claim_pin: compare_exchange_strong */
+#ifndef NO_READER_FENCE
+     empty(of_reader[me]);                                               /* ... sequentially consistent */
+#endif
+#ifndef NO_SECOND_LOOK
+     if
+     :: slot[TABLE(seen_word)] == seen                                   /* here.load(seq_cst) */
+     :: else -> of_reader[me]!0; goto again
+     fi;
+#endif
+     if
+#if defined(NO_SECOND_LOOK) || defined(NO_WORD_IN_SECOND_LOOK)
+     :: true ->
+#else
+     :: atomic { word == seen_word ->                                    /* header.index.load(seq_cst) */
+#endif
+        holding[me] = seen;
+        assert(complete[seen])                                           /* checked_entry, entry_name, the value */
+#if !defined(NO_SECOND_LOOK) && !defined(NO_WORD_IN_SECOND_LOOK)
+        }
+     :: else -> of_reader[me]!0; goto again
+#endif
+     fi;
+     atomic { holding[me] = 0; of_reader[me]!0 }                         /* Pinned::release: store(0, release) */
+  fi;
+  atomic { seen = 0; seen_word = 0; was_absent[me] = false }
+}
+
+proctype client(byte me) {
+  byte seen, seen_word, lookups;
+  {
+    do
+    :: lookups < LOOKUPS ->
+       lookups++;
+again: look_up()
+    :: else -> break
+    od
+  } unless { me == READERS - 1 && client_killed };
+  /* Dead, or gone: what it held nobody looks at any more, and the kernel drops the lock with its mapping. */
+  atomic { holding[me] = 0; seen = 0; seen_word = 0; lookups = 0; was_absent[me] = false }
+  atomic { empty(of_reader[me]) -> locked[me] = false }
+}
+
+/* ---- the daemon ---- */
+
+#ifdef NO_WRITER_FENCE
+#define daemon_fence() skip
+#else
+#define daemon_fence() empty(of_daemon)
+#endif
+
+/* PinRegistry::collect: fence, then a copy of each page. */
+inline collect() {
+  daemon_fence();
+  atomic { pinned = 0; r = 0 }
+  do
+  :: r < READERS ->
+     if
+     :: IN(pages, r) ->
+        half = pin[r] & 1;
+        pinned = pinned | (1 << (half | (pin[r] & 2)))
+     :: else
+     fi;
+     r++
+  :: else -> break
+  od;
+  atomic { half = 0; r = 0 }
+}
+
+inline free_block(block) {
+  assert(holding[0] != block && holding[READERS - 1] != block);
+  complete[block] = false;
+  retired = retired & ~(1 << block);
+  unused = unused | (1 << block)
+}
+
+/* What is neither retired nor published nor pinned may be cut anew. */
+inline reclaim() {
+  atomic {
+    b = 1;
+    do
+    :: b <= 3 ->
+       if
+       :: IN(retired, b) && !IN(pinned, b) -> free_block(b)
+       :: else
+       fi;
+       b++
+    :: else -> break
+    od;
+    b = 0; pinned = 0
+  }
+}
+
+/* IndexWriter::publish and erase: one store into the slot; Writer::retire what was there. */
+inline exchange(block) {
+  atomic {
+    of_daemon!TABLE(mine), block;
+    if
+    :: here != 0 -> retired = retired | (1 << here)
+    :: else
+    fi;
+    here = block
+  }
+  daemon_fence()
+}
+
+inline operate() {
+  do
+  :: operations < OPERATIONS ->
+     if
+     :: atomic {
+          unused != 0 -> /* Store::publish */
+          operations++;
+          if
+          :: IN(unused, 1) -> b = 1
+          :: IN(unused, 2) -> b = 2
+          :: IN(unused, 3) -> b = 3
+          fi;
+          unused = unused & ~(1 << b);
+          complete[b] = true /* L9: before it is published */
+        }
+        exchange(b);
+        b = 0
+     :: atomic { here != 0 -> operations++ } /* Writer::erase */
+        exchange(0)
+     :: atomic { /* IndexWriter::rebuild, into a table that was used before */
+          operations++;
+          of_daemon!TABLE(NEXT(mine)), 0;
+          of_daemon!TABLE(NEXT(mine)), here;
+          of_daemon!2, NEXT(mine);
+          mine = NEXT(mine)
+        }
+        daemon_fence()
+     :: atomic { retired != 0 -> operations++ } /* Writer::reclaim */
+#ifdef NO_SCAN
+        pinned = 0;
+#else
+        collect();
+#endif
+        reclaim()
+#ifdef SCAN_FIRST
+     :: atomic { here != 0 -> operations++ }
+        collect();
+        exchange(0);
+        reclaim()
+#endif
+     :: atomic { pages != 0 -> operations++; r = 0 } /* PinRegistry::reap */
+        do
+        :: atomic {
+             r < READERS ->
+             if
+#ifdef REAP_WITHOUT_LOCK
+             :: IN(pages, r) -> pages = pages & ~(1 << r); object[r] = false
+#else
+             :: IN(pages, r) && !locked[r] -> pages = pages & ~(1 << r); object[r] = false
+#endif
+             :: else
+             fi;
+             r++
+           }
+        :: else -> break
+        od;
+        r = 0
+     fi
+  :: else -> break
+  od
+}
+
+/* Writer::recover: in use is what the slot of the current table leads to (L8), and what is pinned. */
+inline attach() {
+  atomic {
+    retired = 0; unused = 0; pinned = 0; pages = 0; r = 0; b = 0; half = 0;
+    mine = word;
+    here = slot[TABLE(mine)]
+  }
+#ifndef NO_ADOPTION
+  do /* pins_.adopt(): the pages that somebody holds */
+  :: atomic {
+       r < READERS ->
+       if
+       :: object[r] && locked[r] -> pages = pages | (1 << r)
+       :: object[r] && !locked[r] -> object[r] = false
+       :: else
+       fi;
+       r++
+     }
+  :: else -> break
+  od;
+#endif
+#ifndef NO_SCAN_AFTER_ATTACH
+  collect();
+#endif
+  atomic {
+    b = 1;
+    do
+    :: b <= 3 ->
+       if
+       :: b == here
+       :: b != here && IN(pinned, b) -> retired = retired | (1 << b)
+       :: else -> free_block(b)
+       fi;
+       b++
+    :: else -> break
+    od;
+    b = 0; pinned = 0
+  }
+}
+
+active proctype daemon() {
+  byte mine, here, retired, unused, pinned, pages, operations, b, r, half;
+  atomic {
+    here = 3; slot[0] = 3; complete[3] = true;
+    unused = 6; /* blocks 1 and 2 */
+    pages = (1 << READERS) - 1;
+    do
+    :: r < READERS ->
+       run reader_stores(r);
+       run client(r);
+       r++
+    :: else -> break
+    od;
+    r = 0
+  }
+  {
+    operate()
+  } unless { daemon_killed };
+  if
+  :: daemon_killed ->
+     /* What it had stored reaches memory: the store buffer is the processor's, not the process's. */
+     empty(of_daemon);
+     attach();
+     operate()
+  :: else
+  fi
+}
+
+/* At any step, or never. */
+active proctype killer() {
+end:
+  daemon_killed = true
+}
+
+active proctype client_killer() {
+end:
+  client_killed = true
+}
