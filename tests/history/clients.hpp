@@ -1,8 +1,5 @@
 /// The clients of a round: processes with several threads each, which set, get, stat, list, finish, prune and drop as
 /// fast as they can, and record it (history.hpp).
-///
-/// Every value says which it is: its source is a number that is given once, from which its length and its bytes follow.
-/// So a reader can tell without asking anybody whether what it sees is exact.
 #pragma once
 
 #include <atomic>
@@ -12,6 +9,7 @@
 #include <vector>
 
 #include "tests/history/history.hpp"
+#include "tests/history/values.hpp"
 #include "tests/system/harness.hpp"
 
 namespace stepstash::test {
@@ -35,17 +33,8 @@ struct Arena {
   Record of_driver[kRecordsOfDriver];
 };
 
-/// CLOCK_MONOTONIC, which all processes share.
-std::int64_t now_ns();
-
 std::int64_t build_number(std::size_t build);
 std::string name_of(std::size_t name);
-std::size_t length_of(std::uint64_t value);
-std::string bytes_of(std::uint64_t value);
-std::string source_of(std::uint64_t value);
-/// 0 when the text is none of source_of()'s.
-std::uint64_t value_of(std::string_view source);
-bool is_exact(std::span<const std::byte> bytes, std::uint64_t value);
 
 /// Begins a record; the caller fills in what the operation is about before, and calls done() after it.
 class Recorder {

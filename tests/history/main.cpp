@@ -321,6 +321,7 @@ class Run {
   void look_over(Arena& arena) {
     Recorder recorder(arena.of_driver, arena.done);
     burn_ids(recorder);
+    abandon_sets();
     const std::uint64_t used_before = baseline();
     tally_.reloads += last_reloads_;
     const std::int64_t quiet = now_ns();
@@ -373,6 +374,16 @@ class Run {
     record = recorder.begin(Action::drop, build, 0);
     record->count = client.drop(build_number(build));
     recorder.end(*record, Answer::ok);
+  }
+
+  /// Values that are begun and not committed: their memory has to be there again (look_over).
+  void abandon_sets() {
+    Client client(daemon_.socket(), 30s);
+    for (const std::uint64_t length : {300 * kKiB, Client::kUnknownLength}) {
+      auto writer = client.begin(build_number(0), name_of(0), length);
+      writer->write(std::string(250 * kKiB, 'x'));
+      writer->abort();
+    }
   }
 
   void collect(const Record& record) {
