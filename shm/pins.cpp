@@ -1,6 +1,7 @@
 #include "shm/pins.hpp"
 
 #include <fcntl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,10 +11,13 @@
 #include <cstddef>
 #include <cstring>
 
+#include "base/errc.hpp"
 #include "shm/fence.hpp"
 
 namespace stepstash::shm {
 namespace {
+
+constexpr unsigned kAttempts = 4;
 
 struct flock whole_file() noexcept {
   struct flock lock {};
@@ -81,10 +85,19 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
 
 Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::int32_t pid, std::uint32_t uid) {
   std::uint32_t number = next_number_;
-  while (number == 0 || pages_.contains(number)) ++number;  // after 2^32 clients the numbers begin anew
-  const std::string object = name(number);
-  STEPSTASH_TRY(directory_.remove(object));  // nobody holds it: adopt() and pages_ know all that are held
-  UniqueFd client = STEPSTASH_TRY(directory_.create(object));
+  std::string object;
+  Result<UniqueFd> made = Errc::too_many;
+  // In /dev/shm anybody can make names, and who knows the next number could keep all clients out: after a name that is
+  // taken comes one that nobody can know.
+  for (unsigned attempt = 0; !made && attempt < kAttempts; ++attempt) {
+    if (attempt > 0 && ::getrandom(&number, sizeof number, 0) != sizeof number) return last_errno();
+    while (number == 0 || pages_.contains(number)) ++number;  // after 2^32 clients the numbers begin anew
+    object = name(number);
+    // Nobody holds it: adopt() and pages_ know all that are held.
+    const Result<> removed = directory_.remove(object);
+    made = removed ? directory_.create(object) : Result<UniqueFd>(removed.error());
+  }
+  UniqueFd client = STEPSTASH_TRY(std::move(made));
   // From here on a failure leaves an object without a lock, which the next adopt() removes; most are removed at once.
   const auto build = [&]() -> Result<Page> {
     if (const int error = ::posix_fallocate(client.get(), 0, kPageBytes); error != 0) {
