@@ -2,11 +2,13 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <cstring>
@@ -37,6 +39,8 @@ constexpr auto kFinalFlush = 60s;
 /// Peers that were refused and have not hung up yet. Beyond that the one refused first is cut off: a flood of them must
 /// not cost more descriptors than this.
 constexpr std::size_t kMostRefusing = 256;
+/// What so few connections leave behind is not worth giving back.
+constexpr std::size_t kFewConnections = 256;
 /// After a connection could not be accepted.
 constexpr auto kAcceptPause = 100ms;
 /// Of what was set aside at the start; `stats` has the number.
@@ -339,6 +343,15 @@ awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
   tick_.wake();
 }
 
+/// Thousands of connections leave holes all over the allocator's heap, which it keeps. After most of them are gone they
+/// go back to the system; that takes some milliseconds, and each time half of the connections have to be gone.
+void Server::give_back_memory() {
+  most_connections_ = std::max(most_connections_, open_connections_);
+  if (most_connections_ < 2 * open_connections_ + kFewConnections) return;
+  ::malloc_trim(0);
+  most_connections_ = open_connections_;
+}
+
 bool Server::shed_ring() {
   for (const auto& weak : connections_) {
     const auto connection = weak.lock();
@@ -354,6 +367,7 @@ awaitable<void> Server::keep_time() {
   auto next_alive = next_prune;
   while (!tick_.gone()) {
     store_->maintain();
+    give_back_memory();
     const auto now = std::chrono::steady_clock::now();
     if (now >= next_prune) {
       co_await store_->prune_expired();

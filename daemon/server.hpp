@@ -51,6 +51,7 @@ class Server {
   awaitable<void> stop();
   void reload();
   bool shed_ring();
+  void give_back_memory();
   std::string stats() const;
   std::string status_line() const;
 
@@ -74,6 +75,7 @@ class Server {
   std::list<std::shared_ptr<Connection::Socket>> refusing_;  // told why, and not gone yet
   std::map<uid_t, std::uint32_t> per_user_;
   std::size_t open_connections_ = 0;
+  std::size_t most_connections_ = 0;  // since the allocator gave memory back last
   std::uint64_t accepted_ = 0;
   std::uint64_t refused_ = 0;
   UniqueFd spare_fd_;  // given up for a moment when no descriptor is left, to refuse instead of spinning

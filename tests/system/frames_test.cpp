@@ -2,86 +2,22 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
 #include <boost/test/unit_test.hpp>
 #include <cstring>
-#include <optional>
 #include <random>
 
 #include "base/errc.hpp"
 #include "protocol/frame.hpp"
 #include "tests/system/harness.hpp"
+#include "tests/system/raw_connection.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;
 
 namespace {
-
-/// A connection that is used as nobody should.
-class RawConnection {
- public:
-  explicit RawConnection(const std::string& path) : fd_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path.copy(address.sun_path, sizeof address.sun_path - 1);
-    if (::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) fd_.reset();
-    BOOST_REQUIRE(fd_.get() >= 0);
-  }
-  void send(std::span<const std::byte> bytes) const {
-    // The daemon may have hung up already: that is an answer, too.
-    static_cast<void>(::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
-  }
-  void send(std::string_view text) const { send(std::as_bytes(std::span(text))); }
-  void send(const protocol::Request& request) const {
-    std::vector<std::byte> frame;
-    protocol::encode(request, frame);
-    send(frame);
-  }
-  /// nullopt: the daemon hung up.
-  std::optional<protocol::Reply> receive() {
-    std::array<std::byte, protocol::kHeadBytes> head;
-    if (!read_whole(head)) return std::nullopt;
-    const auto decoded = protocol::decode_head(head);
-    BOOST_REQUIRE(decoded.has_value());
-    std::vector<std::byte> payload(decoded.value().payload_bytes);
-    if (!read_whole(payload)) return std::nullopt;
-    auto reply = protocol::decode_reply(decoded.value(), payload);
-    BOOST_REQUIRE(reply.has_value());
-    return std::move(reply).value();
-  }
-  void greet() {
-    send(protocol::Hello{});
-    const auto reply = receive();
-    BOOST_REQUIRE((reply && std::holds_alternative<protocol::HelloOk>(*reply)));
-  }
-  /// What the next reply refuses with; nullopt when the daemon hung up instead.
-  std::optional<Errc> refusal(std::string* message = nullptr) {
-    const auto reply = receive();
-    if (!reply) return std::nullopt;
-    const auto* failure = std::get_if<protocol::Failure>(&*reply);
-    BOOST_REQUIRE_MESSAGE(failure != nullptr, "the daemon took it");
-    if (message != nullptr) *message = failure->message;
-    return failure->code;
-  }
-  bool hung_up() { return !receive().has_value(); }
-  int fd() const { return fd_.get(); }
-
- private:
-  bool read_whole(std::span<std::byte> into) {
-    for (std::size_t at = 0; at < into.size();) {
-      pollfd watched{fd_.get(), POLLIN, 0};
-      BOOST_REQUIRE_MESSAGE(::poll(&watched, 1, 60'000) == 1, "the daemon neither answers nor hangs up");
-      const ssize_t got = ::recv(fd_.get(), into.data() + at, into.size() - at, 0);
-      if (got <= 0) return false;
-      at += static_cast<std::size_t>(got);
-    }
-    return true;
-  }
-  UniqueFd fd_;
-};
 
 struct Watched : Served {
   explicit Watched(std::vector<std::string> options = {}) : Served(std::move(options)) { client.set(1, "v", "value"); }
@@ -97,22 +33,6 @@ struct Watched : Served {
     }
   }
 };
-
-protocol::SetParams params_of(BuildId build, std::string name, std::string source = {}) {
-  protocol::SetParams params;
-  params.build = build;
-  params.name = std::move(name);
-  params.source = std::move(source);
-  return params;
-}
-
-std::string head(std::uint32_t bytes, std::uint16_t type, std::uint16_t zero = 0) {
-  std::string text(8, '\0');
-  std::memcpy(text.data(), &bytes, 4);
-  std::memcpy(text.data() + 4, &type, 2);
-  std::memcpy(text.data() + 6, &zero, 2);
-  return text;
-}
 
 }  // namespace
 
