@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <cstring>
 #include <thread>
 
@@ -230,12 +229,12 @@ int Server::run() {
     co_await stop();
     work.reset();
   };
-  asio::co_spawn(loop_, flush, asio::detached);
+  asio::co_spawn(loop_, flush, kOrDie);
   asio::co_spawn(
-      loop_, [this] { return accept(); }, asio::detached);
+      loop_, [this] { return accept(); }, kOrDie);
   asio::co_spawn(
-      loop_, [this] { return keep_time(); }, asio::detached);
-  asio::co_spawn(loop_, all, asio::detached);
+      loop_, [this] { return keep_time(); }, kOrDie);
+  asio::co_spawn(loop_, all, kOrDie);
   notifier_.ready(status_line());
   loop_.run();
   return exit_status_;
@@ -270,8 +269,7 @@ awaitable<void> Server::refuse_without_descriptors() {
   if (fd >= 0) socket->assign(asio::local::stream_protocol(), fd, error);
   if (!error) {
     asio::co_spawn(
-        loop_, [this, socket] { return refuse(socket, "the daemon has no descriptors left (LimitNOFILE)"); },
-        asio::detached);
+        loop_, [this, socket] { return refuse(socket, "the daemon has no descriptors left (LimitNOFILE)"); }, kOrDie);
   } else if (fd >= 0) {
     ::close(fd);
   }
@@ -296,14 +294,14 @@ void Server::greet(Connection::Socket socket) {
   if (!why.empty()) {
     auto refused = std::make_shared<Connection::Socket>(std::move(socket));
     asio::co_spawn(
-        loop_, [this, refused, why] { return refuse(refused, why); }, asio::detached);
+        loop_, [this, refused, why] { return refuse(refused, why); }, kOrDie);
     return;
   }
   const Right right = config_.right_of(uid, peer.value().groups, ::geteuid(), socket_gid_);
   auto connection = std::make_shared<Connection>(*services_, std::move(socket), std::move(peer).value(), right);
   ++accepted_;
   asio::co_spawn(
-      loop_, [this, connection] { return serve(connection); }, asio::detached);
+      loop_, [this, connection] { return serve(connection); }, kOrDie);
 }
 
 /// Says why, and waits for the peer to have read it (kFarewell). Costs no connection of those that are counted.

@@ -14,6 +14,7 @@
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
+#include <exception>
 #include <list>
 #include <type_traits>
 
@@ -22,6 +23,13 @@ namespace stepstash::daemon {
 namespace asio = boost::asio;
 using asio::awaitable;
 using TimePoint = std::chrono::steady_clock::time_point;
+
+/// What co_spawn() calls when a coroutine that nobody waits for has ended. asio::detached would swallow what it threw,
+/// and the daemon would go on without it, say without accepting anybody. Memory that ran out ends the process instead,
+/// with a line on stderr, and the next one recovers.
+inline constexpr auto kOrDie = [](const std::exception_ptr& thrown) noexcept {
+  if (thrown) std::rethrow_exception(thrown);
+};
 
 /// Runs `work` on a thread of `pool` and resumes the coroutine on its own executor with the result. `work` must not
 /// throw, and what it refers to must live until then: a coroutine that waits here is never destroyed early.
