@@ -13,6 +13,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "tests/hostile/namespaces.hpp"
 #include "tests/hostile/siege.hpp"
 
 using namespace stepstash;
@@ -25,10 +26,6 @@ boost::test_tools::assertion_result root(boost::unit_test::test_unit_id) {
   boost::test_tools::assertion_result is(::geteuid() == 0);
   is.message() << "only root can be other users";
   return is;
-}
-
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::runtime_error(what + "\n");
 }
 
 /// A process of this user that runs `body`; what it throws is printed, and fails the test.

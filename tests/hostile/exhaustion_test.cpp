@@ -1,0 +1,438 @@
+// Everything that can run out runs out: shared memory, the segment, the disk, descriptors, address space, memory. The
+// one who wanted more gets an error; what was acknowledged stays; freeing works; and nobody dies of SIGBUS.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+
+#include "tests/hostile/faults.hpp"
+#include "tests/hostile/namespaces.hpp"
+#include "tests/hostile/siege.hpp"
+#include "tests/protocol/samples.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+/// Sets values of `bytes` bytes until one is refused; how many were taken.
+std::uint64_t fill(Client& client, std::int64_t build, std::uint64_t bytes, std::uint64_t most) {
+  for (std::uint64_t i = 0; i < most; ++i) {
+    try {
+      client.set(build, std::to_string(i), generated(bytes, i), "", {.deadline = 100ms});
+    } catch (const Error& error) {
+      require(error.code() == STEPSTASH_EFULL, std::string("refused with ") + error.what());
+      return i;
+    }
+  }
+  throw std::runtime_error("it is never full\n");
+}
+
+void all_there(const Client& client, std::int64_t build, std::uint64_t bytes, std::uint64_t count) {
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const auto view = client.get(build, std::to_string(i));
+    require(view && is_generated(view->bytes(), bytes, i), "value " + std::to_string(i) + " is not what was set");
+  }
+}
+
+/// 0: it runs; else the signal that ended it, or 1000 + its exit status.
+int fate(const DaemonProcess& daemon) {
+  siginfo_t info{};
+  if (::waitid(P_PID, static_cast<id_t>(daemon.pid()), &info, WEXITED | WNOHANG | WNOWAIT) != 0) return -1;
+  if (info.si_pid == 0) return 0;
+  return info.si_code == CLD_EXITED ? 1000 + info.si_status : info.si_status;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(exhaustion)
+
+// ---- shared memory -------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_full_dev_shm_is_an_error_to_who_wanted_more, *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(16 * kMiB, [] {
+    // Twice as large as what there is: it comes as it is needed. Nothing is clean, so nothing can be evicted.
+    DaemonProcess daemon({"--segment-size=32MiB", "--max-dirty=32MiB", "--flush-interval=1h"});
+    daemon.start();
+    Client client(daemon.socket());
+    client.set(3, "other", "value");
+    client.finish(3, epoch(1000));
+    {
+      const WriteLock lock(daemon.db());
+      const std::uint64_t small = fill(client, 1, 60'000, 1000);
+      require(small > 20, "small values: " + std::to_string(small));
+      all_there(client, 1, 60'000, small);
+      const Filler filler("/dev/shm");
+      require(fill(client, 2, 500'000, 10) == 0, "a large value found room");
+      // Not even a page for another client; the one that is there goes on.
+      try {
+        (void)Client(daemon.socket(), 300ms).get(1, "0");
+        throw std::runtime_error("there was room for a page\n");
+      } catch (const Error&) {
+      }
+      all_there(client, 1, 60'000, small);
+      client.finish(1, epoch(1000));
+      client.finish(12'345, epoch(1000));
+      client.hold(2);
+      client.unhold(2);
+      require(client.prune(epoch(2000)) == small + 1, "prune");
+      require(client.drop(1) == 0, "drop");
+      // What was freed can be used again, though the file system is as full as before.
+      client.set(4, "again", generated(100'000, 7));
+      require(is_generated(client.get(4, "again")->bytes(), 100'000, 7), "set again");
+    }
+    client.flush();
+    require(query(daemon.db(), "SELECT count(*) FROM build_data") == 1, "rows");
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_full_dev_shm_survives_a_restart, *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(8 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=16MiB", "--max-dirty=16MiB", "--flush-interval=1h"});
+    daemon.start();
+    std::uint64_t count = 0;
+    {
+      Client client(daemon.socket());
+      const WriteLock lock(daemon.db());
+      count = fill(client, 1, 60'000, 1000);
+    }
+    const Filler filler("/dev/shm");
+    daemon.kill();
+    daemon.start();
+    Client client(daemon.socket(), 2s);
+    require(client.list(1).size() == count, "entries");
+    client.flush();
+    require(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(count), "rows");
+    require(client.drop(1) == count, "drop");
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_dev_shm_too_small_for_a_segment_is_an_error_at_the_start,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(64 * kKiB, [] {
+    DaemonProcess daemon({"--segment-size=64MiB"});
+    require(daemon.start_refused() == 73, daemon.log());
+    require(contains(daemon.log(), daemon.segment_path()), daemon.log());
+  });
+}
+
+// ---- the disk ------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_full_disk_delays_what_is_written_and_loses_nothing, *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(64 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=32MiB", "--flush-interval=10ms"});
+    const std::string disk = daemon.directory().file("disk");
+    require(::mkdir(disk.c_str(), 0700) == 0, disk);
+    mount_tmpfs(disk, 16 * kMiB);
+    daemon.use_db(disk + "/build_data.db");
+    daemon.start();
+    Client client(daemon.socket());
+    for (std::uint64_t i = 0; i < 10; ++i) client.set(9, std::to_string(i), generated(500'000, i));
+    client.flush();
+    client.finish(9, epoch(1000));
+    std::uint64_t count = 0;
+    {
+      const Filler filler(disk);
+      for (std::uint64_t i = 0; i < 3; ++i) client.set(5, std::to_string(i), generated(500'000, i));
+      count = fill(client, 1, 500'000, 100);
+      require(count > 20, "values beyond the disk: " + std::to_string(count));
+      require(eventually([&] { return figure(client, "flush_errors") > 0; }), "no commit failed");
+      require(!stats(client).at("last_flush_error").get<std::string>().empty(), "no error is named");
+      try {
+        client.set(1, "0", "durable", "", {.durable = true, .deadline = 200ms});
+        throw std::runtime_error("a durable set on a full disk\n");
+      } catch (const Error& error) {
+        require(error.code() == STEPSTASH_EIO || error.code() == STEPSTASH_EFULL, error.what());
+      }
+      client.finish(1, epoch(1000));
+      client.finish(777);
+      client.hold(1);
+      // With segment and disk full.
+      require(client.prune(epoch(2000)) == 10, "prune");
+      require(client.drop(777) == 0, "drop of nothing");
+      require(client.drop(5) == 3, "drop");
+      client.set(2, "there is room", generated(500'000, 1), "", {.deadline = 5s});
+    }
+    client.set(1, "0", generated(500'000, 0));
+    client.unhold(1);
+    // Half of it, for the disk holds 16 MiB.
+    for (std::uint64_t i = 15; i < count; ++i) client.set(1, std::to_string(i), "");
+    client.flush(30s);
+    require(figure(client, "dirty_bytes") == 0, "something is dirty");
+    require(stats(client).at("last_flush_error").get<std::string>().empty(), "an error stays");
+    require(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(count) + 1, "rows");
+    require(daemon.terminate() == 0, "the daemon's end");
+    daemon.remove_segment();  // from the disk alone
+    daemon.start();
+    Client again(daemon.socket());
+    all_there(again, 1, 500'000, 15);
+    require(is_generated(again.get(2, "there is room")->bytes(), 500'000, 1), "the value set meanwhile");
+  });
+}
+
+// A sanitizer brings its own allocator, and does not let itself be preloaded.
+BOOST_AUTO_TEST_CASE(io_errors_delay_what_is_written_and_lose_nothing, *boost::unit_test::enable_if<kScale == 1>()) {
+  Faults faults;
+  Served served({"--flush-interval=10ms"});
+  Client& client = served.client;
+  client.set(1, "before", "value", "", {.durable = true});
+  faults.fail_io(EIO);
+  client.set(1, "meanwhile", generated(kMiB, 1));
+  BOOST_TEST(eventually([&] { return figure(client, "flush_errors") > 0; }));
+  BOOST_TEST(is_generated(client.get(1, "meanwhile")->bytes(), kMiB, 1));
+  BOOST_CHECK_EXCEPTION(client.set(1, "durable", "v", "", {.durable = true, .deadline = 200ms}), Error,
+                        [](const Error& error) { return error.code() == STEPSTASH_EIO; });
+  client.set(2, "gone", "v");
+  client.finish(2, epoch(1000));
+  BOOST_TEST(client.prune(epoch(2000)) == 1u);
+  // Also across a daemon that dies meanwhile.
+  served.daemon.kill();
+  faults.fail_io(0);
+  served.daemon.start();
+  client.flush(30s);
+  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 3);
+  faults.fail_io(EIO);
+  client.set(3, "n", "v");
+  BOOST_TEST(eventually([&] { return figure(client, "flush_errors") > 0; }));
+  faults.fail_io(0);
+  client.flush(30s);  // without a restart
+  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 4);
+}
+
+// ---- limits of the process -----------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(without_descriptors_others_are_told_and_those_inside_are_served) {
+  Siege siege;
+  const rlimit few{siege.before().descriptors + 24, 20'000};
+  rlimit former{};
+  BOOST_REQUIRE(::prlimit(siege.daemon.pid(), RLIMIT_NOFILE, &few, &former) == 0);
+  {
+    std::vector<RawConnection> many;
+    for (int i = 0; i < 100; ++i) {
+      many.emplace_back(siege.daemon.socket());
+      many.back().send(protocol::Hello{.attach = i % 2 == 0});
+    }
+    int served = 0, told = 0;
+    // Refused are ten a second: the first few of the queue will do.
+    for (std::size_t i = 0; i < 40 && told < 5; ++i) {
+      const auto reply = many[i].receive();
+      if (!reply) continue;
+      served += std::holds_alternative<protocol::HelloOk>(*reply) ? 1 : 0;
+      const auto* failure = std::get_if<protocol::Failure>(&*reply);
+      if (failure != nullptr) BOOST_TEST((failure->code == Errc::too_many), failure->message);
+      told += failure != nullptr ? 1 : 0;
+    }
+    BOOST_TEST(served > 5);
+    BOOST_TEST(told >= 5);
+    // Whoever is inside is served, and what needs a descriptor is refused with a word.
+    siege.client.set(5, "small", "v");
+    BOOST_TEST(siege.client.get(5, "small")->text() == "v");
+    siege.client.finish(5, epoch(1000));
+    BOOST_TEST(siege.client.drop(5) == 1u);
+    // It does not spin: a tenth of a second between two tries.
+    BOOST_TEST(figure(siege.client, "connections_refused") < 200u);
+  }
+  BOOST_REQUIRE(::prlimit(siege.daemon.pid(), RLIMIT_NOFILE, &former, nullptr) == 0);
+  siege.lift();
+}
+
+BOOST_AUTO_TEST_CASE(without_address_space_requests_fail_and_nothing_is_lost,
+                     *boost::unit_test::enable_if<kScale == 1>()) {
+  DaemonProcess daemon({"--segment-size=256MiB", "--ring-size=64MiB", "--flush-interval=1h"});
+  daemon.start();
+  std::map<std::string, std::uint64_t> acknowledged;
+  {
+    Client client(daemon.socket());
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      client.set(1, std::to_string(i), generated(30'000, i));
+      acknowledged[std::to_string(i)] = i;
+    }
+    const std::uint64_t bytes = kib_of(daemon.pid(), "VmSize") * 1024 + 24 * kMiB;
+    const rlimit limit{bytes, bytes};
+    BOOST_REQUIRE(::prlimit(daemon.pid(), RLIMIT_AS, &limit, nullptr) == 0);
+    // A staging ring of 64 MiB cannot be mapped any more: an error to the one who wants it.
+    const int code = [&] {
+      try {
+        client.set(1, "large", generated(kMiB, 1), "", {.deadline = 2s});
+        return 0;
+      } catch (const Error& error) {
+        return error.code();
+      }
+    }();
+    BOOST_TEST(code == STEPSTASH_EFULL);
+    client.set(1, "small", generated(30'000, 99));
+    acknowledged["small"] = 99;
+  }
+  // Connections until there is no memory for another: refused, or the daemon ends and is started again.
+  std::vector<RawConnection> many;
+  std::vector<std::byte> half = protocol::frame_of(protocol::Request(protocol::Hello{}));
+  half.resize(half.size() + 60'000);
+  const std::string begun = head(60'000, 2);
+  std::memcpy(half.data() + half.size() - 60'000, begun.data(), begun.size());
+  half.resize(half.size() - 1000);
+  for (int i = 0; i < 1000 && fate(daemon) == 0; ++i) {
+    many.emplace_back(daemon.socket());
+    ::fcntl(many.back().fd(), F_SETFL, O_NONBLOCK);
+    many.back().send(half);
+  }
+  BOOST_TEST(eventually([&] { return fate(daemon) != 0 || kib_of(daemon.pid(), "VmRSS") > 0; }));
+  const int end = fate(daemon);
+  BOOST_TEST((end == 0 || end == SIGABRT), "the daemon ended with " << end);
+  daemon.kill();
+  many.clear();
+  daemon.start();
+  Client client(daemon.socket());
+  for (const auto& [name, seed] : acknowledged) BOOST_TEST(is_generated(client.get(1, name)->bytes(), 30'000, seed));
+}
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// What clients ask for; each is one connection. Returns whether it was acknowledged.
+using Request = std::function<bool(RawConnection&)>;
+
+template <class Ok>
+bool acknowledged(RawConnection& raw) {
+  const auto reply = raw.receive();
+  return reply && std::holds_alternative<Ok>(*reply);
+}
+
+bool set_large(RawConnection& raw, const protocol::SetParams& params, const std::string& value) {
+  raw.send(protocol::SetBegin{params, value.size()});
+  const auto reply = raw.receive();
+  const auto* ready = reply ? std::get_if<protocol::SetReady>(&*reply) : nullptr;
+  if (ready == nullptr || raw.descriptors().empty()) return false;
+  void* ring = ::mmap(nullptr, ready->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, raw.descriptors()[0].get(), 0);
+  if (ring == MAP_FAILED) return false;
+  std::memcpy(ring, value.data(), value.size());
+  ::munmap(ring, ready->ring_bytes);
+  raw.send(protocol::Piece{0, static_cast<std::uint32_t>(value.size())});
+  raw.send(protocol::SetCommit{});
+  return acknowledged<protocol::PieceDone>(raw) && acknowledged<protocol::SetOk>(raw);
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(any_allocation_may_fail_and_nothing_acknowledged_is_lost,
+                     *boost::unit_test::enable_if<kScale == 1>()) {
+  Faults faults;
+  DaemonProcess daemon({"--segment-size=16MiB", "--flush-interval=1h"});
+  daemon.start();
+  std::map<std::string, std::string> expected;  // of build 1
+  std::map<std::string, std::vector<std::string>> possible;
+  {
+    Client client(daemon.socket());
+    client.set(1, "first", "value");
+    client.set(8, "n", "v");
+    client.finish(8, epoch(1000));
+  }
+  expected["first"] = "value";
+  std::uint64_t number = 0;
+  const auto value_of = [&](std::uint64_t bytes) { return generated(bytes, ++number); };
+  const auto setting = [&](const std::string& name, std::uint64_t bytes, bool durable) {
+    return [&, name, bytes, durable](RawConnection& raw) {
+      const std::string value = value_of(bytes);
+      possible[name].push_back(value);
+      protocol::SetParams params = params_of(1, name);
+      params.durable = durable;
+      bool done = false;
+      if (bytes > protocol::kInlineBytes) {
+        done = set_large(raw, params, value);
+      } else {
+        raw.send(protocol::Set{params, std::as_bytes(std::span(value))});
+        done = acknowledged<protocol::SetOk>(raw);
+      }
+      if (done) {
+        expected[name] = value;
+        possible[name].clear();
+      }
+      return done;
+    };
+  };
+  const auto asking = [](protocol::Request request) {
+    return [request](RawConnection& raw) {
+      raw.send(request);
+      const auto reply = raw.receive();
+      return reply && !std::holds_alternative<protocol::Failure>(*reply);
+    };
+  };
+  const std::vector<std::pair<const char*, Request>> requests = {
+      {"set", setting("small", 3000, false)},
+      {"durable set", setting("durable", 3000, true)},
+      {"staged set", setting("large", 100'000, false)},
+      {"set of a new build", asking(protocol::Set{params_of(8, "another"), {}})},
+      {"list", asking(protocol::List{1, std::nullopt, 0})},
+      {"finish", asking(protocol::Finish{8, 1000})},
+      {"hold", asking(protocol::HoldBuild{9, false})},
+      {"flush", asking(protocol::Flush{1000})},
+      {"drop", asking(protocol::Drop{8})},
+      {"prune", asking(protocol::Prune{2000})},
+      {"stats", asking(protocol::Stats{})}};
+  int deaths = 0, refusals = 0, failures = 0;
+  for (const auto& [what, request] : requests) {
+    // N = 1, 2, ... until the request needs no N allocations; large steps once it is clear what happens.
+    long last = 0;
+    for (long nth = 1;; nth += nth < 24 ? 1 : nth / 6) {
+      faults.fail_allocation(nth);
+      bool done = false;
+      {
+        RawConnection raw(daemon.socket());
+        raw.send(protocol::Hello{.attach = nth % 2 == 0});
+        done = acknowledged<protocol::HelloOk>(raw) && request(raw);
+      }
+      const bool reached = faults.allocations() >= nth;
+      faults.fail_allocation(0);
+      failures += reached ? 1 : 0;
+      // The end of a process takes a moment, also after its sockets are gone.
+      const auto lives = [&] {
+        try {
+          return !Client(daemon.socket(), 500ms).stats().empty();
+        } catch (const Error&) {
+          return false;
+        }
+      };
+      BOOST_REQUIRE_MESSAGE(eventually([&] { return fate(daemon) != 0 || lives(); }),
+                            what << ", allocation " << nth << ": the daemon neither serves nor ends; its log:\n"
+                                 << daemon.log());
+      const int end = fate(daemon);
+      BOOST_TEST((end == 0 || end == SIGABRT), what << ", allocation " << nth << ": the daemon ended with " << end);
+      if (end != 0) {
+        ++deaths;
+        daemon.kill();
+        daemon.start();
+      } else if (!done) {
+        ++refusals;
+      }
+      const Client client(daemon.socket());
+      for (const auto& [name, value] : expected) {
+        const auto view = client.get(1, name);
+        BOOST_REQUIRE_MESSAGE(view.has_value(), what << ", allocation " << nth << ": " << name << " is gone");
+        const auto& others = possible[name];
+        const bool fine =
+            view->text() == value || std::find(others.begin(), others.end(), view->text()) != others.end();
+        BOOST_TEST(fine, what << ", allocation " << nth << ": " << name << " is another");
+      }
+      last = nth;
+      if (!reached && done) break;
+      BOOST_REQUIRE_MESSAGE(nth < 5000, what << ": there is no end to its allocations");
+    }
+    BOOST_TEST(last > 5, what << " needs " << last << " allocations");
+  }
+  BOOST_TEST_MESSAGE(failures << " allocations failed: " << deaths << " daemons ended, " << refusals << " refused");
+  BOOST_TEST(failures > 100);
+  Client client(daemon.socket());
+  client.flush();
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 1") ==
+             static_cast<std::int64_t>(expected.size()));
+}
+
+BOOST_AUTO_TEST_SUITE_END()

@@ -1,0 +1,58 @@
+/// Makes the allocations and the disk of the daemons that are started while it lives fail when the test wants it
+/// (faults.c, which is preloaded). Not with a sanitizer, which has an allocator of its own.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "base/unique_fd.hpp"
+#include "tests/support/temp_dir.hpp"
+
+namespace stepstash::test {
+
+class Faults {
+ public:
+  Faults() {
+    const std::string path = directory_.file("control");
+    const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (!fd || ::ftruncate(fd.get(), sizeof(Control)) != 0) throw std::runtime_error(path);
+    void* at = ::mmap(nullptr, sizeof(Control), PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+    if (at == MAP_FAILED) throw std::runtime_error("mmap");
+    control_ = static_cast<Control*>(at);
+    ::setenv("LD_PRELOAD", STEPSTASH_FAULTS_PATH, 1);
+    ::setenv("FAULTS_CONTROL", path.c_str(), 1);
+  }
+  ~Faults() {
+    ::unsetenv("LD_PRELOAD");
+    ::unsetenv("FAULTS_CONTROL");
+    ::munmap(control_, sizeof(Control));
+  }
+  Faults(const Faults&) = delete;
+  Faults& operator=(const Faults&) = delete;
+
+  /// From now on the `nth` allocation fails; with `on` all after it, too. 0: none does.
+  void fail_allocation(long nth, bool on = false) {
+    control_->fail_at = 0;
+    control_->fail_on = on ? 1 : 0;
+    control_->allocations = 0;
+    control_->fail_at = nth;
+  }
+  /// Since fail_allocation() was called last.
+  long allocations() const { return control_->allocations; }
+  /// What writing to the database fails with; 0: it works.
+  void fail_io(int error) { control_->io_errno = error; }
+
+ private:
+  struct Control {
+    std::atomic<long> allocations, fail_at, fail_on, io_errno;
+  };
+  TempDir directory_;
+  Control* control_ = nullptr;
+};
+
+}  // namespace stepstash::test

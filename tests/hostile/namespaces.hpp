@@ -1,0 +1,75 @@
+/// Tests in mount namespaces of their own: a small /dev/shm, a small disk. Needs root.
+#pragma once
+
+#include <sched.h>
+#include <sys/mount.h>
+
+#include <boost/test/unit_test.hpp>
+#include <cerrno>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include "tests/system/harness.hpp"
+
+namespace stepstash::test {
+
+/// For checks in a forked child, where the test framework's do not count: the message is printed, and the child fails.
+inline void require(bool holds, const std::string& what) {
+  if (!holds) throw std::runtime_error(what + "\n");
+}
+
+inline void mount_tmpfs(const std::string& path, std::uint64_t bytes) {
+  const std::string options = "mode=1777,size=" + std::to_string(bytes);
+  require(::mount("tmpfs", path.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, options.c_str()) == 0,
+          "mounting a tmpfs: " + std::string(std::strerror(errno)));
+}
+
+inline void enter_namespace(int kind) {
+  require(::unshare(CLONE_NEWNS | kind) == 0 && ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0,
+          "a namespace of our own: " + std::string(std::strerror(errno)));
+}
+
+/// Runs `body` in a process whose /dev/shm is a tmpfs of `bytes` bytes.
+inline void with_small_shm(std::uint64_t bytes, const std::function<void()>& body) {
+  Child child([&] {
+    enter_namespace(0);
+    mount_tmpfs("/dev/shm", bytes);
+    body();
+    return 0;
+  });
+  BOOST_TEST(child.join() == 0);
+}
+
+inline boost::test_tools::assertion_result may_mount(boost::unit_test::test_unit_id) {
+  Child probe([] {
+    enter_namespace(0);
+    mount_tmpfs("/dev/shm", 1 << 20);
+    return 0;
+  });
+  boost::test_tools::assertion_result may(probe.join() == 0);
+  may.message() << "mounting is not permitted here";
+  return may;
+}
+
+/// Takes all the room that is left below `directory`; its destructor gives it back.
+class Filler {
+ public:
+  explicit Filler(const std::string& directory) : path_(directory + "/filler") {
+    const UniqueFd fd(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    require(fd.get() >= 0, path_);
+    off_t at = 0;
+    for (const off_t step : {1 << 20, 1 << 16, 1 << 12}) {
+      while (::posix_fallocate(fd.get(), at, step) == 0) at += step;
+    }
+  }
+  ~Filler() { ::unlink(path_.c_str()); }
+  Filler(const Filler&) = delete;
+  Filler& operator=(const Filler&) = delete;
+
+ private:
+  std::string path_;
+};
+
+}  // namespace stepstash::test
