@@ -98,6 +98,8 @@ class Siege : public Served {
         std::this_thread::sleep_for(1ms);  // a client that does something else, too
       }
     });
+    // It is connected before the attack begins.
+    BOOST_REQUIRE(eventually([&] { return rounds_ >= 1; }));
   }
 
   /// A test that ended early ends its good client, too.
