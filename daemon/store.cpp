@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <cstring>
 #include <unordered_set>
 
@@ -405,7 +404,7 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
       if (record.value_offset != 0 || record.revision != revision) continue;  // the draft fits that revision only
       node->loading = true;
       load_failures_.erase(id);
-      asio::co_spawn(loop_, reload(Reload(record), std::move(draft).value()), asio::detached);
+      asio::co_spawn(loop_, reload(Reload(record), std::move(draft).value()), kOrDie);
     }
     co_await loaded_.wait(waiter, deadline);
     const auto failure = load_failures_.find(id);
@@ -643,7 +642,7 @@ void Store::ask_database(BuildState& build) {
   if (build.merged() || build.asking != 0) return;
   build.asking = ++last_question_;
   ++merging_;
-  asio::co_spawn(loop_, merge_from_database(build.id, build.asking), asio::detached);
+  asio::co_spawn(loop_, merge_from_database(build.id, build.asking), kOrDie);
 }
 
 awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question) {
