@@ -50,14 +50,27 @@ void Flusher::forget(Node& node) {
   if (!node.dirty.dirty()) return;
   --dirty_values_;
   dirty_bytes_ -= node.dirty.bytes;
+  std::uint64_t place = node.dirty.seq;
   if (node.dirty.in_flight) {
-    queue_.at(node.dirty.seq).node = nullptr;  // settle() removes it
-    if (node.dirty.next_seq != 0) queue_.erase(node.dirty.next_seq);
-  } else {
-    queue_.erase(node.dirty.seq);
+    queue_.at(place).node = nullptr;  // settle() removes it
+    place = node.dirty.next_seq;
   }
+  if (place != 0) hand_over(place, *node.build);
   node.dirty = {};
   committed_.notify_all();
+}
+
+void Flusher::hand_over(std::uint64_t place, BuildState& build) {
+  std::uint64_t& own = build.dirty.in_flight ? build.dirty.next_seq : build.dirty.seq;
+  if (own != 0 && own < place) {
+    queue_.erase(place);
+    return;
+  }
+  Item& item = queue_.at(place);
+  item.node = nullptr;
+  item.build = &build;
+  if (own != 0) queue_.erase(own);
+  own = place;
 }
 
 std::chrono::nanoseconds Flusher::oldest_age() const {

@@ -42,7 +42,9 @@ class Flusher {
   /// Puts it into the queue and returns the place to wait for.
   std::uint64_t mark_dirty(Node& node, std::chrono::nanoseconds since);
   std::uint64_t mark_dirty(BuildState& build);
-  /// The node is about to go: its places are given up.
+  /// The node is about to be deleted, and its build is about to be marked dirty for that. The build takes over the
+  /// node's place: until the deletion is written the database has what was there before the deleted value, so it is as
+  /// late as that one was.
   void forget(Node& node);
 
   /// Waits until everything up to `place` is committed. Errors: Errc::not_durable at the deadline.
@@ -101,6 +103,8 @@ class Flusher {
   };
 
   std::uint64_t mark(DirtyMark& mark, Item item, std::uint64_t bytes);
+  /// `place` is of what waits and is not in flight; the build keeps the older one of it and its own.
+  void hand_over(std::uint64_t place, BuildState& build);
   std::vector<Flight> take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places);
   Outcome write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places);
   void note_failure(std::error_code error);

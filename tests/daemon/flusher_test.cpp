@@ -202,6 +202,36 @@ BOOST_AUTO_TEST_CASE(the_age_of_what_waits_longest_is_told) {
   BOOST_TEST((engine.flusher().oldest_age() == 0ns));
 }
 
+BOOST_AUTO_TEST_CASE(a_deletion_is_as_late_as_the_value_that_it_deletes) {
+  engine.set(1, "v", "what the database has");
+  BOOST_TEST(engine.flush().has_value());
+  engine.set(1, "v", "what it is to have");
+  clock.advance(3s);
+  engine.set(2, "another", "value");
+  engine.store().drop(1).value();
+  clock.advance(1s);
+  // Were the power to fail now, the database would say what was so more than four seconds ago.
+  BOOST_TEST((rows(disk) == Rows{"1/v=what the database has"}));
+  BOOST_TEST((engine.flusher().oldest_age() == 4s));
+  BOOST_TEST(engine.flush().has_value());
+  BOOST_TEST((rows(disk) == Rows{"2/another=value"}));
+  BOOST_TEST(engine.flusher().empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_deletion_during_a_commit_is_as_late_as_what_was_set_during_it) {
+  engine.set(1, "v", "being written");
+  stop_in_commit();
+  engine.set(1, "v", "set meanwhile");
+  clock.advance(2s);
+  engine.store().drop(1).value();
+  faulty.release();
+  engine.run_until([&] { return engine.flusher().counters().flushes == 1; });
+  BOOST_TEST((engine.flusher().oldest_age() == 2s));
+  BOOST_TEST(engine.flush().has_value());
+  BOOST_TEST((rows(disk) == Rows{}));
+  BOOST_TEST(engine.flusher().empty());
+}
+
 BOOST_AUTO_TEST_CASE(a_value_that_was_damaged_in_memory_is_not_written) {
   engine.set(1, "before", "sound");
   engine.set(1, "bad", "damaged");
