@@ -357,7 +357,7 @@ constexpr Setting kSettings[] = {
        return boost::outcome_v2::success();
      },
      [](const Config& config) { return toml_string(config.segment_directory); }},
-    {"segment_size", "SIZE", "bytes of shared memory, reserved at start", kRestart, false, false,
+    {"segment_size", "SIZE", "bytes of shared memory", kRestart, false, false,
      apply_size<&Config::segment_size, kMinSegment, kMaxSegment>, print_size<&Config::segment_size>},
     {"flush_interval", "DURATION", "how long a value waits for the database at most", kReload, false, false,
      apply_duration<&Config::flush_interval, 1, kHour>, print_duration<&Config::flush_interval>},
