@@ -112,6 +112,8 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
   std::uint64_t bytes = 0;
   for (auto& [seq, item] : queue_) {
     if (flights.size() >= kBatchItems) break;
+    // A deletion goes to the database when the segment's part of it is over: until then its record has to stay.
+    if (item.build != nullptr && item.build->dropping > 0) continue;
     Flight flight{.seq = seq};
     if (item.node != nullptr) {
       const shm::Entry& entry = segment_.entry_at(item.node->block);
@@ -138,8 +140,7 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
       const shm::BuildRecord& record = *item.build->record;
       flight.complete_at = record.complete_at.load(std::memory_order_relaxed);  // the loop's own stores, here and below
       flight.hold = record.hold.load(std::memory_order_relaxed);
-      // A deletion goes to the database when the segment's part of it is over: until then the record has to stay.
-      if (item.build->dropping == 0) flight.drop_upto = record.drop_upto.load(std::memory_order_relaxed);
+      flight.drop_upto = record.drop_upto.load(std::memory_order_relaxed);
       item.build->dirty.in_flight = true;
       persist::BuildRow row{.buildid = item.build->id, .complete_at = {}, .held = {}, .drop_upto = flight.drop_upto};
       if (flight.complete_at != shm::kNotComplete) row.complete_at = flight.complete_at;
@@ -294,6 +295,11 @@ awaitable<void> Flusher::run() {
     auto batch = std::make_unique<persist::Batch>();
     auto places = std::make_unique<std::vector<std::uint64_t>>();
     const std::vector<Flight> flights = take(*batch, *places);
+    if (flights.empty()) {  // nothing but deletions under way
+      kicked_ = true;
+      co_await pause_.sleep_until(std::chrono::steady_clock::now() + 1ms);
+      continue;
+    }
     auto job = [this, &batch, &places]() -> Outcome { return write(*batch, *places); };
     const Outcome outcome = co_await run_on(thread_, job);
     settle(flights, outcome);

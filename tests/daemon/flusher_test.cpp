@@ -208,7 +208,7 @@ BOOST_AUTO_TEST_CASE(a_deletion_is_as_late_as_the_value_that_it_deletes) {
   engine.set(1, "v", "what it is to have");
   clock.advance(3s);
   engine.set(2, "another", "value");
-  engine.store().drop(1).value();
+  engine.drop(1);
   clock.advance(1s);
   // Were the power to fail now, the database would say what was so more than four seconds ago.
   BOOST_TEST((rows(disk) == Rows{"1/v=what the database has"}));
@@ -223,7 +223,7 @@ BOOST_AUTO_TEST_CASE(a_deletion_during_a_commit_is_as_late_as_what_was_set_durin
   stop_in_commit();
   engine.set(1, "v", "set meanwhile");
   clock.advance(2s);
-  engine.store().drop(1).value();
+  engine.drop(1);
   faulty.release();
   engine.run_until([&] { return engine.flusher().counters().flushes == 1; });
   BOOST_TEST((engine.flusher().oldest_age() == 2s));
