@@ -336,8 +336,16 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
     co_return false;
   }
   auto readable = segment.open_for_client();
-  auto page = readable ? segment.pins().create(ok.segment_id, peer_.pid, peer_.uid)
-                       : Result<shm::PinRegistry::NewPage>(readable.error());
+  const auto create = [&] {
+    return readable ? segment.pins().create(ok.segment_id, peer_.pid, peer_.uid)
+                    : Result<shm::PinRegistry::NewPage>(readable.error());
+  };
+  auto page = create();
+  // Whoever comes to free something when the tmpfs is full needs a page, too (I9).
+  while (!page && page.error() == std::errc::no_space_on_device &&
+         (services_.free_page() || services_.store.made_room_in_tmpfs(page.error(), shm::kPageBytes))) {
+    page = create();
+  }
   if (!page) {
     co_await send_failure(page.error(), "no pin page: " + page.error().message());
     co_return false;

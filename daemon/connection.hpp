@@ -40,6 +40,7 @@ struct Services {
   asio::thread_pool copiers{2};  ///< fill blocks from staging rings; two, for one long copy must not hold up all others
   std::uint64_t rings = 0;       ///< staging rings that exist now
   WaitList ring_ended;           ///< those who wait for one
+  std::function<bool()> free_page;  ///< gives a page of the tmpfs up that was kept for this; false when none is left
   std::function<bool()> shed_ring;  ///< ends a connection that has a ring and does nothing; false when there is none
 };
 

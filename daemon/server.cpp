@@ -40,6 +40,8 @@ constexpr auto kFinalFlush = 60s;
 constexpr std::size_t kMostRefusing = 256;
 /// What so few connections leave behind is not worth giving back.
 constexpr std::size_t kFewConnections = 256;
+/// Kept in the tmpfs for pin pages: with /dev/shm full so many more clients can come, to free something.
+constexpr std::uint64_t kPageReserve = 64 * shm::kPageBytes;
 /// After a connection could not be accepted.
 constexpr auto kAcceptPause = 100ms;
 /// Of what was set aside at the start; `stats` has the number.
@@ -159,6 +161,9 @@ Configured<> Server::open_segment_and_store() {
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
   services_->stats = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
+  services_->free_page = [this] { return free_page(); };
+  page_reserve_ = UniqueFd(::open(config_.segment_directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  keep_pages();
   spdlog::info("segment {}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s", name,
                startup_.entries_kept, startup_.entries_loaded, startup_.entries_salvaged, startup_.set_aside.size(),
                std::chrono::duration<double>(startup_.duration).count());
@@ -350,6 +355,20 @@ void Server::give_back_memory() {
   most_connections_ = open_connections_;
 }
 
+bool Server::free_page() {
+  if (page_reserve_bytes_ == 0) return false;
+  page_reserve_bytes_ -= shm::kPageBytes;
+  return ::ftruncate(page_reserve_.get(), static_cast<off_t>(page_reserve_bytes_)) == 0;
+}
+
+/// Fills the reserve up again as soon as there is room.
+void Server::keep_pages() {
+  if (page_reserve_bytes_ == kPageReserve || !page_reserve_) return;
+  if (::posix_fallocate(page_reserve_.get(), 0, static_cast<off_t>(kPageReserve)) == 0) {
+    page_reserve_bytes_ = kPageReserve;
+  }
+}
+
 bool Server::shed_ring() {
   for (const auto& weak : connections_) {
     const auto connection = weak.lock();
@@ -366,6 +385,7 @@ awaitable<void> Server::keep_time() {
   while (!tick_.gone()) {
     store_->maintain();
     give_back_memory();
+    keep_pages();
     const auto now = std::chrono::steady_clock::now();
     if (now >= next_prune) {
       co_await store_->prune_expired();

@@ -52,6 +52,8 @@ class Server {
   void reload();
   bool shed_ring();
   void give_back_memory();
+  bool free_page();
+  void keep_pages();
   std::string stats() const;
   std::string status_line() const;
 
@@ -78,6 +80,8 @@ class Server {
   std::size_t most_connections_ = 0;  // since the allocator gave memory back last
   std::uint64_t accepted_ = 0;
   std::uint64_t refused_ = 0;
+  UniqueFd page_reserve_;  // a nameless object in the segment's tmpfs
+  std::uint64_t page_reserve_bytes_ = 0;
   UniqueFd spare_fd_;  // given up for a moment when no descriptor is left, to refuse instead of spinning
   gid_t socket_gid_ = 0;
   bool socket_is_ours_ = false;  // made here, not handed over by systemd

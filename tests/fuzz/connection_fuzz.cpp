@@ -28,6 +28,7 @@ struct Daemon {
     config.frame_timeout = 10s;
     services.stats = [] { return std::string("{}"); };
     services.shed_ring = [] { return false; };
+    services.free_page = [] { return false; };
   }
   ~Daemon() { services.copiers.join(); }
 

@@ -70,12 +70,19 @@ BOOST_AUTO_TEST_CASE(a_full_dev_shm_is_an_error_to_who_wanted_more, *boost::unit
       all_there(client, 1, 60'000, small);
       const Filler filler("/dev/shm");
       require(fill(client, 2, 500'000, 10) == 0, "a large value found room");
-      // Not even a page for another client; the one that is there goes on.
-      try {
-        (void)Client(daemon.socket(), 300ms).get(1, "0");
-        throw std::runtime_error("there was room for a page\n");
-      } catch (const Error&) {
+      // Dozens more can come, whoever it is that frees something; then there is not even a page for one.
+      std::vector<Client> more;
+      int code = 0;
+      while (code == 0 && more.size() < 1000) {
+        try {
+          more.emplace_back(daemon.socket());
+          require(more.back().get(1, "0").has_value(), "a client that came late");
+        } catch (const Error& error) {
+          code = error.code();
+        }
       }
+      require(code == STEPSTASH_EFULL, "refused with " + std::to_string(code));
+      require(more.size() >= 32, std::to_string(more.size()) + " clients found a page");
       all_there(client, 1, 60'000, small);
       client.finish(1, epoch(1000));
       client.finish(12'345, epoch(1000));
@@ -106,7 +113,7 @@ BOOST_AUTO_TEST_CASE(a_full_dev_shm_survives_a_restart, *boost::unit_test::preco
     const Filler filler("/dev/shm");
     daemon.kill();
     daemon.start();
-    Client client(daemon.socket(), 2s);
+    Client client(daemon.socket());
     require(client.list(1).size() == count, "entries");
     client.flush();
     require(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(count), "rows");

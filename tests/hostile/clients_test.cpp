@@ -1,0 +1,363 @@
+// Clients that die, stand still or lie about what they hold, and clients in namespaces of their own. What they held
+// comes back within five seconds, without a restart, and is seen in `stats`; others read exact bytes throughout.
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <memory>
+#include <random>
+
+#include "shm/layout.hpp"
+#include "tests/hostile/namespaces.hpp"
+#include "tests/hostile/siege.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+constexpr auto kGivenBackWithin = 5s;
+
+/// An attached client that writes into its pin page what it likes.
+class Liar {
+ public:
+  explicit Liar(const std::string& socket) : raw_(socket) {
+    raw_.send(protocol::Hello{.attach = true});
+    const auto reply = raw_.receive();
+    BOOST_REQUIRE((reply && std::holds_alternative<protocol::HelloOk>(*reply)));
+    BOOST_REQUIRE(raw_.descriptors().size() == 2u);
+    bytes_ = std::get<protocol::HelloOk>(*reply).segment_bytes;
+    segment_ = ::mmap(nullptr, bytes_, PROT_READ, MAP_SHARED, raw_.descriptors()[0].get(), 0);
+    page_ = ::mmap(nullptr, shm::kPageBytes, PROT_READ | PROT_WRITE, MAP_SHARED, raw_.descriptors()[1].get(), 0);
+    BOOST_REQUIRE((segment_ != MAP_FAILED && page_ != MAP_FAILED));
+  }
+  ~Liar() {
+    ::munmap(segment_, bytes_);
+    ::munmap(page_, shm::kPageBytes);
+  }
+  shm::PinPage& page() { return *static_cast<shm::PinPage*>(page_); }
+  int page_fd() { return raw_.descriptors()[1].get(); }
+  std::uint64_t bytes() const { return bytes_; }
+  /// Where blocks begin, as the chain says at this moment.
+  std::vector<shm::Offset> blocks() const {
+    const auto* base = static_cast<const std::byte*>(segment_);
+    const auto& header = *reinterpret_cast<const shm::Header*>(base);
+    std::vector<shm::Offset> all;
+    for (shm::Offset at = header.heap_offset; at < bytes_;) {
+      const auto& block = *reinterpret_cast<const shm::BlockHeader*>(base + at);
+      const std::uint64_t size = block.size.load();
+      if (block.magic != shm::kBlockMagic || size == 0) break;  // it changes while we look
+      all.push_back(at);
+      at += size;
+    }
+    return all;
+  }
+  template <class Next>
+  void fill(Next next) {
+    for (shm::PinLine& line : page().lines) {
+      for (auto& pin : line.pins) pin.store(next());
+      line.recent.store(next());
+    }
+  }
+
+ private:
+  RawConnection raw_;
+  std::uint64_t bytes_ = 0;
+  void* segment_ = nullptr;
+  void* page_ = nullptr;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(clients)
+
+// ---- death ---------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(what_a_client_held_comes_back_wherever_it_was_killed) {
+  Siege siege({"--segment-size=64MiB"});
+  siege.client.set(7, "viewed", generated(kMiB, 1));
+  enum Stage { connected, view, replaced_view, begun, half, whole, committed, stages };
+  for (int stage = connected; stage < stages; ++stage) {
+    for (const bool while_down : {false, true}) {
+      const Signal there;
+      Child child([&] {
+        Client own(siege.daemon.socket());
+        std::optional<View> held;
+        if (stage == view || stage == replaced_view) held = own.get(7, "viewed");
+        if (stage == replaced_view) own.set(7, "viewed", generated(kMiB, 1));
+        std::optional<stepstash::Writer> writer;
+        if (stage >= begun) writer = own.begin(8, "half", 3 * kMiB);
+        if (stage == half) writer->write(generated(kMiB, 2));
+        if (stage >= whole) writer->write(generated(3 * kMiB, 2));
+        if (stage == committed) writer->commit();
+        there.raise();
+        for (;;) ::pause();
+        return 0;
+      });
+      BOOST_REQUIRE(there.wait());
+      if (while_down) siege.daemon.kill();
+      child.kill();
+      if (while_down) siege.daemon.start();
+      Client client(siege.daemon.socket());
+      const auto kept = client.get(8, "half");
+      BOOST_TEST(kept.has_value() == (stage == committed), "stage " << stage);
+      if (kept) BOOST_TEST(is_generated(kept->bytes(), 3 * kMiB, 2));
+      client.drop(8);
+      BOOST_TEST(is_generated(client.get(7, "viewed")->bytes(), kMiB, 1));
+    }
+  }
+  BOOST_TEST(eventually(
+      [&] {
+        const nlohmann::json all = stats(siege.client);
+        return all.at("segment").at("retired_blocks") == 0 && all.at("open_views") <= 1;  // the good client's, perhaps
+      },
+      kGivenBackWithin));
+  siege.lift_after_restart();
+}
+
+// ---- standing still ------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_stopped_holder_keeps_exact_bytes_under_pressure) {
+  Served served({"--segment-size=16MiB", "--flush-interval=5ms"});
+  Client& client = served.client;
+  constexpr std::uint64_t kHeld = 8;
+  for (std::uint64_t i = 0; i < kHeld; ++i) client.set(1, std::to_string(i), generated(300'000, i));
+  client.flush();
+  const Signal there, look, looked;
+  Child holder([&] {
+    Client own(served.daemon.socket());
+    std::vector<View> views;
+    for (std::uint64_t i = 0; i < kHeld; ++i) views.push_back(*own.get(1, std::to_string(i)));
+    there.raise();
+    look.wait();
+    for (std::uint64_t i = 0; i < kHeld; ++i) {
+      if (!is_generated(views[i].bytes(), 300'000, i)) return 1;
+    }
+    looked.raise();
+    for (;;) ::pause();
+    return 0;
+  });
+  BOOST_REQUIRE(there.wait());
+  ::kill(holder.pid(), SIGSTOP);
+  // Replaced, dropped, evicted, and three segments' worth of others.
+  for (std::uint64_t i = 0; i < kHeld; i += 2) client.set(1, std::to_string(i), "replaced");
+  client.set(2, "n", "v");
+  for (std::uint64_t i = 0; i < 160; ++i) client.set(3, std::to_string(i), generated(300'000, 1000 + i));
+  BOOST_TEST(client.drop(1) == kHeld);
+  BOOST_TEST(figure(client, "evictions") > 0u);
+  BOOST_TEST(figure(client, "open_views") == kHeld);
+  BOOST_TEST(figure(client, "segment.retired_bytes") >= kHeld * 300'000);
+  served.daemon.kill();  // and another daemon does not know better
+  served.daemon.start();
+  for (std::uint64_t i = 0; i < 60; ++i) client.set(4, std::to_string(i), generated(300'000, 2000 + i));
+  ::kill(holder.pid(), SIGCONT);
+  look.raise();
+  BOOST_TEST(looked.wait());
+  ::kill(holder.pid(), SIGSTOP);
+  holder.kill();  // stopped or not
+  BOOST_TEST(
+      eventually([&] { return figure(client, "segment.retired_bytes") == 0 && figure(client, "open_views") == 0; },
+                 kGivenBackWithin));
+}
+
+// ---- lies ----------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody) {
+  Siege siege({"--segment-size=16MiB", "--flush-interval=5ms"});
+  std::mt19937_64 random(11);
+  {
+    Liar liar(siege.daemon.socket());
+    const std::uint64_t most = shm::kPinsPerPage;
+    for (int round = 0; round < 30; ++round) {
+      const std::vector<shm::Offset> blocks = liar.blocks();
+      std::size_t next = 0;
+      switch (round % 6) {
+        case 0:
+          liar.fill([&] { return random(); });
+          break;
+        case 1:
+          liar.fill([&] { return random() % liar.bytes(); });
+          break;
+        case 2:  // every block that there is, free ones and tables included
+          liar.fill([&] { return blocks[next++ % blocks.size()]; });
+          break;
+        case 3:
+          liar.fill([&] { return random() % liar.bytes() / 64 * 64; });
+          break;
+        case 4:
+          liar.fill([&] { return UINT64_MAX; });
+          break;
+        default:  // its head, too: whose page it is, of which segment, that another serves
+          for (std::size_t i = 0; i < shm::kPageBytes / 8; ++i)
+            reinterpret_cast<std::uint64_t*>(&liar.page())[i] = random();
+          break;
+      }
+      for (std::uint64_t i = 0; i < 20; ++i) {
+        const std::string name = std::to_string(i);
+        siege.client.set(9, name, generated(200'000, i + 100u * static_cast<unsigned>(round)));
+      }
+      for (std::uint64_t i = 0; i < 20; ++i) {
+        const auto view = siege.client.get(9, std::to_string(i));
+        BOOST_REQUIRE(view.has_value());
+        BOOST_TEST(is_generated(view->bytes(), 200'000, i + 100u * static_cast<unsigned>(round)));
+      }
+      // What one client can hold is bounded, and seen.
+      const nlohmann::json all = stats(siege.client);
+      BOOST_TEST(all.at("open_views").get<std::uint64_t>() <= most + 2);
+      if (round % 6 == 4) BOOST_TEST(all.at("open_views").get<std::uint64_t>() >= most);
+      BOOST_TEST(all.at("segment").at("retired_blocks").get<std::uint64_t>() <= most + 64);
+      // An object of another length is given its length back, and costs its owner its pins at most.
+      if (round % 3 == 0) BOOST_TEST(::ftruncate(liar.page_fd(), (round % 2 == 0) ? 0 : 1 << 20) == 0);
+      BOOST_TEST(eventually([&] {
+        struct stat status {};
+        return ::fstat(liar.page_fd(), &status) == 0 && status.st_size == static_cast<off_t>(shm::kPageBytes);
+      }));
+    }
+  }
+  siege.lift();
+}
+
+BOOST_AUTO_TEST_CASE(a_pin_page_full_of_lies_does_not_confuse_the_next_daemon) {
+  Served served({"--segment-size=16MiB"});
+  Client& client = served.client;
+  for (std::uint64_t i = 0; i < 30; ++i) client.set(1, std::to_string(i), generated(100'000, i));
+  const std::uint64_t used = figure(client, "segment.used_bytes");
+  {
+    Liar liar(served.daemon.socket());
+    const std::vector<shm::Offset> blocks = liar.blocks();
+    for (int round = 0; round < 4; ++round) {
+      std::mt19937_64 random(static_cast<unsigned>(round));
+      std::size_t next = 0;
+      liar.fill(
+          [&] { return round % 2 == 0 ? random() % liar.bytes() : blocks[next++ % blocks.size()] + round / 2 * 64; });
+      served.daemon.kill();
+      served.daemon.start();
+      for (std::uint64_t i = 0; i < 30; ++i) {
+        BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), 100'000, i));
+      }
+      BOOST_TEST(stats(client).at("last_recovery").at("entries_set_aside") == 0);
+    }
+  }
+  BOOST_TEST(eventually([&] { return figure(client, "segment.retired_blocks") == 0; }, kGivenBackWithin));
+  BOOST_TEST(figure(client, "segment.used_bytes") <= used);
+  BOOST_TEST(client.drop(1) == 30u);
+}
+
+BOOST_AUTO_TEST_CASE(a_ring_whose_pages_are_taken_away_harms_its_owner_only) {
+  Siege siege;
+  for (int round = 0; round < 20; ++round) {
+    RawConnection raw(siege.daemon.socket());
+    raw.greet();
+    raw.send(protocol::SetBegin{params_of(6, "punched"), 4 * kMiB});
+    const auto reply = raw.receive();
+    BOOST_REQUIRE((reply && std::holds_alternative<protocol::SetReady>(*reply)));
+    const int ring = raw.descriptors().at(0).get();
+    BOOST_TEST(::ftruncate(ring, 0) != 0);
+    BOOST_TEST(::ftruncate(ring, 1 << 30) != 0);
+    for (std::uint32_t at = 0; at < 4 * kMiB; at += 1 << 20) {
+      (void)::fallocate(ring, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 8 << 20);
+      raw.send(protocol::Piece{at, 1 << 20});
+      (void)::fallocate(ring, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, 1 << 20);
+    }
+    raw.send(protocol::SetCommit{});
+    for (int i = 0; i < 4; ++i) BOOST_TEST(std::holds_alternative<protocol::PieceDone>(raw.receive().value()));
+    BOOST_TEST(std::holds_alternative<protocol::SetOk>(raw.receive().value()));
+    BOOST_TEST(siege.client.get(6, "punched")->length() == 4 * kMiB);
+  }
+  siege.lift();
+}
+
+// ---- namespaces ----------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_client_in_a_pid_namespace_holds_and_gives_back, *boost::unit_test::precondition(may_mount)) {
+  Served served({"--segment-size=16MiB", "--flush-interval=5ms"});
+  Client& client = served.client;
+  client.set(1, "v", generated(kMiB, 1));
+  const Signal there, go_on, looked;
+  Child outer([&] {
+    require(::unshare(CLONE_NEWPID) == 0, "unshare(2)");
+    Child inner([&] {  // process 1 of its own world
+      require(::getpid() == 1, "the pid");
+      Client own(served.daemon.socket());
+      const auto view = own.get(1, "v");
+      there.raise();
+      go_on.wait();
+      require(is_generated(view->bytes(), kMiB, 1), "the view");
+      own.set(2, "from inside", generated(300 * kKiB, 3));
+      looked.raise();
+      for (;;) ::pause();
+      return 0;
+    });
+    return inner.join();
+  });
+  BOOST_REQUIRE(there.wait());
+  client.set(1, "v", "replaced");
+  for (std::uint64_t i = 0; i < 60; ++i) client.set(3, std::to_string(i), generated(300'000, i));
+  BOOST_TEST(figure(client, "open_views") == 1u);
+  go_on.raise();
+  BOOST_REQUIRE(looked.wait());
+  BOOST_TEST(is_generated(client.get(2, "from inside")->bytes(), 300 * kKiB, 3));
+  outer.kill();  // and the kernel ends its child with it
+  BOOST_TEST(eventually([&] { return figure(client, "open_views") == 0 && figure(client, "pin_pages") == 1; },
+                        kGivenBackWithin));
+}
+
+BOOST_AUTO_TEST_CASE(a_container_needs_the_socket_alone, *boost::unit_test::precondition(may_mount)) {
+  Served served({"--segment-size=16MiB"});
+  Client& client = served.client;
+  client.set(1, "v", generated(kMiB, 1));
+  Child child([&] {
+    enter_namespace(CLONE_NEWIPC);
+    mount_tmpfs("/dev/shm", 4096);
+    require(std::filesystem::is_empty("/dev/shm"), "there is something in /dev/shm");
+    Client own(served.daemon.socket());
+    require(is_generated(own.get(1, "v")->bytes(), kMiB, 1), "get");
+    own.set(2, "small", "value");
+    own.set(2, "large", generated(2 * kMiB, 2));
+    require(is_generated(own.get(2, "large")->bytes(), 2 * kMiB, 2), "get of its own");
+    require(own.list(2).size() == 2, "list");
+    require(std::filesystem::is_empty("/dev/shm"), "it has made something in /dev/shm");
+    return 0;
+  });
+  BOOST_TEST(child.join() == 0);
+  BOOST_TEST(is_generated(client.get(2, "large")->bytes(), 2 * kMiB, 2));
+}
+
+BOOST_AUTO_TEST_CASE(an_exec_gives_back_what_was_held) {
+  Served served;
+  Client& client = served.client;
+  client.set(1, "v", "value");
+  BOOST_TEST(client.get(1, "v")->text() == "value");
+  const std::size_t before = descriptors_of(served.daemon.pid());
+  int ends[2];
+  BOOST_REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  const UniqueFd from(ends[0]);
+  UniqueFd to(ends[1]);
+  Child child([&] {
+    Client own(served.daemon.socket());
+    const auto view = own.get(1, "v");
+    own.set(1, "large", generated(300 * kKiB, 1));
+    // The pipe is closed by the exec and by nothing else.
+    ::execlp("sleep", "sleep", "60", nullptr);
+    return 1;
+  });
+  to.reset();
+  char byte = 0;
+  BOOST_TEST(::read(from.get(), &byte, 1) == 0);
+  BOOST_TEST(eventually(
+      [&] {
+        return figure(client, "open_views") == 0 && figure(client, "pin_pages") == 1 &&
+               figure(client, "connections") == 1 && descriptors_of(served.daemon.pid()) <= before;
+      },
+      kGivenBackWithin));
+  child.kill();
+}
+
+BOOST_AUTO_TEST_SUITE_END()
