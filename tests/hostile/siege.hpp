@@ -131,7 +131,7 @@ class Siege : public Served {
     pid_ = daemon.pid();
     // Its threads, rings and tables come with the first requests of the good client.
     private_kib_ = private_kib() + kGrowthKib;
-    one_round(client, 0);
+    client.set(50, "large", generated(200 * kKiB, 1));  // settle() drops it
     lift();
   }
 
