@@ -19,11 +19,9 @@ constexpr const char* kBuildRule =
     "number, and otherwise BUILD is $STEPSTASH_BUILD. A name that is a number therefore needs --build.\n";
 
 constexpr const char* kExitStatuses =
-    "Exit status: 0 done; 1 no such build data (doctor: something is wrong); 64 usage; 69 daemon not reachable; 73 "
-    "cannot create (the output file; "
-    "a\n"
-    "value that can never fit; --if-absent and the name is there); 74 input or output failed; 75 try later (full, or\n"
-    "the deadline passed); 77 not permitted.\n";
+    "Exit status: 0 done; 1 no such build data (doctor: something is wrong); 64 usage; 69 daemon not reachable;\n"
+    "73 cannot create (the output file; a value that can never fit; --if-absent and the name is there); 74 input or\n"
+    "output failed; 75 try later (full, or the deadline passed); 77 not permitted.\n";
 
 /// One subcommand: what its help says, and which options it takes.
 struct Command {
@@ -79,9 +77,8 @@ constexpr std::array<Command, 12> kCommands = {{
     {Verb::flush, "flush", "", "Return when all that was acknowledged before is committed to the database.",
      "  stepstash flush --timeout 1min\n", false, 0, 0, false},
     {Verb::doctor, "doctor", "",
-     "Say what is wrong, and what to do about it: damaged values, objects that were set aside, a database that takes "
-     "no\n"
-     "writes, a segment without room. Exit status 0: nothing; 1: something, a line each.",
+     "Say what is wrong, and what to do about it: damaged values, objects that were set aside, a database\n"
+     "that takes no writes. Exit status 0: nothing is wrong; 1: something is.",
      "  stepstash doctor\n"
      "  stepstash doctor --json | jq -r '.[].what'\n",
      false, 0, 0, true},

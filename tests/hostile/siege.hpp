@@ -118,8 +118,9 @@ class Siege : public Served {
     }
     BOOST_TEST((slowest_.load() < kServedWithin), "the good client waited for " << slowest_.load().count() << " ms");
     BOOST_TEST(stats(client).at("pid") == pid_);
-    BOOST_TEST(eventually([&] { return settle() == before_; }, 10s),
-               "it was " << before_ << ", now it is " << settle() << "; the daemon's log:\n" << daemon.log());
+    BOOST_TEST(eventually([&] { return settle() == before_; }, 10s), "it was " << before_ << ", now it is " << settle()
+                                                                               << "; the daemon's log:\n"
+                                                                               << daemon.log());
     const std::uint64_t now = kib_of(pid_, "VmRSS") - kib_of(pid_, "RssShmem");
     // A sanitizer keeps what was freed for a while.
     if (kScale == 1) BOOST_TEST(now <= private_kib_ + kGrowthKib);
