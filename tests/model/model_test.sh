@@ -10,8 +10,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # clients, look-ups of each, operations of the daemons
-sizes=("1 1 4" "1 2 3")
-if [ "${1:-}" = --thorough ]; then sizes+=("1 2 4" "1 1 5" "2 1 2"); fi
+sizes=("1 1 4" "2 1 1")
+if [ "${1:-}" = --thorough ]; then sizes+=("1 2 3" "1 2 4" "2 1 2"); fi
 harms=(NO_READER_FENCE NO_SECOND_LOOK NO_WORD_IN_SECOND_LOOK NO_WORD_AFTER_MISS NO_VERSION NO_WRITER_FENCE NO_SCAN
   SCAN_FIRST NO_SCAN_AFTER_ATTACH NO_ADOPTION REAP_WITHOUT_LOCK)
 
@@ -36,7 +36,7 @@ done
 
 for size in "${sizes[@]}"; do
   read -r clients lookups operations <<< "$size"
-  output=$(explore -O2 READERS="$clients" LOOKUPS="$lookups" OPERATIONS="$operations")
+  output=$(explore -O1 READERS="$clients" LOOKUPS="$lookups" OPERATIONS="$operations")
   states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' <<< "$output")
   if grep -q 'errors: 0$' <<< "$output" && ! grep -q 'not completed\|max search depth' <<< "$output"; then
     echo "clients $clients, look-ups $lookups, operations $operations: holds in all of $states states"

@@ -1,8 +1,9 @@
 /* The pin protocol, for spin: no block is reused under a reader (I3), and a miss is an answer (L4, L5).
  *
- * One key, three blocks, two tables of one slot each, two clients with one pin each, one daemon that replaces, deletes,
- * swaps tables, reclaims, reaps, is killed once at any step and is followed by another that attaches. One of the clients
- * is killed at any step, too. spin walks through every order of the steps.
+ * One key, three blocks, two tables of one slot each, READERS clients with one pin each that look the key up LOOKUPS
+ * times, one daemon that replaces, deletes, swaps tables, reclaims, reaps, is killed at any step and is followed by
+ * another that attaches: OPERATIONS in all. The last of the clients is killed at any step, too. spin walks through
+ * every order of the steps.
  *
  * Memory is x86's (and weaker than seq_cst): each processor has a store buffer, first in first out, that reaches memory
  * some time later; a fence or a locked instruction waits until it is empty. Loads happen in order. What a processor
@@ -15,8 +16,8 @@
  *   NO_SECOND_LOOK         shm/reader.cpp, find_entry: slot and word are loaded again
  *   NO_WORD_IN_SECOND_LOOK the same: the word is loaded again, not the slot alone
  *   NO_WORD_AFTER_MISS     shm/reader.cpp, find_entry: a miss counts only with an unchanged word
- *   NO_VERSION             shm/layout.hpp, make_index_word: the word of a table that is used again is another one (in the
- *                          code after 1023 more swaps it is the same; docs/segment-layout.md says so)
+ *   NO_VERSION             shm/layout.hpp, make_index_word: the word of a table that is used again is another one (the
+ *                          code's comes round after 1024 swaps; docs/segment-layout.md says so)
  *   NO_WRITER_FENCE        shm/index.cpp: exchange and store are sequentially consistent; shm/pins.cpp, collect: the
  *                          full_fence() of shm/fence.hpp before the pages are read
  *   NO_SCAN                shm/writer.cpp, Writer::reclaim: pins_.collect()
