@@ -199,6 +199,7 @@ class Caller {
     if (record == nullptr) return false;
     record->repeats = repeats;
     record->at = at;
+    if (action != Action::finish) arena_.deletions.fetch_add(1);
     try {
       call(*record);
       recorder_.end(*record, Answer::ok);

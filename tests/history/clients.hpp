@@ -28,7 +28,8 @@ inline constexpr std::size_t kBuilds = 16;
 struct Arena {
   std::atomic<bool> stop{false};
   std::atomic<std::uint32_t> attached{0};
-  std::atomic<std::uint64_t> done{0};  ///< operations that returned
+  std::atomic<std::uint64_t> done{0};       ///< operations that returned
+  std::atomic<std::uint64_t> deletions{0};  ///< drops and prunes that were begun
   Record of_clients[kProcesses][kThreads][kRecordsPerThread];
   Record of_driver[kRecordsOfDriver];
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <set>
+#include <utility>
 
 namespace stepstash::test {
 namespace {
@@ -173,6 +174,25 @@ void HistoryChecker::note_sights(const Record& record, Problems& problems) {
   }
 }
 
+/// Deleting a build is one fact: where nobody knows whether it was done, it was done to all of its keys or to none.
+bool HistoryChecker::whole(const Round& round, const Record& record, std::uint64_t label, std::size_t build,
+                           const std::vector<std::vector<KeyOperation>>& operations) const {
+  std::vector<Life> options = attempts(round, record, false);
+  options.push_back({0, -1});  // not at all
+  return std::any_of(options.begin(), options.end(), [&](const Life& option) {
+    for (std::size_t key = build * kNames; key < (build + 1) * kNames; ++key) {
+      std::vector<KeyOperation> decided;
+      for (const KeyOperation& operation : operations[key]) {
+        const bool taken = operation.begin == option.begin && operation.end == option.end;
+        if (operation.label != label || taken) decided.push_back(operation);
+        if (operation.label == label && taken) decided.back().optional = false;
+      }
+      if (!explain_key(keys_[key], std::move(decided)).explained) return false;
+    }
+    return true;
+  });
+}
+
 std::vector<std::string> HistoryChecker::check(const Round& round) {
   Problems problems;
   std::vector<std::vector<KeyOperation>> operations(keys_.size());
@@ -200,8 +220,9 @@ std::vector<std::string> HistoryChecker::check(const Round& round) {
 
   std::map<std::uint64_t, std::pair<std::uint64_t, std::uint64_t>> bounds;  // by label: least and most deletions
   bool explained = true;
+  const std::vector<std::vector<KeyState>> before = keys_;
   for (std::size_t key = 0; key < keys_.size(); ++key) {
-    KeyVerdict verdict = explain_key(keys_[key], std::move(operations[key]));
+    KeyVerdict verdict = explain_key(keys_[key], operations[key]);
     if (!verdict.explained) {
       problems.add(key_name(key) + ": " + verdict.why);
       explained = false;
@@ -215,6 +236,19 @@ std::vector<std::string> HistoryChecker::check(const Round& round) {
     }
   }
   if (explained) {
+    std::vector<std::vector<KeyState>> after = std::exchange(keys_, before);
+    for (std::size_t label = 0; label < round.records.size(); ++label) {
+      const Record& record = *round.records[label];
+      const Answer answer = record.answer.load();
+      if (answer != Answer::pending && answer != Answer::unknown) continue;
+      if (record.action != Action::drop && record.action != Action::prune) continue;
+      for (std::size_t build = 0; build < keys_.size() / kNames; ++build) {
+        if (record.action == Action::drop && build != record.build) continue;
+        if (whole(round, record, label, build, operations)) continue;
+        problems.add("half a deletion: build " + std::to_string(build + 1) + "\n  " + describe(record));
+      }
+    }
+    keys_ = std::move(after);
     for (const auto& [label, bound] : bounds) {
       const Record& record = *round.records[label];
       if (record.count >= bound.first && record.count <= bound.second) continue;

@@ -3,7 +3,7 @@
 /// Clients write a Record each before they call and complete it when they know the outcome, in memory that outlives
 /// them: a client that is killed leaves the record of what it had begun. HistoryChecker makes one history per key out
 /// of the records of all clients and has each explained (register.hpp), and checks what concerns several keys: no id
-/// and no revision twice, no value out of thin air, exact bytes, exact counts.
+/// and no revision twice, no value out of thin air, exact bytes, exact counts, no half deletions.
 ///
 /// A history is checked in rounds: a round ends when nothing is under way and every key has been read, and what was
 /// read begins the next.
@@ -84,6 +84,8 @@ class HistoryChecker {
   struct Problems;
   void expand(const Round& round, const Record& record, std::uint64_t label,
               std::vector<std::vector<KeyOperation>>& operations) const;
+  bool whole(const Round& round, const Record& record, std::uint64_t label, std::size_t build,
+             const std::vector<std::vector<KeyOperation>>& operations) const;
   void note_sights(const Record& record, Problems& problems);
 
   std::vector<std::vector<KeyState>> keys_;

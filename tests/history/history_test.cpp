@@ -245,6 +245,31 @@ BOOST_AUTO_TEST_CASE(a_drop_without_an_answer_deletes_or_does_not) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_drop_without_an_answer_that_deleted_one_of_two_is_found) {
+  for (const Action action : {Action::drop, Action::prune}) {
+    Made history;
+    history.add(Action::finish, 0, 1).at = 100;
+    history.set(1, 2, kA, 1, 1, 0);
+    history.set(1, 2, kB, 2, 2, 1);
+    history.add(action, 3, 4, Answer::unknown).at = 101;
+    history.get(20, 21, 0, 0, 0, 0);
+    history.get(20, 21, kB, 2, 2, 1);
+    BOOST_TEST(finds(history.check({{0, 10}, {11, INT64_MAX}}), "half a deletion: build 1"));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_drop_without_an_answer_that_deleted_all_or_nothing_is_good) {
+  for (const bool deleted : {true, false}) {
+    Made history;
+    history.set(1, 2, kA, 1, 1, 0);
+    history.set(1, 2, kB, 2, 2, 1);
+    history.add(Action::drop, 3, 4, Answer::unknown);
+    history.get(20, 21, deleted ? 0 : kA, 0, 0, 0);
+    history.get(20, 21, deleted ? 0 : kB, 0, 0, 1);
+    BOOST_TEST(history.check({{0, 10}, {11, INT64_MAX}}).empty());
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_finish_that_the_database_does_not_have_is_found) {
   Made history;
   history.add(Action::finish, 1, 2).at = 100;

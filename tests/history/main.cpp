@@ -270,6 +270,19 @@ class Run {
     lives_.back().end = now_ns();
   }
 
+  /// Deletions are few, and they change the most: sometimes the daemon dies within the microseconds that one takes.
+  void kill_in_a_deletion(const Arena& arena) {
+    must_live();
+    const std::uint64_t before = arena.deletions.load();
+    const std::int64_t give_up = now_ns() + 100'000'000;
+    while (arena.deletions.load() == before && now_ns() < give_up) continue;
+    const std::int64_t then = now_ns() + static_cast<std::int64_t>(below(150'000));
+    while (now_ns() < then) continue;
+    daemon_.kill();
+    lives_.back().end = now_ns();
+    ++tally_.killed;
+  }
+
   /// Not to wait for anything: so that the next kill comes at any place of what the daemon does.
   static void pause(std::uint64_t microseconds) {
     std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
@@ -300,7 +313,11 @@ class Run {
         clients.back()->kill();
         ++tally_.clients_killed;
       }
-      end_life();
+      if (below(4) == 0) {
+        kill_in_a_deletion(arena);
+      } else {
+        end_life();
+      }
       start_again();
     }
     const std::uint64_t aim = arena.done.load() + 60;
