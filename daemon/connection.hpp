@@ -67,6 +67,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
  public:
   using Socket = asio::local::stream_protocol::socket;
 
+  /// `right` is not none: such a peer gets no connection.
   Connection(Services& services, Socket socket, Peer peer, Right right);
 
   /// Serves until the peer hangs up, breaks the protocol, or close() is called.

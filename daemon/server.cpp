@@ -274,7 +274,9 @@ awaitable<void> Server::refuse_without_descriptors() {
   if (fd >= 0) socket->assign(asio::local::stream_protocol(), fd, error);
   if (!error) {
     asio::co_spawn(
-        loop_, [this, socket] { return refuse(socket, "the daemon has no descriptors left (LimitNOFILE)"); }, kOrDie);
+        loop_,
+        [this, socket] { return refuse(socket, Errc::too_many, "the daemon has no descriptors left (LimitNOFILE)"); },
+        kOrDie);
   } else if (fd >= 0) {
     ::close(fd);
   }
@@ -288,8 +290,11 @@ void Server::greet(Connection::Socket socket) {
   auto peer = Peer::of(socket.native_handle());
   if (!peer) return;
   const uid_t uid = peer.value().uid;
+  const Right right = config_.right_of(uid, peer.value().groups, ::geteuid(), socket_gid_);
   std::string why;
-  if (open_connections_ >= config_.max_connections) {
+  if (right == Right::none) {
+    why = fmt::format("user {} may not use this daemon: see read, write and admin in its configuration", uid);
+  } else if (open_connections_ >= config_.max_connections) {
     why = fmt::format("{} connections are open, the most there may be (max_connections)", open_connections_);
   } else if (const auto open = per_user_.find(uid);
              open != per_user_.end() && open->second >= config_.max_connections_per_user) {
@@ -299,10 +304,13 @@ void Server::greet(Connection::Socket socket) {
   if (!why.empty()) {
     auto refused = std::make_shared<Connection::Socket>(std::move(socket));
     asio::co_spawn(
-        loop_, [this, refused, why] { return refuse(refused, why); }, kOrDie);
+        loop_,
+        [this, refused, why, right] {
+          return refuse(refused, right == Right::none ? Errc::not_permitted : Errc::too_many, why);
+        },
+        kOrDie);
     return;
   }
-  const Right right = config_.right_of(uid, peer.value().groups, ::geteuid(), socket_gid_);
   auto connection = std::make_shared<Connection>(*services_, std::move(socket), std::move(peer).value(), right);
   ++accepted_;
   asio::co_spawn(
@@ -310,7 +318,7 @@ void Server::greet(Connection::Socket socket) {
 }
 
 /// Says why, and waits for the peer to have read it (kFarewell). Costs no connection of those that are counted.
-awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, std::string why) {
+awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, Errc code, std::string why) {
   ++refused_;
   boost::system::error_code ignored;
   if (refusing_.size() >= kMostRefusing) {
@@ -319,7 +327,7 @@ awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, std::
   }
   refusing_.push_back(socket);
   std::vector<std::byte> frame;
-  const protocol::Reply reply = protocol::Failure{Errc::too_many, std::move(why)};
+  const protocol::Reply reply = protocol::Failure{code, std::move(why)};
   protocol::encode(reply, frame);
   (void)::send(socket->native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   asio::steady_timer timer(loop_, kFarewell);

@@ -43,7 +43,7 @@ class Server {
 
   awaitable<void> accept();
   awaitable<void> refuse_without_descriptors();
-  awaitable<void> refuse(std::shared_ptr<Connection::Socket> socket, std::string why);
+  awaitable<void> refuse(std::shared_ptr<Connection::Socket> socket, Errc code, std::string why);
   void greet(Connection::Socket socket);
   awaitable<void> serve(std::shared_ptr<Connection> connection);
   awaitable<void> keep_time();

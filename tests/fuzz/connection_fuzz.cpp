@@ -76,8 +76,7 @@ void one_input(Daemon& here, const std::uint8_t* data, std::size_t size) {
   UniqueFd client(ends[0]);
   daemon::Connection::Socket socket(engine.loop());
   socket.assign(boost::asio::local::stream_protocol(), ends[1]);
-  const daemon::Right rights[] = {daemon::Right::admin, daemon::Right::admin, daemon::Right::write, daemon::Right::read,
-                                  daemon::Right::none};
+  const daemon::Right rights[] = {daemon::Right::admin, daemon::Right::write, daemon::Right::read};
   auto connection = std::make_shared<daemon::Connection>(here.services, std::move(socket), daemon::Peer{1, 2, {3}},
                                                          rights[mode % std::size(rights)]);
   bool ended = false;

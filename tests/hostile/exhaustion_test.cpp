@@ -229,16 +229,17 @@ BOOST_AUTO_TEST_CASE(without_descriptors_others_are_told_and_those_inside_are_se
     }
     int served = 0, told = 0;
     // Refused are ten a second: the first few of the queue will do.
-    for (std::size_t i = 0; i < 40 && told < 5; ++i) {
+    for (std::size_t i = 0; i < 40 && told < 3; ++i) {
       const auto reply = many[i].receive();
       if (!reply) continue;
       served += std::holds_alternative<protocol::HelloOk>(*reply) ? 1 : 0;
       const auto* failure = std::get_if<protocol::Failure>(&*reply);
       if (failure != nullptr) BOOST_TEST((failure->code == Errc::too_many), failure->message);
-      told += failure != nullptr ? 1 : 0;
+      // Others are inside, and get no pin page.
+      told += failure != nullptr && contains(failure->message, "LimitNOFILE") ? 1 : 0;
     }
     BOOST_TEST(served > 5);
-    BOOST_TEST(told >= 5);
+    BOOST_TEST(told >= 3);
     // Whoever is inside is served, and what needs a descriptor is refused with a word.
     siege.client.set(5, "small", "v");
     BOOST_TEST(siege.client.get(5, "small")->text() == "v");

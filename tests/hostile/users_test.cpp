@@ -123,6 +123,29 @@ BOOST_AUTO_TEST_CASE(another_user_is_refused_and_reads_why) {
   BOOST_TEST(figure(served.client, "pin_pages") == 1u);
 }
 
+BOOST_AUTO_TEST_CASE(users_without_rights_take_no_connection_from_others) {
+  Open served({"--max-connections=20"});
+  const Signal there;
+  Child crowd([&] {
+    require(::setgroups(0, nullptr) == 0 && ::setresgid(65'534, 65'534, 65'534) == 0 &&
+                ::setresuid(65'534, 65'534, 65'534) == 0,
+            "setresuid(2)");
+    std::vector<RawConnection> many;
+    for (int i = 0; i < 200; ++i) many.emplace_back(served.daemon.socket());
+    there.raise();
+    for (std::size_t i = 0;; ++i) many[i % many.size()] = RawConnection(served.daemon.socket());
+    return 0;
+  });
+  BOOST_REQUIRE(there.wait());
+  for (int i = 0; i < 10; ++i) {
+    Client client(served.daemon.socket());
+    BOOST_TEST(client.get(1, "v")->text() == "value");
+    BOOST_TEST(figure(client, "connections") <= 5u);
+  }
+  crowd.kill();
+  BOOST_TEST(figure(served.client, "connections_refused") >= 200u);
+}
+
 BOOST_AUTO_TEST_CASE(each_right_is_what_the_lists_say) {
   Open served({"--read-users=60001", "--write-groups=60012", "--admin-users=60003"});
   const std::string& socket = served.daemon.socket();
