@@ -153,10 +153,12 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   std::vector<const shm::Entry*> renumbered;
   segment.for_each([&](const shm::Entry& entry) {
     const auto row = stored.find(entry.id);
+    const bool same_key =
+        row != stored.end() && row->second.key_hash == shm::key_hash(entry.buildid, shm::entry_name(entry));
     if (entry.value_offset == 0) {
       if (entry.state.load() == shm::EntryState::dirty) return;  // known to be lost: this database is yet to be told
-      if (row == stored.end() || row->second.revision != entry.revision) lost.push_back(&entry);
-    } else if (row != stored.end() && row->second.key_hash != shm::key_hash(entry.buildid, shm::entry_name(entry))) {
+      if (!same_key || row->second.revision != entry.revision) lost.push_back(&entry);
+    } else if (row != stored.end() && !same_key) {
       renumbered.push_back(&entry);
     }
   });
