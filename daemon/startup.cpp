@@ -287,8 +287,9 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   }
 
   const std::uint64_t known_store = startup.segment->header().store_id.load();
-  const bool other_database = warm && (known_store != database.store_id() ||
-                                       database.commit_count() < startup.segment->header().commit_count.load());
+  const bool other_database =
+      warm && (known_store != database.store_id() ||
+               database.commit_count() < (startup.segment->header().commit_count.load() & ~shm::kUnsettled));
   if (other_database) {
     startup.set_aside.push_back(fmt::format(
         "database: not the one this segment was written to, or an older copy of it; what is resident of the "

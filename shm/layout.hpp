@@ -65,11 +65,14 @@ struct alignas(64) Header {
   std::atomic<std::uint64_t> next_id;       // L2: ids and revisions below were, or may have been, given
   std::atomic<std::uint64_t> id_limit;      // L2: the database has reserved ids below this one
   std::atomic<std::uint64_t> store_id;      // L3: "clean" speaks of this database
-  std::atomic<std::uint64_t> commit_count;  // L3: ... at no earlier commit than this
+  std::atomic<std::uint64_t> commit_count;  // L3: ... at no earlier commit than this; and kUnsettled
   std::uint64_t unused[3];
 };
 static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 56 && offsetof(Header, index) == 64);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
+
+/// L3: the top bit of commit_count. Something was set aside, and the database has not been asked for it yet.
+inline constexpr std::uint64_t kUnsettled = std::uint64_t{1} << 63;
 
 // ---- builds --------------------------------------------------------------------------------------------------------
 

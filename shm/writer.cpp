@@ -181,13 +181,22 @@ Result<> Writer::recover(Recovery& recovery) {
     return Errc::corrupt_segment;
   }
   // From here on nothing fails as a whole.
+  // What is taken out may stand in the database. Until somebody has looked there, the segment says so: killed in
+  // between, the next daemon looks all the same.
+  const auto take_out = [&](std::string what) {
+    header().commit_count.fetch_or(kUnsettled, std::memory_order_release);
+    recovery.set_aside.push_back(std::move(what));
+  };
+  if ((header().commit_count.load(std::memory_order_relaxed) & kUnsettled) != 0) {
+    recovery.set_aside.push_back("segment: a start before this one set something aside, and was cut short");
+  }
   // 3. Build records.
   for (std::uint64_t i = 0; i < header().builds_capacity; ++i) {
     BuildRecord& record = build_table(base)[i];
     const BuildId build = record.buildid.load(std::memory_order_acquire);
     if (build == 0) continue;
     if (!valid_build(build) || !builds_.emplace(build, &record).second) {
-      recovery.set_aside.push_back("build record " + std::to_string(i) + ": build " + std::to_string(build));
+      take_out("build record " + std::to_string(i) + ": build " + std::to_string(build));
       record.buildid.store(0, std::memory_order_release);
     }
   }
@@ -218,7 +227,7 @@ Result<> Writer::recover(Recovery& recovery) {
       complaint = describe(*entry) + ": found twice";
     }
     if (!complaint.empty()) {
-      recovery.set_aside.push_back(std::move(complaint));
+      take_out(std::move(complaint));
       slot[i].store(kTombstone, std::memory_order_seq_cst);
       continue;
     }
@@ -247,7 +256,7 @@ Result<> Writer::recover(Recovery& recovery) {
     if (here <= kTombstone) continue;
     const auto& entry = entry_at(slot_offset(here));
     if (index_.find(entry.buildid, entry_name(entry)) == slot_offset(here)) continue;
-    recovery.set_aside.push_back(describe(entry) + ": out of its place in the index");
+    take_out(describe(entry) + ": out of its place in the index");
     slot[i].store(kTombstone, std::memory_order_seq_cst);
     live.erase(slot_offset(here));
   }
