@@ -12,6 +12,7 @@
 #include <boost/asio/write.hpp>
 #include <cstring>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/validate.hpp"
 
@@ -346,6 +347,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
     co_return false;
   }
   ok.pin_page = page.value().number;
+  STEPSTASH_CRASH_POINT("daemon.hello.page.made");
   const int descriptors[] = {readable.value().get(), page.value().fd.get()};
   co_return co_await send_with_descriptors(protocol::Reply(ok), descriptors);
 }
@@ -357,14 +359,18 @@ Result<> Connection::make_ring() {
   Ring ring;
   ring.fd = UniqueFd(::memfd_create("stepstash-ring", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!ring.fd) return last_errno();
+  STEPSTASH_CRASH_POINT("daemon.ring.made");
   // Reserved, like all memory that others can make us touch (I8); sealed, so that a client cannot cut it off under us.
   if (const int error = ::posix_fallocate(ring.fd.get(), 0, static_cast<off_t>(bytes)); error != 0) {
     return std::error_code(error, std::system_category());
   }
+  STEPSTASH_CRASH_POINT("daemon.ring.reserved");
   if (::fcntl(ring.fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) return last_errno();
+  STEPSTASH_CRASH_POINT("daemon.ring.sealed");
   ring.mapping = STEPSTASH_TRY(shm::Mapping::map(ring.fd.get(), bytes, shm::Mapping::Access::read_only));
   ring_ = std::move(ring);
   ++services_.rings;
+  STEPSTASH_CRASH_POINT("daemon.ring.mapped");
   return success();
 }
 
@@ -393,6 +399,7 @@ awaitable<bool> Connection::on_set_begin(protocol::SetBegin begin) {
   auto draft = co_await services_.store.reserve(begin.params, known ? begin.length : kFirstGuess, waiter_, deadline);
   if (!draft) co_return co_await send(protocol::Reply(failure(draft.error(), known ? begin.length : kFirstGuess)));
   staged_.emplace(std::move(begin.params), begin.length, std::move(draft).value());
+  STEPSTASH_CRASH_POINT("daemon.staged.room.found");
 
   protocol::SetReady ready;
   ready.ring_bytes = static_cast<std::uint32_t>(ring_->mapping.size());
@@ -456,6 +463,7 @@ awaitable<bool> Connection::on_pieces() {
   } else {
     staged_->draft.reset();
   }
+  STEPSTASH_CRASH_POINT("daemon.staged.pieces.taken");
   pieces_.clear();
   busy_ = false;
   co_return co_await write_out();
@@ -469,6 +477,7 @@ Result<> Connection::copy_pieces() {
   for (const protocol::Piece& piece : pieces_) end += piece.bytes;
   STEPSTASH_TRY(
       services_.segment.reserve(*staged.draft, end));  // all of it first: after a failure this can be repeated
+  STEPSTASH_CRASH_POINT("daemon.staged.pages.reserved");
   for (const protocol::Piece& piece : pieces_) {
     const std::span<std::byte> to = services_.segment.value_bytes(*staged.draft);
     const std::byte* from = ring_->mapping.data() + piece.ring_offset;
@@ -477,6 +486,7 @@ Result<> Connection::copy_pieces() {
       std::memcpy(to.data() + at, from + done, slice);
       // The copy is hashed, not the ring: its owner may change that at any time.
       staged.hash.update(to.subspan(at, slice));
+      STEPSTASH_CRASH_POINT("daemon.staged.slice.copied");
       at += slice;
       done += slice;
     }
@@ -494,6 +504,7 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   if (needed > doubled) co_return Errc::too_large;
   auto extended = segment.extend(*staged.draft, doubled);
   if (!extended) co_return extended.error();
+  STEPSTASH_CRASH_POINT("daemon.staged.room.extended");
   if (extended.value()) co_return success();
   auto larger =
       co_await services_.store.reserve(staged.params, doubled, waiter_, deadline_after(staged.params.deadline_ms));
@@ -511,6 +522,7 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   };
   const Result<> copied = co_await run_on(services_.copiers, job);
   if (!copied) co_return copied.error();
+  STEPSTASH_CRASH_POINT("daemon.staged.value.moved");
   staged.draft = std::move(to);
   co_return success();
 }
@@ -528,6 +540,7 @@ awaitable<protocol::Reply> Connection::on_commit() {
   if (auto reserved = services_.segment.reserve(*staged.draft, staged.received); !reserved) {
     co_return failure(reserved.error(), staged.received);
   }
+  STEPSTASH_CRASH_POINT("daemon.staged.commit.due");
   auto done = co_await services_.store.commit(staged.params, std::move(staged.draft), staged.received,
                                               staged.hash.digest(), waiter_, deadline_after(staged.params.deadline_ms));
   if (!done) co_return failure(done.error(), staged.received);
@@ -553,9 +566,11 @@ awaitable<bool> Connection::send_failure(std::error_code code, std::string_view 
 }
 
 awaitable<bool> Connection::write_out() {
+  STEPSTASH_CRASH_POINT("daemon.reply.due");
   // Nearly always the socket takes it at once: no timer, no trip through the reactor.
   const ssize_t sent = ::send(socket_.native_handle(), out_.data(), out_.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   const std::size_t done = sent > 0 ? static_cast<std::size_t>(sent) : 0;
+  STEPSTASH_CRASH_POINT("daemon.reply.sent");
   if (done == out_.size()) co_return true;
   if (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) co_return false;
   arm_frame_timer(services_.config.frame_timeout);
@@ -582,8 +597,10 @@ awaitable<bool> Connection::send_with_descriptors(const protocol::Reply& reply, 
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(descriptors.size_bytes());
   std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size_bytes());
+  STEPSTASH_CRASH_POINT("daemon.descriptors.due");
   // The client has read every earlier reply, so the socket's buffer is empty: a few dozen bytes go at once or never.
   const ssize_t sent = ::sendmsg(socket_.native_handle(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  STEPSTASH_CRASH_POINT("daemon.descriptors.sent");
   co_return sent == static_cast<ssize_t>(out_.size());
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
@@ -149,6 +150,7 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
     }
     flights.push_back(flight);
   }
+  STEPSTASH_CRASH_POINT("daemon.flush.batch.taken");
   return flights;
 }
 
@@ -166,7 +168,9 @@ Flusher::Outcome Flusher::write(persist::Batch& batch, const std::vector<std::ui
       outcome.damaged.push_back(entry_places[i]);
     }
   }
+  STEPSTASH_CRASH_POINT("daemon.flush.batch.verified");
   outcome.committed = sound.empty() ? Result<>(success()) : store_.commit(sound);
+  STEPSTASH_CRASH_POINT("daemon.flush.batch.committed");
   outcome.commit_count = store_.commit_count();
   outcome.duration = clock_.monotonic() - start;
   return outcome;
@@ -199,6 +203,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
       return;
     }
     segment_.mark(segment_.entry_at(item.node->block), shm::EntryState::clean);
+    STEPSTASH_CRASH_POINT("daemon.flush.entry.clean");
     counters_.flushed_bytes += flight.bytes;
     ++counters_.flushed_values;
     on_clean(*item.node);
@@ -210,6 +215,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
     // Unless more was dropped meanwhile, no row of what was deleted is left.
     item.build->record->drop_upto.compare_exchange_strong(dropped, 0, std::memory_order_release,
                                                           std::memory_order_relaxed);
+    STEPSTASH_CRASH_POINT("daemon.flush.drop.cleared");
   }
   if (!mark.dirty()) on_build_clean(*item.build);
 }
@@ -221,6 +227,7 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome)
     if (!counters_.last_error.empty()) spdlog::info("the database takes writes again");
     counters_.last_error.clear();
     segment_.header().commit_count.store(outcome.commit_count, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("daemon.flush.commit_count.stored");
   } else {
     ++counters_.flush_errors;
     note_failure(outcome.committed.error());
@@ -231,6 +238,7 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome)
     const bool damaged = std::find(outcome.damaged.begin(), outcome.damaged.end(), flight.seq) != outcome.damaged.end();
     settle_one(flight, committed, damaged);
   }
+  STEPSTASH_CRASH_POINT("daemon.flush.batch.settled");
   committed_.notify_all();
   on_settled();
 }
@@ -263,8 +271,11 @@ awaitable<void> Flusher::reserve_ids() {
     next_id_try_ = std::chrono::steady_clock::now() + 1s;
     co_return;
   }
+  STEPSTASH_CRASH_POINT("daemon.ids.reserved");
   header.next_id.store(first.value(), std::memory_order_release);  // in this order: docs/segment-layout.md, L2
+  STEPSTASH_CRASH_POINT("daemon.ids.next_id.stored");
   header.id_limit.store(first.value() + kIdRange, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.ids.id_limit.stored");
 }
 
 awaitable<void> Flusher::run() {

@@ -7,6 +7,7 @@
 
 #include <array>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 
 namespace stepstash::daemon {
@@ -17,6 +18,7 @@ Result<LockFile> LockFile::acquire(const std::string& path, std::string& holder)
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) return last_errno();
   if (!S_ISREG(status.st_mode) || status.st_uid != ::geteuid() || status.st_nlink != 1) return Errc::unsafe_object;
+  STEPSTASH_CRASH_POINT("daemon.lock.file.made");
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return last_errno();
     std::array<char, 32> text{};
@@ -28,6 +30,7 @@ Result<LockFile> LockFile::acquire(const std::string& path, std::string& holder)
   const std::string pid = std::to_string(::getpid()) + "\n";
   // For people only; the lock itself does not depend on it.
   if (::ftruncate(fd.get(), 0) != 0 || ::pwrite(fd.get(), pid.data(), pid.size(), 0) < 0) return last_errno();
+  STEPSTASH_CRASH_POINT("daemon.lock.pid.written");
   return LockFile(std::move(fd));
 }
 

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <thread>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "daemon/log.hpp"
 
@@ -109,6 +110,7 @@ Configured<> Server::open_database() {
     auto aside = persist::SqliteStore::set_aside(config_.db);
     if (!aside)
       return fail(kExitIo, fmt::format("{}: damaged, and cannot be renamed: {}", config_.db, aside.error().message()));
+    STEPSTASH_CRASH_POINT("daemon.server.database.set_aside");
     spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
     startup_.set_aside.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
     opened = persist::SqliteStore::open(options, &why);
@@ -155,9 +157,12 @@ Configured<> Server::open_segment_and_store() {
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_,
                                    Store::Limits{config_.max_dirty, config_.punch_after, config_.build_data_horizon});
   store_->adopt(startup_.all_dirty, startup_.lost);
+  STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
   // Last: killed before, the next start finds the old identity and marks everything again.
   segment.header().store_id.store(database_->store_id());
+  STEPSTASH_CRASH_POINT("daemon.server.store_id.stored");
   segment.header().commit_count.store(database_->commit_count());
+  STEPSTASH_CRASH_POINT("daemon.server.commit_count.stored");
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
   services_->stats = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
@@ -190,6 +195,7 @@ Configured<> Server::listen() {
       if (::unlink(path.c_str()) != 0)
         return fail(kExitCannotCreate, fmt::format("{}: {}", path, std::strerror(errno)));
     }
+    STEPSTASH_CRASH_POINT("daemon.server.socket.place_free");
     socket = UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -199,6 +205,7 @@ Configured<> Server::listen() {
     const int bound = ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
     const int error = errno;
     ::umask(mask);
+    STEPSTASH_CRASH_POINT("daemon.server.socket.bound");
     if (bound != 0) return fail(kExitCannotCreate, fmt::format("cannot bind {}: {}", path, std::strerror(error)));
     if (config_.socket_group && ::lchown(path.c_str(), static_cast<uid_t>(-1), config_.socket_group->id) != 0) {
       return fail(kExitPermission, fmt::format("cannot give {} to group {}: {}", path, config_.socket_group->text,
@@ -207,6 +214,7 @@ Configured<> Server::listen() {
     if (::chmod(path.c_str(), config_.socket_mode) != 0 || ::listen(socket.get(), SOMAXCONN) != 0) {
       return fail(kExitCannotCreate, fmt::format("cannot listen on {}: {}", path, std::strerror(errno)));
     }
+    STEPSTASH_CRASH_POINT("daemon.server.socket.listening");
     socket_is_ours_ = true;
   }
   struct stat status {};
@@ -447,6 +455,7 @@ awaitable<void> Server::stop() {
   notifier_.stopping("finishing requests");
   boost::system::error_code ignored;
   if (socket_is_ours_) ::unlink(config_.socket.c_str());
+  STEPSTASH_CRASH_POINT("daemon.server.stop.socket_removed");
   acceptor_.close(ignored);
   accept_pause_.hang_up();
   Waiter pause(loop_);
@@ -475,6 +484,7 @@ awaitable<void> Server::stop() {
     notifier_.alive();
     co_await pause.sleep_until(std::chrono::steady_clock::now() + kTick);
   }
+  STEPSTASH_CRASH_POINT("daemon.server.stop.flushed");
   if (!flusher_->empty()) {
     spdlog::error(
         "{} values of {} bytes could not be written to the database ({}); they stay in the segment, and the next start "

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "base/text.hpp"
 #include "daemon/flusher.hpp"
@@ -44,6 +45,7 @@ Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t 
   }
   const std::span<const std::byte> value = shm::entry_value(entry);
   if (!value.empty()) std::memcpy(segment.value_bytes(draft).data(), value.data(), value.size());
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.value");
   segment.publish(draft, facts);
   return success();
 }
@@ -56,16 +58,21 @@ Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
   STEPSTASH_TRY(republish(segment, entry, entry.id));
   std::atomic<std::uint64_t>& next_id = segment.header().next_id;
   next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
   return success();
 }
 
 Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
   shm::BuildRecord& record = *STEPSTASH_TRY(segment.add_build(from.buildid.load(), /*spare=*/true));
   record.complete_at.store(from.complete_at.load());
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.complete_at");
   record.hold.store(from.hold.load());
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.hold");
   record.completed_ns.store(from.completed_ns.load());
   record.drop_upto.store(from.drop_upto.load());
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.drop_upto");
   record.merged.store(from.merged.load());
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.build");
   return success();
 }
 
@@ -108,6 +115,7 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
       record.complete_at.store(*build.complete_at);
     if (build.held && record.hold.load() == shm::Hold::unknown) record.hold.store(shm::Hold::held);
     record.merged.store(1);
+    STEPSTASH_CRASH_POINT("daemon.startup.fill.build");
     return true;
   }));
   if (!failed) return failed;
@@ -142,12 +150,14 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
       failed = published.error();
       return false;
     }
+    STEPSTASH_CRASH_POINT("daemon.startup.fill.entry");
     ++startup.entries_loaded;
     return true;
   }));
   if (!failed) return failed;
   std::atomic<std::uint64_t>& next_id = segment.header().next_id;
   if (next_id.load() <= highest) next_id.store(highest + 1);
+  STEPSTASH_CRASH_POINT("daemon.startup.fill.next_id");
   if (!verify) return success();
   std::vector<const shm::Entry*> lost;
   std::vector<const shm::Entry*> renumbered;
@@ -166,16 +176,19 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   // the flush would write over the other's row.
   for (const shm::Entry* entry : renumbered) {
     const std::uint64_t id = next_id.fetch_add(1);
+    STEPSTASH_CRASH_POINT("daemon.startup.renumber.id");
     const std::string was =
         fmt::format("build {}, name \"{}\", id {}", entry->buildid, printable(shm::entry_name(*entry)), entry->id);
     STEPSTASH_TRY(republish(segment, *entry, id));
     segment.reclaim();  // the former copy: room for one more is enough
     startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
   }
+  STEPSTASH_CRASH_POINT("daemon.startup.renumber.done");
   for (const shm::Entry* entry : lost) {
     startup.set_aside.push_back(fmt::format("build {}, name \"{}\", id {}: its value is not in this database",
                                             entry->buildid, printable(shm::entry_name(*entry)), entry->id));
     segment.erase(*entry);
+    STEPSTASH_CRASH_POINT("daemon.startup.lost.erased");
   }
   return success();
 }
@@ -206,7 +219,9 @@ bool move_to_new_size(const shm::ObjectDirectory& directory, const std::string& 
   startup.segment = std::move(made).value();
   startup.segment->header().next_id.store(from.header().next_id.load());
   startup.segment->header().id_limit.store(from.header().id_limit.load());
+  STEPSTASH_CRASH_POINT("daemon.startup.resize.ids");
   salvage(directory, name, startup);
+  STEPSTASH_CRASH_POINT("daemon.startup.resize.filled");
   if (startup.set_aside.empty()) return true;
   startup = Startup{};
   return false;
@@ -241,7 +256,9 @@ bool move_to_larger(const shm::ObjectDirectory& directory, const std::string& na
   larger.segment = std::move(made).value();
   larger.segment->header().next_id.store(from.header().next_id.load());
   larger.segment->header().id_limit.store(from.header().id_limit.load());
+  STEPSTASH_CRASH_POINT("daemon.startup.larger.ids");
   salvage(directory, name, larger);
+  STEPSTASH_CRASH_POINT("daemon.startup.larger.filled");
   if (!larger.set_aside.empty()) return false;
   larger.set_aside = std::move(startup.set_aside);
   larger.all_dirty = startup.all_dirty;
@@ -283,6 +300,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       progress("saving what is sound out of segment " + name);
       startup.set_aside.assign(1, fmt::format("segment {}: {}", name, why.message()));
       salvage(directory, name, startup);
+      STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
     }
   }
 
@@ -314,15 +332,21 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   if (replaced || other_database || id_limit < next_id + Flusher::kIdRange / 2) {
     // A database that cannot be written now is no reason not to start: the flusher asks again.
     if (auto first = database.reserve_ids(Flusher::kIdRange, std::max(next_id, id_limit))) {
+      STEPSTASH_CRASH_POINT("daemon.startup.ids.reserved");
       header.next_id.store(first.value());
+      STEPSTASH_CRASH_POINT("daemon.startup.ids.next_id");
       header.id_limit.store(first.value() + Flusher::kIdRange);
+      STEPSTASH_CRASH_POINT("daemon.startup.ids.id_limit");
     }
   }
   if (replaced) {
     // Only now, complete, does it take the place of what was there: killed before, the next start begins again.
     header.store_id.store(database.store_id());
+    STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
     header.commit_count.store(database.commit_count());
+    STEPSTASH_CRASH_POINT("daemon.startup.commit_count.stored");
     const std::string aside = STEPSTASH_TRY(startup.segment->install(/*keep_former=*/damaged));
+    STEPSTASH_CRASH_POINT("daemon.startup.segment.installed");
     if (damaged) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
   }
   if (auto kept = directory.list(name + ".damaged.")) {

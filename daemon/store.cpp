@@ -8,6 +8,7 @@
 #include <cstring>
 #include <unordered_set>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "base/text.hpp"
 #include "shm/hash.hpp"
@@ -63,6 +64,7 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
     if (!resident) ++evicted_;
     if (!resident && entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) remember_damage(entry);
     if (all_dirty && resident) segment_.mark(entry, shm::EntryState::dirty);
+    STEPSTASH_CRASH_POINT("daemon.adopt.entry.marked");
     if (entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) {
       dirty.emplace_back(entry.set_at_ns, &node);
     } else if (resident) {
@@ -121,6 +123,7 @@ Result<std::uint64_t> Store::next_id() {
   }
   // Release: an attach that finds an entry with this id finds the counter beyond it (L2).
   header.next_id.store(id + 1, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.id.taken");
   return id;
 }
 
@@ -156,6 +159,7 @@ bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
       }
       auto evicted = segment_.evict(entry);
       if (!evicted) return any;
+      STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
       catalog_.move(node, segment_.offset_of(*evicted.value()));
       Catalog::unlist(node);
       ++evicted_;
@@ -219,6 +223,7 @@ bool Store::clear_run(std::uint64_t bytes) {
     const bool resident = entry.value_offset != 0;
     auto moved = resident ? segment_.evict(entry) : segment_.move_record(entry);
     if (!moved) break;
+    STEPSTASH_CRASH_POINT("daemon.clear.entry.moved");
     catalog_.move(*node, segment_.offset_of(*moved.value()));
     Catalog::unlist(*node);
     if (resident) ++evicted_;
@@ -326,6 +331,7 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   }
   const bool was_evicted = old != nullptr && old->value_offset == 0;
   const shm::Entry& entry = segment_.publish(draft.release(), facts);
+  STEPSTASH_CRASH_POINT("daemon.set.published");
   damaged_.erase(facts.id);
   Node* node = catalog_.find(facts.id);
   if (node == nullptr) {
@@ -336,6 +342,7 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
     if (was_evicted) --evicted_;
   }
   place = flusher_.mark_dirty(*node, facts.set_at);
+  STEPSTASH_CRASH_POINT("daemon.set.queued");
   ++counters_.sets;
   const auto awaited = awaited_.find({params.build, params.name});
   if (awaited != awaited_.end()) awaited->second.notify_all();
@@ -355,6 +362,7 @@ awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& para
   const protocol::SetOk ok{entry.value()->id, entry.value()->revision};
   if (params.durable) {
     auto durable = co_await flusher_.committed(place, waiter, deadline);
+    STEPSTASH_CRASH_POINT("daemon.set.durable");
     if (!durable) co_return durable.error();
     if (flusher_.found_damaged(place)) co_return Errc::corrupt_value;
   }
@@ -372,6 +380,7 @@ awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params,
   }
   const std::span<std::byte> room = segment_.value_bytes(*draft.value());
   if (!value.empty()) std::memcpy(room.data(), value.data(), value.size());
+  STEPSTASH_CRASH_POINT("daemon.set.copied");
   // Hashed where it will be read: what was copied is what is vouched for.
   const std::uint64_t hash = shm::hash_bytes(room.first(value.size()));
   co_return co_await commit(params, std::move(draft).value(), value.size(), hash, waiter, deadline);
@@ -435,6 +444,7 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
     if (auto reserved = segment_.reserve(*draft, facts.length); !reserved) return reserved;
     const auto bytes = segment_.value_bytes(*draft).first(facts.length);
     if (auto read = database_.load_value(facts.id, facts.revision, bytes); !read) return read;
+    STEPSTASH_CRASH_POINT("daemon.reload.value.read");
     if (shm::hash_bytes(bytes) != facts.value_hash) return Errc::corrupt_value;
     return success();
   };
@@ -444,6 +454,7 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
                        segment_.entry_at(node->block).value_offset == 0;
   if (loaded && current) {
     const shm::Entry& entry = segment_.publish(draft.release(), facts);
+    STEPSTASH_CRASH_POINT("daemon.reload.value.published");
     catalog_.move(*node, segment_.offset_of(entry));
     catalog_.touch(*node);
     --evicted_;
@@ -524,7 +535,9 @@ void Store::set_complete(BuildState& build, std::int64_t complete_at) {
   const std::int64_t age = now - std::clamp(complete_at, now - kCentury, now);
   const auto on_boot_clock = clock_.boot_time() - std::chrono::seconds(age);
   build.record->completed_ns.store(on_boot_clock.count(), std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.finish.clock.stored");
   build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
+  STEPSTASH_CRASH_POINT("daemon.finish.time.stored");
   if (!first) return;
   for (const auto& [id, node] : build.entries) {
     if (node->is_linked()) catalog_.touch(*node);
@@ -537,6 +550,7 @@ Result<> Store::hold(BuildId build, bool held) {
   BuildState* state = STEPSTASH_TRY(ensure_build(build, /*spare=*/true));
   if (!known) ask_database(*state);
   state->record->hold.store(held ? shm::Hold::held : shm::Hold::not_held, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.hold.stored");
   flusher_.mark_dirty(*state);
   return success();
 }
@@ -548,6 +562,7 @@ void Store::forget_node(Node& node) {
   if (entry.value_offset == 0) --evicted_;
   segment_.erase(entry);
   catalog_.remove(node);
+  STEPSTASH_CRASH_POINT("daemon.drop.entry.erased");
 }
 
 /// In slices: a build of 100,000 entries would hold the loop for a second.
@@ -562,6 +577,7 @@ awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
   // deletion. Then they leave the index, entry by entry.
   const std::uint64_t upto = segment_.header().next_id.load(std::memory_order_relaxed) - 1;
   build->record->drop_upto.store(upto, std::memory_order_seq_cst);
+  STEPSTASH_CRASH_POINT("daemon.drop.fact.stored");
   ++build->dropping;  // keeps the record, and `build`
   for (;;) {
     for (std::uint64_t n = 0; n < kDropAtOnce && !build->entries.empty(); ++n) {
@@ -574,6 +590,7 @@ awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
     co_await asio::post(loop_, asio::use_awaitable);
   }
   --build->dropping;
+  STEPSTASH_CRASH_POINT("daemon.drop.entries.erased");
   flusher_.mark_dirty(*build);
   segment_.reclaim();
   room_.notify_all();
@@ -659,11 +676,14 @@ awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question
   if (state != nullptr && known && known.value()) {
     // What was said here since is newer than what the database knows.
     if (known.value()->complete_at && !state->finished()) set_complete(*state, *known.value()->complete_at);
+    STEPSTASH_CRASH_POINT("daemon.merge.complete_at.stored");
     if (known.value()->held && state->record->hold.load(std::memory_order_relaxed) == shm::Hold::unknown) {
       state->record->hold.store(shm::Hold::held, std::memory_order_release);
+      STEPSTASH_CRASH_POINT("daemon.merge.hold.stored");
     }
   }
   if (state != nullptr && known) state->record->merged.store(1, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.merge.done");
   merged_.notify_all();
 }
 
@@ -709,6 +729,7 @@ void Store::on_damaged(Node& node) {
   const shm::Entry& entry = segment_.entry_at(node.block);
   remember_damage(entry);
   auto record = segment_.mark_lost(entry);
+  STEPSTASH_CRASH_POINT("daemon.damaged.value.marked_lost");
   if (record) {
     catalog_.move(node, segment_.offset_of(*record.value()));
     Catalog::unlist(node);

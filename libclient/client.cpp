@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/crash_point.hpp"
 #include "libclient/explain.hpp"
 #include "libclient/staged_set.hpp"
 
@@ -249,6 +250,7 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
                      protocol::kVersion);
     }
     ever_connected_.store(true);
+    STEPSTASH_CRASH_POINT("libclient.hello.answered");
     if (attach) {
       STEPSTASH_TRY(adopt(*channel, *ok));
     } else if (attached == nullptr || ok->segment_id != attached->reader.segment_id()) {
@@ -276,10 +278,12 @@ Result<> Client::adopt(Channel& channel, const protocol::HelloOk& hello) {
     return explain(reader.error(), "cannot attach the segment of daemon %s with library %s: %s",
                    Quoted(hello.server_version).c_str(), STEPSTASH_VERSION, reader.error().message().c_str());
   }
+  STEPSTASH_CRASH_POINT("libclient.attach.mapped");
   auto* attachment = new Attachment{std::move(reader).value(), fork_epoch(), all_.load()};
   all_.store(attachment);  // the attach lock is held: nobody else pushes
   // Release pairs with find().
   current_.store(attachment, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("libclient.attach.current");
   resume_needed_.store(false);
   return success();
 }

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/crash_point.hpp"
 #include "libclient/client.hpp"
 #include "libclient/explain.hpp"
 #include "libclient/include/stepstash/client.h"
@@ -310,6 +311,7 @@ void stepstash_release(stepstash_view* view) {
   if (view->reserved[kPin] != 0 && view->reserved[kEpoch] == ss::fork_epoch()) {
     // As Pinned::release, which pairs with the daemon's scan of the pins.
     reinterpret_cast<std::atomic<stepstash::shm::Offset>*>(view->reserved[kPin])->store(0, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("libclient.view.released");
   }
   // Not the whole struct: those 13 stores would have to drain before the next get's pin, and cost 22 of 63 ns.
   view->data = nullptr;

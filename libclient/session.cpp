@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/crash_point.hpp"
 #include "libclient/explain.hpp"
 #include "libclient/fork_epoch.hpp"
 
@@ -125,6 +126,7 @@ Result<> Channel::send(const protocol::Request& request, Deadline deadline) {
     const ssize_t sent = ::sendmsg(fd_, &message, MSG_NOSIGNAL);
     if (sent >= 0) {
       sent_any_ = sent_any_ || sent > 0;
+      STEPSTASH_CRASH_POINT("libclient.request.sent");
       const std::size_t of_head = std::min(head.size(), static_cast<std::size_t>(sent));
       head = head.subspan(of_head);
       body = body.subspan(static_cast<std::size_t>(sent) - of_head);
@@ -202,6 +204,7 @@ Result<protocol::Reply> Channel::receive(Deadline deadline) {
                    unsigned{head.value().payload_bytes});
   }
   in_begin_ += protocol::kHeadBytes + head.value().payload_bytes;
+  STEPSTASH_CRASH_POINT("libclient.reply.received");
   const int expected = descriptors_of(reply.value());
   if (expected >= 0 && descriptor_count_ != static_cast<std::size_t>(expected)) {
     return explain(Errc::protocol_error, "a reply of type %u came with %zu descriptors instead of %d",
@@ -243,6 +246,7 @@ Result<> Channel::adopt_ring(const protocol::SetReady& ready) {
     }
     ring_.mapping = STEPSTASH_TRY(shm::Mapping::map(fd.get(), ready.ring_bytes, shm::Mapping::Access::read_write));
     ring_.bytes = ready.ring_bytes;
+    STEPSTASH_CRASH_POINT("libclient.ring.mapped");
   }
   if (ring_.bytes == 0 || ring_.bytes != ready.ring_bytes || ready.piece_bytes == 0 ||
       ready.piece_bytes > ring_.bytes) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/crash_point.hpp"
 #include "libclient/explain.hpp"
 
 namespace stepstash::client {
@@ -78,6 +79,7 @@ Result<> StagedSet::open_ring() {
     STEPSTASH_TRY(on_ready(reply.value()));
   }
   open_at_daemon_ = true;
+  STEPSTASH_CRASH_POINT("libclient.staged.begun");
   const Channel::Ring& ring = channel_->ring();
   piece_bytes_ = std::min({ring.piece_bytes, kPieceBytes, std::max(ring.bytes / kMinSlots, std::uint32_t{1})});
   slots_ = ring.bytes / piece_bytes_;
@@ -126,6 +128,7 @@ Result<> StagedSet::advance(std::size_t bytes) {
   total_ += bytes;
   if (channel_ == nullptr) return success();
   filled_ += static_cast<std::uint32_t>(bytes);
+  STEPSTASH_CRASH_POINT("libclient.staged.bytes_filled");
   if (filled_ == piece_bytes_) STEPSTASH_TRY(send_piece());
   return success();
 }
@@ -149,6 +152,7 @@ Result<> StagedSet::send_piece() {
   const auto slot = static_cast<std::uint32_t>(sent_pieces_ % slots_);
   const protocol::Piece piece{slot * piece_bytes_, filled_};
   STEPSTASH_TRY(send(piece));
+  STEPSTASH_CRASH_POINT("libclient.staged.piece_sent");
   ++sent_pieces_;
   filled_ = 0;
   return success();
@@ -212,10 +216,12 @@ Result<protocol::SetOk> StagedSet::commit() {
   // Behind the last piece, without waiting for it: the daemon takes them in order.
   commit_sent_ = true;
   STEPSTASH_TRY(send(protocol::SetCommit{}));
+  STEPSTASH_CRASH_POINT("libclient.staged.commit_sent");
   while (ready_pending_ || done_pieces_ < sent_pieces_) STEPSTASH_TRY(receive_done());
   const protocol::Reply reply = STEPSTASH_TRY(receive());
   const auto* ok = std::get_if<protocol::SetOk>(&reply);
   if (ok == nullptr) return fail(explain(Errc::protocol_error, "set: the daemon answered with another kind of reply"));
+  STEPSTASH_CRASH_POINT("libclient.staged.commit_answered");
   open_at_daemon_ = false;
   client_.give_back(std::move(channel_));
   return *ok;

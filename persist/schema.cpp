@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 
 namespace stepstash::persist {
@@ -39,6 +40,7 @@ Result<> create_tables(Connection& connection) {
     CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     INSERT INTO meta VALUES('commit_count', 0), ('next_id', 1);
   )sql"));
+  STEPSTASH_CRASH_POINT("persist.migrate.tables");
   std::uint64_t store_id = 0;
   while (store_id == 0) {
     if (getrandom(&store_id, sizeof store_id, 0) != static_cast<ssize_t>(sizeof store_id)) return last_errno();
@@ -72,8 +74,10 @@ Result<> migrate(Connection& connection, std::span<const MigrationStep> steps) {
   auto transaction = STEPSTASH_TRY(Transaction::begin_write(connection));
   const auto version = STEPSTASH_TRY(check());  // again: another process may have been first
   for (const MigrationStep step : steps.subspan(static_cast<std::size_t>(version))) STEPSTASH_TRY(step(connection));
+  STEPSTASH_CRASH_POINT("persist.migrate.steps");
   STEPSTASH_TRY(connection.execute(("PRAGMA user_version=" + std::to_string(latest)).c_str()));
   STEPSTASH_TRY(connection.execute(("PRAGMA application_id=" + std::to_string(kApplicationId)).c_str()));
+  STEPSTASH_CRASH_POINT("persist.migrate.commit_due");
   return transaction.commit();
 }
 

@@ -15,6 +15,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "base/unique_fd.hpp"
 #include "persist/schema.hpp"
@@ -120,7 +121,9 @@ Result<bool> examine(const std::string& path) {
 /// An empty file is a valid empty database; SQLite gives -wal and -shm the mode of the file itself.
 Result<> create(const std::string& path) {
   const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
+  STEPSTASH_CRASH_POINT("persist.file.made");
   if (!fd || ::fchmod(fd.get(), kFileMode) != 0 || ::fsync(fd.get()) != 0) return file_error(last_errno());
+  STEPSTASH_CRASH_POINT("persist.file.synced");
   return sync_directory_of(path);
 }
 
@@ -139,7 +142,10 @@ void make_reserve(const std::string& path) noexcept {
   if (::fchmod(fd.get(), kFileMode) == 0) {
     // Where the disk was full just now, a smaller one is better than none.
     for (std::uint64_t bytes = kReserveBytes; bytes >= kReserveBytes / 8; bytes /= 2) {
-      if (::posix_fallocate(fd.get(), 0, static_cast<::off_t>(bytes)) == 0) return;
+      if (::posix_fallocate(fd.get(), 0, static_cast<::off_t>(bytes)) == 0) {
+        STEPSTASH_CRASH_POINT("persist.reserve_file.made");
+        return;
+      }
       if (::ftruncate(fd.get(), 0) != 0) break;
     }
   }
@@ -173,6 +179,7 @@ class SqliteStore::Work {
   /// To be called before each piece of work that must not be torn apart.
   Result<> begin() {
     if (!transaction_) transaction_.emplace(STEPSTASH_TRY(Transaction::begin_write(connection_)));
+    STEPSTASH_CRASH_POINT("persist.work.begun");
     return success();
   }
   /// To be called after it.
@@ -184,7 +191,9 @@ class SqliteStore::Work {
   }
   Result<> finish() {
     if (!transaction_) return success();
+    STEPSTASH_CRASH_POINT("persist.work.commit_due");
     STEPSTASH_TRY(transaction_->commit());
+    STEPSTASH_CRASH_POINT("persist.work.committed");
     transaction_.reset();
     rows_ = bytes_ = 0;
     return success();
@@ -285,6 +294,7 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
     std::unique_ptr<SqliteStore> store(new SqliteStore(path));
     auto opened = store->open_connections(options);
     if (!opened && no_room_at(path) && ::unlink((path + "-reserve").c_str()) == 0) {
+      STEPSTASH_CRASH_POINT("persist.open.reserve_removed");
       store.reset(new SqliteStore(path));  // SQLite needs a few pages beside the database to open it
       opened = store->open_connections(options);
     }
@@ -328,7 +338,9 @@ Result<> SqliteStore::open_connections(const Options& options) {
     return Errc::invalid_argument;
   }
   if (STEPSTASH_TRY(writer_.query_text("PRAGMA journal_mode=WAL")) != "wal") return sqlite_error(SQLITE_IOERR);
+  STEPSTASH_CRASH_POINT("persist.open.wal");
   STEPSTASH_TRY(migrate(writer_));
+  STEPSTASH_CRASH_POINT("persist.open.migrated");
   const auto page_bytes = static_cast<std::uint64_t>(STEPSTASH_TRY(writer_.query_int("PRAGMA page_size")));
   const auto pragma = [&](const char* name, std::uint64_t value) {
     return writer_.execute(("PRAGMA " + std::string(name) + "=" + std::to_string(value)).c_str());
@@ -355,6 +367,7 @@ Result<> SqliteStore::open_connections(const Options& options) {
   struct ::stat wal {};
   if (::lstat((path_ + "-wal").c_str(), &wal) == 0) wal_ = {wal.st_dev, wal.st_ino};
 
+  STEPSTASH_CRASH_POINT("persist.open.identified");
   make_reserve(path_ + "-reserve");
   // What a crash left half written or half deleted. Not a reason to refuse service: commits and vacuum go on with it.
   if (auto swept = collect_chunks(kChunksPerCall); !swept) (void)report("sweeping", swept.error(), writer_);
@@ -373,7 +386,10 @@ Result<std::string> SqliteStore::set_aside(const std::string& path) {
   }
   // The companions first: a crash in between must not leave a WAL beside a database that is yet to be made.
   for (const char* suffix : {"-wal", "-shm", "-journal", ""}) {  // the reserve holds nothing and stays
-    if (::rename((from + suffix).c_str(), (to + suffix).c_str()) == 0) continue;
+    if (::rename((from + suffix).c_str(), (to + suffix).c_str()) == 0) {
+      STEPSTASH_CRASH_POINT("persist.set_aside.file_renamed");
+      continue;
+    }
     if (errno != ENOENT || *suffix == '\0') return last_errno();
   }
   STEPSTASH_TRY(sync_directory_of(from));
@@ -420,6 +436,7 @@ bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
   if (!drops && (!left_over || left_over.value() == 0)) return false;
   const std::string reserve = path_ + "-reserve";
   ::unlink(reserve.c_str());
+  STEPSTASH_CRASH_POINT("persist.room.reserve_removed");
   // A checkpoint before the file has been made shorter would spend the reserve on growing it.
   sqlite3_wal_autocheckpoint(writer_.get(), 0);
   const auto free_now = [&] {
@@ -433,6 +450,7 @@ bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
     if (!written) (void)report("making room", written.error(), writer_);
     free_now();
   }
+  STEPSTASH_CRASH_POINT("persist.room.made");
   sqlite3_wal_autocheckpoint(writer_.get(), wal_pages_);
   make_reserve(reserve);
   return committed;
@@ -444,9 +462,11 @@ Result<> SqliteStore::write_batch(const Batch& batch) {
   for (const EntryRow& row : batch.entries) STEPSTASH_TRY(put_entry(work, row));
   STEPSTASH_TRY(work.begin());
   STEPSTASH_TRY(write_->bump_commit_count.run());
+  STEPSTASH_CRASH_POINT("persist.batch.counted");
   // Read back and not counted here: a commit that failed with its outcome unknown may have landed.
   const std::uint64_t count = STEPSTASH_TRY(write_->meta("commit_count"));
   STEPSTASH_TRY(work.finish());
+  STEPSTASH_CRASH_POINT("persist.batch.committed");
   commit_count_ = count;
   return success();
 }
@@ -460,6 +480,7 @@ Result<> SqliteStore::put_build(Work& work, const BuildRow& row) {
     row.complete_at ? upsert.bind(2, *row.complete_at) : upsert.bind_null(2);
     row.held ? upsert.bind(3, std::int64_t{*row.held}) : upsert.bind_null(3);
     STEPSTASH_TRY(upsert.run());
+    STEPSTASH_CRASH_POINT("persist.build.written");
     STEPSTASH_TRY(work.spent(1, 0));
   }
   return row.drop_upto > 0 ? drop_entries(work, row.buildid, row.drop_upto) : success();
@@ -485,6 +506,7 @@ Result<> SqliteStore::drop_entries(Work& work, BuildId build, std::uint64_t upto
       from = std::move(last);
     }
     for (const auto& row : rows) STEPSTASH_TRY(write_->remove(row));
+    STEPSTASH_CRASH_POINT("persist.drop.rows_deleted");
     STEPSTASH_TRY(work.spent(rows.size(), 0));
   } while (rows.size() == kRound);
   return success();
@@ -505,6 +527,7 @@ Result<> SqliteStore::put_entry(Work& work, const EntryRow& row) {
     STEPSTASH_TRY(put_chunks(work, row));
     STEPSTASH_TRY(work.begin());
     STEPSTASH_TRY(write_->unmark.bind(1, revision).run());
+    STEPSTASH_CRASH_POINT("persist.entry.chunks_unmarked");
     // Transactions ended in between, so look again.
     old = STEPSTASH_TRY(WriterStatements::find(write_->find_id.bind(1, id)));
   }
@@ -512,6 +535,7 @@ Result<> SqliteStore::put_entry(Work& work, const EntryRow& row) {
   const auto namesake = STEPSTASH_TRY(WriterStatements::find(write_->find_name.bind(1, row.buildid).bind(2, row.name)));
   if (namesake && namesake->id != id) STEPSTASH_TRY(write_->remove(*namesake));
   if (old && old->chunks > 0) STEPSTASH_TRY(write_->mark.bind(1, old->revision).run());
+  STEPSTASH_CRASH_POINT("persist.entry.old_removed");
 
   const std::size_t chunks = chunked ? (row.value.size() + kChunkBytes - 1) / kChunkBytes : 0;
   Statement& upsert = write_->upsert_entry;
@@ -520,6 +544,7 @@ Result<> SqliteStore::put_entry(Work& work, const EntryRow& row) {
   upsert.bind(6, revision).bind(7, signed_twin(row.value_hash)).bind(8, signed_twin(chunks));
   chunked || row.lost_bytes > 0 ? upsert.bind_null(9) : upsert.bind_blob(9, row.value);
   STEPSTASH_TRY(upsert.run());
+  STEPSTASH_CRASH_POINT("persist.entry.written");
   return work.spent(0, chunked ? 0 : row.value.size() + row.name.size() + row.source.size());
 }
 
@@ -527,6 +552,7 @@ Result<> SqliteStore::put_entry(Work& work, const EntryRow& row) {
 Result<> SqliteStore::put_chunks(Work& work, const EntryRow& row) {
   const std::int64_t revision = signed_twin(row.revision);
   STEPSTASH_TRY(write_->mark.bind(1, revision).run());
+  STEPSTASH_CRASH_POINT("persist.chunk.marked");
   // An earlier attempt may have left some.
   while (const std::size_t deleted = STEPSTASH_TRY(delete_chunks(revision))) {
     STEPSTASH_TRY(work.spent(deleted * kRowsPerChunk, 0));
@@ -537,6 +563,7 @@ Result<> SqliteStore::put_chunks(Work& work, const EntryRow& row) {
     const auto piece = row.value.subspan(at, std::min(kChunkBytes, row.value.size() - at));
     Statement& insert = write_->insert_chunk;
     STEPSTASH_TRY(insert.bind(1, revision).bind(2, signed_twin(at / kChunkBytes)).bind_blob(3, piece).run());
+    STEPSTASH_CRASH_POINT("persist.chunk.written");
     STEPSTASH_TRY(work.spent(0, piece.size()));
   }
   return success();
@@ -546,6 +573,7 @@ Result<> SqliteStore::put_chunks(Work& work, const EntryRow& row) {
 Result<std::size_t> SqliteStore::delete_chunks(std::int64_t revision) {
   STEPSTASH_TRY(
       write_->delete_chunks.bind(1, revision).bind(2, std::int64_t{kRowsPerTransaction / kRowsPerChunk}).run());
+  STEPSTASH_CRASH_POINT("persist.chunk.deleted");
   return static_cast<std::size_t>(sqlite3_changes(writer_.get()));
 }
 
@@ -561,6 +589,7 @@ Result<> SqliteStore::collect_chunks(std::size_t limit) {
     STEPSTASH_TRY(work.begin());
     const std::size_t chunks = STEPSTASH_TRY(delete_chunks(revision));
     if (chunks < kRowsPerTransaction / kRowsPerChunk) STEPSTASH_TRY(write_->unmark.bind(1, revision).run());
+    STEPSTASH_CRASH_POINT("persist.chunk.unmarked");
     STEPSTASH_TRY(work.spent(chunks * kRowsPerChunk + 1, 0));
     deleted += chunks + 1;
   }
@@ -588,7 +617,9 @@ Result<std::uint64_t> SqliteStore::reserve(std::uint64_t count, std::uint64_t at
   const std::uint64_t first = std::max({std::uint64_t{1}, next, at_least, highest + 1});
   if (first > kMaxInt || count > kMaxInt - first) return Errc::out_of_ids;
   STEPSTASH_TRY(write_->update_next_id.bind(1, signed_twin(first + count)).run());
+  STEPSTASH_CRASH_POINT("persist.ids.commit_due");
   STEPSTASH_TRY(transaction.commit());
+  STEPSTASH_CRASH_POINT("persist.ids.committed");
   return first;
 }
 
@@ -746,6 +777,7 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
   while (freed < pages && left > 0) {
     const std::uint64_t step = std::min(kPagesPerVacuumStep, pages - freed);
     STEPSTASH_TRY(writer_.execute(("PRAGMA incremental_vacuum(" + std::to_string(step) + ")").c_str()));
+    STEPSTASH_CRASH_POINT("persist.vacuum.step");
     const std::int64_t now = STEPSTASH_TRY(free_now());
     if (now >= left) break;  // a database made without auto_vacuum
     freed += static_cast<std::uint64_t>(left - now);
@@ -758,6 +790,7 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
   const bool shrink_wal = left == 0 && file_bytes(path_ + "-wal") > kWalKeepBytes;
   const int code = sqlite3_wal_checkpoint_v2(
       writer_.get(), "main", shrink_wal ? SQLITE_CHECKPOINT_TRUNCATE : SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+  STEPSTASH_CRASH_POINT("persist.vacuum.checkpointed");
   if (code != SQLITE_OK && (code & 0xFF) != SQLITE_BUSY && (code & 0xFF) != SQLITE_LOCKED) return sqlite_error(code);
   return freed;
 }

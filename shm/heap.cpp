@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/validate.hpp"
 
@@ -32,6 +33,7 @@ void Heap::write_header(Offset block, std::uint64_t size, BlockKind kind) noexce
 Result<> Heap::format() {
   STEPSTASH_TRY(reserve_range(begin_, begin_ + sizeof(BlockHeader)));
   write_header(begin_, capacity(), BlockKind::free);
+  STEPSTASH_CRASH_POINT("shm.heap.format.header");
   insert_run(begin_, capacity(), now_);
   return success();
 }
@@ -72,6 +74,7 @@ Result<> Heap::rebuild(const std::function<bool(Offset)>& in_use) {
     // Release: the chain is whole before and after, whichever of the two sizes a later attach finds.
     header(at).size.store(size, std::memory_order_release);
     header(at).kind = BlockKind::free;
+    STEPSTASH_CRASH_POINT("shm.heap.rebuild.run_merged");
     insert_run(at, size, now_);
   }
   return success();
@@ -107,6 +110,7 @@ Result<> Heap::reserve_range(Offset begin, Offset end) {
       error = ::posix_fallocate(fd_, static_cast<off_t>(from), static_cast<off_t>(to - from));
     } while (error == EINTR);
     if (error != 0) return std::error_code(error, std::system_category());
+    STEPSTASH_CRASH_POINT("shm.heap.reserve.pages");
     for (; granule < stop; ++granule) backing_[granule].store(Backing::reserved, std::memory_order_release);
   }
   return success();
@@ -120,6 +124,7 @@ Result<Offset> Heap::allocate(std::uint64_t bytes) {
   if (size > want) {
     STEPSTASH_TRY(reserve_range(at + want, at + want + sizeof(BlockHeader)));
     write_header(at + want, size - want, BlockKind::free);
+    STEPSTASH_CRASH_POINT("shm.heap.allocate.second_header");
   }
   const auto run = by_offset_.find(at);
   const auto freed_at = run->second.freed_at;
@@ -127,6 +132,7 @@ Result<Offset> Heap::allocate(std::uint64_t bytes) {
   if (size > want) {
     // Release pairs with attach in a later process: the second header is there before the first block ends at it.
     header(at).size.store(want, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("shm.heap.allocate.cut");
     insert_run(at + want, size - want, freed_at);
   }
   return at;
@@ -144,17 +150,21 @@ Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
   const Offset block = at + run.size - want;
   STEPSTASH_TRY(reserve_range(block, block + want));
   if (run.size > want) write_header(block, want, BlockKind::free);
+  STEPSTASH_CRASH_POINT("shm.heap.allocate_high.second_header");
   erase_run(by_offset_.find(at));
   if (run.size > want) {
     header(at).size.store(run.size - want, std::memory_order_release);  // as in allocate()
     insert_run(at, run.size - want, run.freed_at);
+    STEPSTASH_CRASH_POINT("shm.heap.allocate_high.cut");
   }
   return block;
 }
 
 Offset Heap::split(Offset block, std::uint64_t bytes) noexcept {
   write_header(block + bytes, block_bytes(block) - bytes, BlockKind::free);
+  STEPSTASH_CRASH_POINT("shm.heap.split.second_header");
   header(block).size.store(bytes, std::memory_order_release);  // as in allocate()
+  STEPSTASH_CRASH_POINT("shm.heap.split.cut");
   return block + bytes;
 }
 
@@ -168,7 +178,9 @@ void Heap::shrink(Offset block, std::uint64_t bytes) noexcept {
   const std::uint64_t size = block_bytes(block);
   if (keep >= size) return;
   write_header(block + keep, size - keep, BlockKind::free);
+  STEPSTASH_CRASH_POINT("shm.heap.shrink.second_header");
   header(block).size.store(keep, std::memory_order_release);  // as in allocate()
+  STEPSTASH_CRASH_POINT("shm.heap.shrink.cut");
   free(block + keep);
 }
 
@@ -182,10 +194,12 @@ Result<bool> Heap::extend(Offset block, std::uint64_t bytes) {
   if (rest > 0) {
     STEPSTASH_TRY(reserve_range(block + want, block + want + sizeof(BlockHeader)));
     write_header(block + want, rest, BlockKind::free);
+    STEPSTASH_CRASH_POINT("shm.heap.extend.second_header");
   }
   const auto freed_at = next->second.freed_at;
   erase_run(next);
   header(block).size.store(want, std::memory_order_release);  // as in allocate()
+  STEPSTASH_CRASH_POINT("shm.heap.extend.merged");
   if (rest > 0) insert_run(block + want, rest, freed_at);
   return true;
 }
@@ -208,7 +222,9 @@ void Heap::free(Offset block) noexcept {
     }
   }
   header(at).kind = BlockKind::free;
+  STEPSTASH_CRASH_POINT("shm.heap.free.kind");
   header(at).size.store(size, std::memory_order_release);  // one store merges up to three blocks
+  STEPSTASH_CRASH_POINT("shm.heap.free.merged");
   insert_run(at, size, now_);
 }
 
@@ -225,6 +241,7 @@ std::uint64_t Heap::punch(std::chrono::nanoseconds idle_since, std::uint64_t lim
       const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
       if (::fallocate(fd_, mode, static_cast<off_t>(from), static_cast<off_t>(kGranule)) != 0) return given;
       backing.store(Backing::hole, std::memory_order_relaxed);
+      STEPSTASH_CRASH_POINT("shm.heap.punch.granule");
       given += kGranule;
     }
   }

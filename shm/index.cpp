@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/fence.hpp"
 #include "shm/validate.hpp"
@@ -28,7 +29,9 @@ std::atomic<Slot>& IndexWriter::slot(std::uint64_t i) const noexcept {
 Result<Offset> IndexWriter::new_table(std::uint64_t slots) {
   const Offset block = STEPSTASH_TRY(heap_.allocate_high(kTableHeader + slots * sizeof(Slot)));
   reinterpret_cast<BlockHeader*>(base_ + block)->kind = BlockKind::index;
+  STEPSTASH_CRASH_POINT("shm.index.new_table.kind");
   clear(block + kTableHeader, slots);
+  STEPSTASH_CRASH_POINT("shm.index.new_table.cleared");
   return block + kTableHeader;
 }
 
@@ -40,6 +43,7 @@ Result<> IndexWriter::format(std::uint64_t slots) {
   live_ = tombstones_ = 0;
   const auto log2 = static_cast<unsigned>(std::countr_zero(slots));
   header_at(base_).index.store(make_index_word(0, log2, table), std::memory_order_seq_cst);
+  STEPSTASH_CRASH_POINT("shm.index.format.word");
   return success();
 }
 
@@ -94,11 +98,14 @@ Result<> IndexWriter::rebuild(std::uint64_t slots) {
     std::uint64_t at = key_hash(entry.buildid, entry_name(entry));
     while (table_at(base_, table)[at & (slots - 1)].load(std::memory_order_relaxed) != kEmptySlot) ++at;
     table_at(base_, table)[at & (slots - 1)].store(here, std::memory_order_relaxed);  // published by the swap
+    STEPSTASH_CRASH_POINT("shm.index.rebuild.slot_copied");
   }
+  STEPSTASH_CRASH_POINT("shm.index.rebuild.filled");
   const IndexWord old_word = header_at(base_).index.load(std::memory_order_relaxed);
   const auto log2 = static_cast<unsigned>(std::countr_zero(slots));
   // Sequentially consistent: a reader that pinned through the old table re-reads the word after its pin (reader.cpp).
   header_at(base_).index.store(make_index_word(index_version(old_word) + 1, log2, table), std::memory_order_seq_cst);
+  STEPSTASH_CRASH_POINT("shm.index.rebuild.swapped");
   // What is stored into the old table's memory from here on is not seen before the new word: a reader that probes
   // such bytes sees, when it looks at the word again, that they do not count.
   full_fence();
@@ -120,6 +127,7 @@ Result<IndexWriter::Table> IndexWriter::spare_or_new_table(std::uint64_t slots) 
   const Table table = *spare;
   spares_.erase(spare);
   clear(table.slots_at, slots);
+  STEPSTASH_CRASH_POINT("shm.index.spare_table.cleared");
   return table;
 }
 
@@ -134,12 +142,15 @@ Offset IndexWriter::publish(Offset block) noexcept {
   const std::uint64_t hash = key_hash(entry.buildid, entry_name(entry));
   if (const auto at = locate(entry.buildid, entry_name(entry), hash)) {
     // Sequentially consistent: pairs with the reader's load of the slot after its pin; the scan of the pins follows.
-    return slot_offset(slot(*at).exchange(make_slot(hash, block), std::memory_order_seq_cst));
+    const Slot old = slot(*at).exchange(make_slot(hash, block), std::memory_order_seq_cst);
+    STEPSTASH_CRASH_POINT("shm.index.publish.replaced");
+    return slot_offset(old);
   }
   std::uint64_t at = hash;
   while (slot(at).load(std::memory_order_relaxed) > kTombstone) ++at;
   if (slot(at).load(std::memory_order_relaxed) == kTombstone) --tombstones_;
   slot(at).store(make_slot(hash, block), std::memory_order_seq_cst);
+  STEPSTASH_CRASH_POINT("shm.index.publish.added");
   ++live_;
   return 0;
 }
@@ -149,7 +160,9 @@ Offset IndexWriter::erase(BuildId build, std::string_view name) noexcept {
   if (!at) return 0;
   --live_;
   ++tombstones_;
-  return slot_offset(slot(*at).exchange(kTombstone, std::memory_order_seq_cst));
+  const Slot old = slot(*at).exchange(kTombstone, std::memory_order_seq_cst);
+  STEPSTASH_CRASH_POINT("shm.index.erase.unpublished");
+  return slot_offset(old);
 }
 
 }  // namespace stepstash::shm

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 
 namespace stepstash::shm {
@@ -38,6 +39,7 @@ Result<ObjectDirectory> ObjectDirectory::open(const std::string& path) {
 
 Result<UniqueFd> ObjectDirectory::create(const std::string& name) const {
   UniqueFd fd(::openat(fd_.get(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+  STEPSTASH_CRASH_POINT("shm.object.create.made");
   if (!fd || ::fchmod(fd.get(), 0600) != 0) return last_errno();
   return fd;
 }
@@ -55,24 +57,30 @@ Result<UniqueFd> ObjectDirectory::open_own(const std::string& name, Access acces
 
 Result<> ObjectDirectory::rename(const std::string& from, const std::string& to) const {
   if (::renameat(fd_.get(), from.c_str(), fd_.get(), to.c_str()) != 0) return last_errno();
+  STEPSTASH_CRASH_POINT("shm.object.rename.done");
   return success();
 }
 
 Result<> ObjectDirectory::exchange(const std::string& one, const std::string& other) const {
   if (::renameat2(fd_.get(), one.c_str(), fd_.get(), other.c_str(), RENAME_EXCHANGE) != 0) return last_errno();
+  STEPSTASH_CRASH_POINT("shm.object.exchange.done");
   return success();
 }
 
 Result<std::string> ObjectDirectory::set_aside(const std::string& from, const std::string& to) const {
   for (int n = 1;; ++n) {
     std::string name = to + "." + std::to_string(n);
-    if (::renameat2(fd_.get(), from.c_str(), fd_.get(), name.c_str(), RENAME_NOREPLACE) == 0) return name;
+    if (::renameat2(fd_.get(), from.c_str(), fd_.get(), name.c_str(), RENAME_NOREPLACE) == 0) {
+      STEPSTASH_CRASH_POINT("shm.object.set_aside.done");
+      return name;
+    }
     if (errno != EEXIST) return last_errno();
   }
 }
 
 Result<> ObjectDirectory::remove(const std::string& name) const {
   if (::unlinkat(fd_.get(), name.c_str(), 0) != 0 && errno != ENOENT) return last_errno();
+  STEPSTASH_CRASH_POINT("shm.object.remove.done");
   return success();
 }
 

@@ -11,7 +11,11 @@
 #include <cstddef>
 #include <cstring>
 
+<<<<<<< HEAD
 #include "base/errc.hpp"
+=======
+#include "base/crash_point.hpp"
+>>>>>>> b082661 (base, shm, persist, daemon, libclient: crash points)
 #include "shm/fence.hpp"
 
 namespace stepstash::shm {
@@ -63,6 +67,7 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     struct stat status {};
     if (::fstat(fd.get(), &status) != 0 || status.st_size != static_cast<off_t>(kPageBytes) || !held(fd.get())) {
       STEPSTASH_TRY(directory_.remove(object));
+      STEPSTASH_CRASH_POINT("shm.pins.adopt.page_removed");
       continue;
     }
     Page page{std::move(fd), segment, false, 0};
@@ -76,6 +81,7 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
       // be written (its client took it away, and the tmpfs is full) the client alone does not learn of it.
       const std::uint32_t yes = 1;
       (void)!::pwrite(page.watch.get(), &yes, sizeof(yes), offsetof(PinPage, superseded));
+      STEPSTASH_CRASH_POINT("shm.pins.adopt.superseded");
     }
     pages_.emplace(number, std::move(page));
     next_number_ = std::max(next_number_, number + 1);
@@ -103,8 +109,10 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
     if (const int error = ::posix_fallocate(client.get(), 0, kPageBytes); error != 0) {
       return std::error_code(error, std::system_category());
     }
+    STEPSTASH_CRASH_POINT("shm.pins.create.reserved");
     struct flock lock = whole_file();
     if (::fcntl(client.get(), F_OFD_SETLK, &lock) != 0) return last_errno();
+    STEPSTASH_CRASH_POINT("shm.pins.create.locked");
     UniqueFd watch = STEPSTASH_TRY(directory_.open_own(object, ObjectDirectory::Access::read_write));
     PinPage content{};
     content.magic = kPinPageMagic;
@@ -114,6 +122,7 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
     content.pid = pid;
     content.uid = uid;
     if (::pwrite(watch.get(), &content, sizeof(content), 0) != sizeof(content)) return last_errno();
+    STEPSTASH_CRASH_POINT("shm.pins.create.written");
     return Page{std::move(watch), segment, true, uid};
   };
   auto page = build();
@@ -139,10 +148,12 @@ std::size_t PinRegistry::reap() {
       struct stat status {};
       if (::fstat(watch, &status) == 0 && status.st_size != static_cast<off_t>(kPageBytes)) {
         (void)!::ftruncate(watch, static_cast<off_t>(kPageBytes));
+        STEPSTASH_CRASH_POINT("shm.pins.reap.page_restored");
       }
       return false;
     }
     (void)directory_.remove(name(item.first));
+    STEPSTASH_CRASH_POINT("shm.pins.reap.page_removed");
     return true;
   });
 }

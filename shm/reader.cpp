@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
@@ -30,7 +31,9 @@ std::atomic<Offset>* claim_pin(PinPage& page, Offset block) noexcept {
       // which stores the slot and then scans the pins. One of the two sees the other (store-buffering, C++
       // [atomics.order]). On x86 this locked instruction is claim and full fence in one.
       if (pin.compare_exchange_strong(expected, block, std::memory_order_seq_cst, std::memory_order_relaxed)) {
+        STEPSTASH_CRASH_POINT("shm.reader.pin.claimed");
         line.recent.store(block, std::memory_order_relaxed);  // a hint for eviction; any value is harmless
+        STEPSTASH_CRASH_POINT("shm.reader.hint.stored");
         return &pin;
       }
     }
@@ -47,6 +50,7 @@ std::span<const std::byte> Pinned::value() const noexcept { return entry_value(*
 void Pinned::release() noexcept {
   // Release pairs with PinRegistry::collect: the daemon reuses the block only after our last read of it.
   pin->store(0, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("shm.reader.pin.released");
   *this = {};
 }
 
@@ -82,9 +86,11 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
         again = true;
         break;
       }
+      STEPSTASH_CRASH_POINT("shm.reader.slot.seen_again");
       const Entry* entry = checked_entry(segment, bytes, slot_offset(seen));
       if (entry != nullptr && entry->buildid == build && entry_name(*entry) == name) {
         out = {entry, pin};
+        STEPSTASH_CRASH_POINT("shm.reader.view.validated");
         return out.resident() ? Found::resident : Found::evicted;
       }
       pin->store(0, std::memory_order_release);

@@ -9,6 +9,7 @@
 #include <new>
 #include <unordered_set>
 
+#include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "base/text.hpp"
 #include "shm/validate.hpp"
@@ -89,12 +90,15 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     const Offset heap_offset = round_up(kPageBytes + builds * sizeof(BuildRecord), kPageBytes);
     if (heap_offset + kMinSegmentBytes / 2 > bytes) return Errc::invalid_argument;
     if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return last_errno();
+    STEPSTASH_CRASH_POINT("shm.segment.create.sized");
     if (const int error = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(heap_offset)); error != 0) {
       return std::error_code(error, std::system_category());
     }
+    STEPSTASH_CRASH_POINT("shm.segment.create.reserved");
     Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), bytes, Mapping::Access::read_write));
     // Zero, and every build record is free. Written all the same: only pages that were count as data (DataMap).
     std::memset(mapping.data(), 0, heap_offset);
+    STEPSTASH_CRASH_POINT("shm.segment.create.zeroed");
     auto* head = new (mapping.data()) Header{};
     head->magic = kSegmentMagic;
     head->layout_version = kLayoutVersion;
@@ -108,11 +112,13 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     head->heap_offset = heap_offset;
     head->header_hash = hash_bytes({reinterpret_cast<const std::byte*>(head), offsetof(Header, header_hash)});
     head->next_id.store(1, std::memory_order_relaxed);  // nobody else sees the object before it is renamed
+    STEPSTASH_CRASH_POINT("shm.segment.create.header");
     std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
     STEPSTASH_TRY(writer->heap_.format());
     STEPSTASH_TRY(writer->index_.format(std::max(bytes / kBytesPerSlot, kMinSlots)));
     for (std::uint64_t i = builds; i-- > 0;) writer->free_builds_.push_back(build_table(writer->mapping_.data()) + i);
     writer->keep_slab();
+    STEPSTASH_CRASH_POINT("shm.segment.create.complete");
     return writer;
   };
   auto made = make();
@@ -185,6 +191,7 @@ Result<> Writer::recover(Recovery& recovery) {
   // between, the next daemon looks all the same.
   const auto take_out = [&](std::string what) {
     header().commit_count.fetch_or(kUnsettled, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("shm.recover.unsettled.stored");
     recovery.set_aside.push_back(std::move(what));
   };
   if ((header().commit_count.load(std::memory_order_relaxed) & kUnsettled) != 0) {
@@ -198,6 +205,7 @@ Result<> Writer::recover(Recovery& recovery) {
     if (!valid_build(build) || !builds_.emplace(build, &record).second) {
       take_out("build record " + std::to_string(i) + ": build " + std::to_string(build));
       record.buildid.store(0, std::memory_order_release);
+      STEPSTASH_CRASH_POINT("shm.recover.build.set_aside");
     }
   }
   for (std::uint64_t i = header().builds_capacity; i-- > 0;) {
@@ -229,6 +237,7 @@ Result<> Writer::recover(Recovery& recovery) {
     if (!complaint.empty()) {
       take_out(std::move(complaint));
       slot[i].store(kTombstone, std::memory_order_seq_cst);
+      STEPSTASH_CRASH_POINT("shm.recover.slot.set_aside");
       continue;
     }
     highest = std::max({highest, entry->id, entry->revision});
@@ -246,6 +255,7 @@ Result<> Writer::recover(Recovery& recovery) {
     const auto record = builds_.find(entry->buildid);
     if (record != builds_.end() && entry->id <= record->second->drop_upto.load(std::memory_order_acquire)) {
       slot[i].store(kTombstone, std::memory_order_seq_cst);  // a deletion that was under way
+      STEPSTASH_CRASH_POINT("shm.recover.deletion.completed");
       live.erase(block);
     }
   }
@@ -259,11 +269,14 @@ Result<> Writer::recover(Recovery& recovery) {
     take_out(describe(entry) + ": out of its place in the index");
     slot[i].store(kTombstone, std::memory_order_seq_cst);
     live.erase(slot_offset(here));
+    STEPSTASH_CRASH_POINT("shm.recover.slot.out_of_place");
   }
   index_.attach();
+  STEPSTASH_CRASH_POINT("shm.recover.slots.checked");
   recovery.attached = true;
   recovery.entries_kept = index_.entries();
   if (header().next_id.load(std::memory_order_relaxed) <= highest) header().next_id.store(highest + 1);
+  STEPSTASH_CRASH_POINT("shm.recover.next_id.raised");
 
   // 5. What readers of the dead daemon hold stays; the rest is free.
   STEPSTASH_TRY(pins_.adopt(header().segment_id));
@@ -274,6 +287,7 @@ Result<> Writer::recover(Recovery& recovery) {
   const Offset index_block = index_.table_block();
   STEPSTASH_TRY(
       heap_.rebuild([&](Offset at) { return at == index_block || live.contains(at) || pinned.contains(at); }));
+  STEPSTASH_CRASH_POINT("shm.recover.heap.rebuilt");
   for (const Offset block : pinned) {
     if (!live.contains(block)) retire(block);
   }
@@ -281,6 +295,7 @@ Result<> Writer::recover(Recovery& recovery) {
   for (const Offset block : damaged) {
     if (!live.contains(block)) continue;
     if (auto record = mark_lost(entry_at(block)); !record) erase(entry_at(block));
+    STEPSTASH_CRASH_POINT("shm.recover.damaged_value.marked_lost");
   }
   keep_slab();
   return success();
@@ -363,6 +378,7 @@ Result<bool> Writer::extend(Draft& draft, std::uint64_t capacity) {
 const Entry& Writer::publish(const Draft& draft, const EntryFacts& facts) noexcept {
   heap_.shrink(draft.block, draft.value_offset == 0 ? record_bytes(facts.name.size() + facts.source.size())
                                                     : draft.value_offset + facts.length);
+  STEPSTASH_CRASH_POINT("shm.publish.block.fitted");
   auto* entry = reinterpret_cast<Entry*>(mapping_.data() + draft.block);
   entry->block.kind = BlockKind::entry;
   entry->id = facts.id;
@@ -374,12 +390,15 @@ const Entry& Writer::publish(const Draft& draft, const EntryFacts& facts) noexce
   entry->value_offset = draft.value_offset;
   entry->name_bytes = static_cast<std::uint16_t>(facts.name.size());
   entry->source_bytes = static_cast<std::uint16_t>(facts.source.size());
+  STEPSTASH_CRASH_POINT("shm.publish.record.fields");
   entry->unused = 0;
   auto* text = reinterpret_cast<char*>(entry + 1);
   std::copy(facts.name.begin(), facts.name.end(), text);
   std::copy(facts.source.begin(), facts.source.end(), text + facts.name.size());
+  STEPSTASH_CRASH_POINT("shm.publish.record.texts");
   entry->state.store(facts.state, std::memory_order_relaxed);  // published with the rest by the slot's store
   entry->meta_hash = meta_hash(*entry);
+  STEPSTASH_CRASH_POINT("shm.publish.record.complete");
   if (const Offset old = index_.publish(draft.block)) retire(old);
   return *entry;
 }
@@ -467,6 +486,7 @@ void Writer::mark(const Entry& entry, EntryState state) noexcept {
   // The segment is ours to write; entries are handed out as const because only `state` ever changes.
   // Release: a later attach that sees `clean` may rely on the commit, which happened before.
   const_cast<Entry&>(entry).state.store(state, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("shm.entry.state.marked");
 }
 
 const Entry* Writer::find(BuildId build, std::string_view name) const noexcept {
@@ -511,6 +531,7 @@ std::uint64_t Writer::reclaim() {
     if (pinned.contains(block) || holds_.contains(block)) return false;
     retired_bytes_ -= heap_.block_bytes(block);
     heap_.free(block);
+    STEPSTASH_CRASH_POINT("shm.reclaim.block.freed");
     return true;
   });
   const std::uint64_t freed = heap_.free_bytes() - before;
@@ -546,13 +567,16 @@ Result<BuildRecord*> Writer::add_build(BuildId build, bool spare) {
   record->hold.store(Hold::unknown, std::memory_order_relaxed);
   record->merged.store(0, std::memory_order_relaxed);
   record->completed_ns.store(0, std::memory_order_relaxed);
+  STEPSTASH_CRASH_POINT("shm.build.add.fields");
   record->buildid.store(build, std::memory_order_release);  // pairs with recover() in a later process
+  STEPSTASH_CRASH_POINT("shm.build.add.published");
   return record;
 }
 
 void Writer::remove_build(BuildRecord& record) noexcept {
   builds_.erase(record.buildid.load(std::memory_order_relaxed));
   record.buildid.store(0, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("shm.build.remove.zeroed");
   free_builds_.push_back(&record);
 }
 

@@ -1,0 +1,20 @@
+/// Places at which a test can kill the process: one behind every step that changes the segment, the database or what
+/// another process sees of us. docs/crash-matrix.md lists them, and what was found at each.
+///
+///   STEPSTASH_CRASH_POINT("shm.heap.split.second_header");
+///
+/// A name is folder.thing.step, says what has just been done (or, with `due`, is about to be), and stands in the source
+/// once. Only programs compiled with STEPSTASH_CRASH_POINTS have the points (tests/crash_matrix). Everywhere else
+/// nothing is left of one: a macro, because of the argument of an empty inline function GCC 12 leaves some names in the
+/// binary.
+/// Threads: any, at any time.
+#pragma once
+
+#ifdef STEPSTASH_CRASH_POINTS
+namespace stepstash {
+void crash_point(const char* name) noexcept;  // tests/crash_matrix/crash_point.cpp
+}
+#define STEPSTASH_CRASH_POINT(name) ::stepstash::crash_point(name)
+#else
+#define STEPSTASH_CRASH_POINT(name) static_cast<void>(0)
+#endif
