@@ -11,11 +11,8 @@
 #include <cstddef>
 #include <cstring>
 
-<<<<<<< HEAD
-#include "base/errc.hpp"
-=======
 #include "base/crash_point.hpp"
->>>>>>> b082661 (base, shm, persist, daemon, libclient: crash points)
+#include "base/errc.hpp"
 #include "shm/fence.hpp"
 
 namespace stepstash::shm {

@@ -1,0 +1,21 @@
+/// What the daemon is doing when it is killed: scripted walks that together pass every crash point of the daemon.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tests/crash_matrix/run.hpp"
+
+namespace stepstash::test {
+
+struct Scenario {
+  std::string name;
+  std::string what;  ///< for the documentation: one line
+  /// Prepares, calls start_armed() once, and goes on until the daemon dies or the script is over.
+  void (*play)(Run&);
+  bool needs_root = false;
+};
+
+const std::vector<Scenario>& scenarios();
+
+}  // namespace stepstash::test
