@@ -61,12 +61,15 @@ void send_with_descriptors(int to, std::span<const std::uint8_t> bytes, std::siz
 
 }  // namespace
 
-/// Input: {descriptors with the first byte, where the second write begins: u16, bytes...}.
+/// Input: {descriptors with the first write, and times 6 with the second, where the second write begins: u16,
+/// bytes...}.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static Listener listener;
   const int first = next_descriptor(listener);
   fuzz::Input input(data, size);
-  const std::size_t descriptors = input.u8() % (kMostDescriptors + 1);
+  const std::uint8_t counts = input.u8();
+  const std::size_t descriptors = counts % (kMostDescriptors + 1);
+  const std::size_t more = counts / (kMostDescriptors + 1) % (kMostDescriptors + 1);
   const std::size_t cut = input.u16();
   const std::span<const std::uint8_t> bytes = input.rest();
   {
@@ -76,7 +79,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     UniqueFd daemon(::accept4(listener.fd.get(), nullptr, nullptr, SOCK_CLOEXEC));
     const std::span<const std::uint8_t> head = bytes.first(std::min(cut, bytes.size()));
     send_with_descriptors(daemon.get(), head, descriptors, listener.null.get());
-    send_with_descriptors(daemon.get(), bytes.subspan(head.size()), head.empty() ? descriptors : 0,
+    send_with_descriptors(daemon.get(), bytes.subspan(head.size()), head.empty() ? descriptors : more,
                           listener.null.get());
     ::shutdown(daemon.get(), SHUT_WR);
 

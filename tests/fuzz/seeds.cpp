@@ -72,6 +72,7 @@ void messages(Seeds& seeds) {
     const std::string frame = bytes_of(protocol::frame_of(reply));
     seeds.write("protocol", frame);
     seeds.write("channel", std::string("\2\5\0", 3) + frame);
+    seeds.write("channel", std::string("\x0E\5\0", 3) + frame);  // two, and two more in the middle of the reply
     replies += frame;
   }
   seeds.write("protocol", replies);
