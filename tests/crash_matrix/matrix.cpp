@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -157,6 +158,7 @@ std::vector<Result> play_all(const std::vector<Case>& cases, unsigned jobs) {
       workers.push_back(pid);
       continue;
     }
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     int status = 0;
     try {
       // What is mounted here is seen, and outlived, by nobody else.
@@ -465,8 +467,8 @@ int run_matrix(const Arguments& arguments) {
       (matrix.left_out.empty() ? matrix.problems : not_passed).push_back(point + ": passed by no scenario");
       continue;
     }
-    const auto add = [&](const Place& place, std::uint64_t n) {
-      Case one{place.scenario, point + ":" + std::to_string(n), {}};
+    const auto add = [&, &name = point](const Place& place, std::uint64_t n) {
+      Case one{place.scenario, name + ":" + std::to_string(n), {}};
       if (cases.size() % 2 == 1) one.second = seconds.next(place.scenario->name);
       cases.push_back(std::move(one));
     };
