@@ -216,7 +216,10 @@ BOOST_AUTO_TEST_CASE(io_errors_delay_what_is_written_and_lose_nothing, *boost::u
 
 // ---- limits of the process -----------------------------------------------------------------------------------------
 
-BOOST_AUTO_TEST_CASE(without_descriptors_others_are_told_and_those_inside_are_served) {
+// Not with the sanitizers: UBSan finds out by means of a pipe whether it may look at an object, and takes every object
+// for a broken one where there is no descriptor for it.
+BOOST_AUTO_TEST_CASE(without_descriptors_others_are_told_and_those_inside_are_served,
+                     *boost::unit_test::enable_if<kScale == 1>()) {
   Siege siege;
   const rlimit few{siege.before().descriptors + 24, 20'000};
   rlimit former{};
