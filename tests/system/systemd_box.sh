@@ -112,7 +112,8 @@ start() {
       rmdir "$cgroup" || true
       exit 1
     fi
-    [ -n "$first" ] || first=$(cat /proc/$outer/task/$outer/children 2> /dev/null | tr -d ' ' || true)
+    # Anew each time: before it is unshare(1), the shell has had children, too.
+    first=$(cat /proc/$outer/task/$outer/children 2> /dev/null | tr -d ' ' || true)
     if [ -n "$first" ] && [ "$(cat "/proc/$first/comm" 2> /dev/null)" = systemd ]; then
       echo "$first" > "$box/pid"
       state=$(run "$box" systemctl is-system-running 2> /dev/null || true)
