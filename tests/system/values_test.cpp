@@ -152,7 +152,8 @@ BOOST_DATA_TEST_CASE(a_view_keeps_its_bytes_until_it_is_released,
   client.drop(7);
   client.drop(8);
   client.flush();
-  BOOST_TEST(eventually([&] { return figure(client, "segment.used_bytes") == before; }));
+  // Less than before where something was evicted meanwhile: what is set apart for records has been cut.
+  BOOST_TEST(eventually([&] { return figure(client, "segment.used_bytes") <= before; }));
   BOOST_TEST(figure(client, "open_views") == 0u);
 }
 
