@@ -404,7 +404,9 @@ awaitable<void> Server::keep_time() {
     keep_pages();
     const auto now = std::chrono::steady_clock::now();
     if (now >= next_prune) {
-      co_await store_->prune_expired();
+      // On its own: millions of entries take a while, and the watchdog waits for nobody.
+      asio::co_spawn(
+          loop_, [this] { return store_->prune_expired(); }, kOrDie);
       next_prune = now + config_.prune_interval;
     }
     if (now >= next_status && !stopping_) {

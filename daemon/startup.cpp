@@ -30,10 +30,11 @@ shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
   return facts;
 }
 
-/// Publishes a copy of `entry`, dirty and with this id.
-Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id) {
+/// Publishes a copy of `entry`, dirty and with this id and revision.
+Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
   shm::Writer::EntryFacts facts = facts_of(entry);
   facts.id = id;
+  facts.revision = revision;
   if (entry.value_offset == 0) {  // a value that was lost (Writer::mark_lost)
     STEPSTASH_TRY(segment.publish_record(facts));
     return success();
@@ -55,7 +56,7 @@ Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
   if (segment.find(entry.buildid, shm::entry_name(entry)) != nullptr) return success();
   STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
   STEPSTASH_TRY(segment.make_room());
-  STEPSTASH_TRY(republish(segment, entry, entry.id));
+  STEPSTASH_TRY(republish(segment, entry, entry.id, entry.revision));
   std::atomic<std::uint64_t>& next_id = segment.header().next_id;
   next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
   STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
@@ -122,13 +123,25 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   struct Stored {
     std::uint64_t revision;
     std::uint64_t key_hash;
+    std::uint64_t value_hash;
   };
   std::unordered_map<std::uint64_t, Stored> stored;  // by id
+  std::unordered_set<std::uint64_t> revisions;
   std::uint64_t highest = 0;
   STEPSTASH_TRY(database.load_entries([&](const persist::StoredEntry& row) {
-    if (verify) stored.emplace(row.id, Stored{row.revision, shm::key_hash(row.buildid, row.name)});
+    if (verify) {
+      stored.emplace(row.id, Stored{row.revision, shm::key_hash(row.buildid, row.name), row.value_hash});
+      revisions.insert(row.revision);
+    }
     highest = std::max({highest, row.id, row.revision});
-    if (segment.find(row.buildid, row.name) != nullptr) return true;
+    if (const shm::Entry* have = segment.find(row.buildid, row.name)) {
+      const bool same = have->id == row.id && have->revision == row.revision && have->value_hash == row.value_hash;
+      const bool evicted = have->value_offset == 0 && have->state.load() == shm::EntryState::clean;
+      if (!verify || same || !evicted) return true;
+      startup.set_aside.push_back(
+          fmt::format("build {}, name \"{}\", id {}: this database has another value of that name", have->buildid,
+                      printable(row.name), have->id));
+    }
     auto record = segment.add_build(row.buildid, /*spare=*/true);
     if (!record) {
       failed = record.error();
@@ -160,28 +173,38 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   STEPSTASH_CRASH_POINT("daemon.startup.fill.next_id");
   if (!verify) return success();
   std::vector<const shm::Entry*> lost;
-  std::vector<const shm::Entry*> renumbered;
+  struct Clash {
+    const shm::Entry* entry;
+    bool id;  // not the revision alone
+  };
+  std::vector<Clash> renumbered;
   segment.for_each([&](const shm::Entry& entry) {
     const auto row = stored.find(entry.id);
     const bool same_key =
         row != stored.end() && row->second.key_hash == shm::key_hash(entry.buildid, shm::entry_name(entry));
+    const bool same = same_key && row->second.revision == entry.revision && row->second.value_hash == entry.value_hash;
+    if (same) return;
     if (entry.value_offset == 0) {
       if (entry.state.load() == shm::EntryState::dirty) return;  // known to be lost: this database is yet to be told
-      if (!same_key || row->second.revision != entry.revision) lost.push_back(&entry);
-    } else if (row != stored.end() && !same_key) {
-      renumbered.push_back(&entry);
+      lost.push_back(&entry);
+    } else if (const bool id = row != stored.end() && !same_key; id || revisions.contains(entry.revision)) {
+      renumbered.push_back({&entry, id});
     }
   });
   // Two databases that each began to count at 1: where both gave an id, to different names, ours gets another one, or
-  // the flush would write over the other's row.
-  for (const shm::Entry* entry : renumbered) {
-    const std::uint64_t id = next_id.fetch_add(1);
+  // the flush would write over the other's row. The same with revisions: by them the database knows what it has, and
+  // files the chunks of large values.
+  for (const auto& [entry, clash] : renumbered) {
+    const std::uint64_t revision = next_id.fetch_add(1);
+    const std::uint64_t id = clash ? revision : entry->id;
     STEPSTASH_CRASH_POINT("daemon.startup.renumber.id");
     const std::string was =
         fmt::format("build {}, name \"{}\", id {}", entry->buildid, printable(shm::entry_name(*entry)), entry->id);
-    STEPSTASH_TRY(republish(segment, *entry, id));
+    STEPSTASH_TRY(republish(segment, *entry, id, revision));
     segment.reclaim();  // the former copy: room for one more is enough
-    startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
+    if (clash) {
+      startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
+    }
   }
   STEPSTASH_CRASH_POINT("daemon.startup.renumber.done");
   for (const shm::Entry* entry : lost) {
@@ -337,6 +360,8 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       STEPSTASH_CRASH_POINT("daemon.startup.ids.next_id");
       header.id_limit.store(first.value() + Flusher::kIdRange);
       STEPSTASH_CRASH_POINT("daemon.startup.ids.id_limit");
+    } else if (other_database) {
+      header.id_limit.store(next_id);  // what another database has reserved counts for nothing here
     }
   }
   if (replaced) {

@@ -288,6 +288,7 @@ awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::strin
       auto draft = try_draft(name, source, length);
       if (draft) co_return OwnedDraft(segment_, draft.value());
       why = draft.error();
+      if (waiter.gone() || expired(deadline)) co_return why;
       if (counters_.evictions + counters_.moves != way_made) {  // progress: let others have the loop, then go on
         co_await asio::post(loop_, asio::use_awaitable);
         continue;
@@ -571,7 +572,9 @@ awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
   if (build == nullptr) co_return 0;
   const std::uint64_t before = build->dropping > 0 ? build->record->drop_upto.load(std::memory_order_relaxed) : 0;
   const auto from = build->entries.upper_bound(before);
-  if (from == build->entries.end()) co_return 0;
+  // Where another deletion of this build is under way, its entries count there; but this one, too, has an end only when
+  // they are gone.
+  if (from == build->entries.end() && build->dropping == 0) co_return 0;
   const auto count = static_cast<std::uint64_t>(std::distance(from, build->entries.end()));
   // The fact, by one store: from here on they are deleted for everybody who asks the daemon, and a crash completes the
   // deletion. Then they leave the index, entry by entry.
@@ -633,12 +636,13 @@ awaitable<std::uint64_t> Store::prune_builds(std::vector<BuildId> builds, std::i
 
 bool Store::prunable(const BuildState& build, std::int64_t older_than) noexcept {
   // Not before the database has had its say: it may know that the build is held.
-  return build.merged() && build.finished() && !build.held() && !build.entries.empty() && build.dropping == 0 &&
+  return build.merged() && build.finished() && !build.held() && !build.entries.empty() &&
          build.record->complete_at.load(std::memory_order_relaxed) < older_than;
 }
 
 awaitable<void> Store::prune_expired() {
-  if (!limits_.horizon) co_return;
+  if (!limits_.horizon || pruning_) co_return;
+  pruning_ = true;
   const auto horizon = std::chrono::duration_cast<std::chrono::seconds>(*limits_.horizon).count();
   const std::int64_t older_than = clock_.wall_seconds() - horizon;
   // Complete for that long by both clocks: a wall clock that jumps ahead prunes nothing that has just completed.
@@ -653,6 +657,7 @@ awaitable<void> Store::prune_expired() {
   if (count > 0) {
     spdlog::info("pruned {} entries of builds that completed before {} (build_data_horizon)", count, older_than);
   }
+  pruning_ = false;
 }
 
 void Store::ask_database(BuildState& build) {

@@ -125,7 +125,8 @@ class Store {
 
   /// Frees what nobody looks at any more, and gives memory back. Call it a few times a second.
   void maintain();
-  /// Prunes builds complete for longer than the horizon; what stays undone is done the next time.
+  /// Prunes builds complete for longer than the horizon, unless that is being done already; what stays undone is done
+  /// the next time.
   awaitable<void> prune_expired();
   void set_limits(Limits limits) { limits_ = limits; }
   void stop_threads() { loader_.join(); }
@@ -193,6 +194,7 @@ class Store {
   WaitList loaded_;
   std::map<std::uint64_t, std::error_code> load_failures_;  // by id, while somebody waits
   std::map<std::pair<BuildId, std::string>, WaitList> awaited_;
+  bool pruning_ = false;
   std::size_t merging_ = 0;
   std::uint64_t last_question_ = 0;
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about

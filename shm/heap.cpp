@@ -144,11 +144,18 @@ Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
     const auto& [at, size] = std::pair(run.first, run.second.size);
     return size >= want && (at + size <= clear_.first || at + size - want >= clear_.second);
   };
-  const auto found = std::find_if(by_offset_.rbegin(), by_offset_.rend(), fits);
+  auto found = std::find_if(by_offset_.rbegin(), by_offset_.rend(), fits);
   if (found == by_offset_.rend()) return Errc::segment_full;
+  Result<> reserved = success();
+  // A full tmpfs may still have given pages to a lower run.
+  for (; found != by_offset_.rend(); found = std::find_if(std::next(found), by_offset_.rend(), fits)) {
+    const Offset end = found->first + found->second.size;
+    reserved = reserve_range(end - want, end);
+    if (reserved || reserved.error() != std::errc::no_space_on_device) break;
+  }
+  if (!reserved) return reserved.error();
   const auto [at, run] = *found;
   const Offset block = at + run.size - want;
-  STEPSTASH_TRY(reserve_range(block, block + want));
   if (run.size > want) write_header(block, want, BlockKind::free);
   STEPSTASH_CRASH_POINT("shm.heap.allocate_high.second_header");
   erase_run(by_offset_.find(at));

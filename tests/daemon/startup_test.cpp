@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "tests/daemon/engine.hpp"
 
@@ -168,6 +169,31 @@ BOOST_AUTO_TEST_CASE(a_full_segment_and_another_database_with_many_entries_meet_
   }
   engine.flush().value();
   BOOST_TEST(rows(other).size() == 3'000 + values);
+}
+
+BOOST_AUTO_TEST_CASE(the_same_id_and_revision_in_another_database_are_not_taken_for_the_same_value) {
+  MemoryStore other(0xd1ff);
+  {
+    const TempDir elsewhere;
+    Engine theirs(elsewhere, other, clock);
+    theirs.set(1, "report", "theirs");
+    theirs.set(2, "other", std::string(300 << 10, 'o'));
+    theirs.flush().value();
+  }
+  {
+    Engine engine(directory, disk, clock);
+    engine.set(1, "report", "ours");
+    engine.set(3, "mine", std::string(300 << 10, 'm'));
+    engine.flush().value();
+  }
+  Engine engine(directory, other, clock);
+  engine.flush().value();
+  BOOST_TEST(engine.value(1, "report") == "ours");
+  std::set<std::uint64_t> revisions;
+  engine.segment().for_each([&](const shm::Entry& entry) { revisions.insert(entry.revision); });
+  BOOST_TEST(revisions.size() == 3u);
+  BOOST_TEST((rows(other) == Rows{"1/report=ours", "2/other=" + std::string(300 << 10, 'o'),
+                                  "3/mine=" + std::string(300 << 10, 'm')}));
 }
 
 BOOST_AUTO_TEST_CASE(values_that_only_the_former_database_has_are_named_and_not_served) {

@@ -397,6 +397,18 @@ BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
   BOOST_TEST(engine.segment().find_build(1)->drop_upto.load() == 0u);
 }
 
+BOOST_AUTO_TEST_CASE(a_second_deletion_is_not_over_before_the_first) {
+  for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
+  std::optional<Result<std::uint64_t>> first;
+  engine.start(engine.store().drop(1), first);
+  engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
+  BOOST_REQUIRE(!first);
+  BOOST_TEST(engine.drop(1) == 0u);  // the first one counts them
+  BOOST_TEST(engine.segment().index().entries() == 0u);
+  engine.run_until([&] { return first.has_value(); });
+  BOOST_TEST(first->value() == 3000u);
+}
+
 BOOST_AUTO_TEST_CASE(a_finish_that_only_the_database_remembers_counts) {
   persist::Batch batch;
   batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = {}});
