@@ -134,8 +134,12 @@ struct Tally {
 
 /// Whether what the view shows is whole and belongs to the name.
 void judge(const shm::Pinned& view, const std::string& name, Tally& tally) {
-  if (view.entry->buildid != 1 || view.name() != name || view.value().size() != view.entry->length) ++tally.wrong_entry;
-  if (!is_pattern(view.value(), view.entry->id, view.entry->revision)) ++tally.wrong_bytes;
+  const auto value = view.value();
+  if (view.entry->buildid != 1 || view.name() != name || value.size() != view.entry->length) {
+    ++tally.wrong_entry;
+    return;  // nobody knows where such a value ends
+  }
+  if (!is_pattern(value, view.entry->id, view.entry->revision)) ++tally.wrong_bytes;
 }
 
 void read_until(const std::atomic<bool>& stop, const Search& search, std::uint64_t seed, Tally& tally) {
@@ -327,8 +331,14 @@ BOOST_AUTO_TEST_CASE(readers_in_the_writers_own_mapping_are_ordered_with_it) {
   BOOST_TEST(tally.resident > 1000u);
 }
 
-/// The test of the test: what it is there to find, it finds.
-BOOST_AUTO_TEST_CASE(a_reader_without_the_second_look_is_found_out) {
+/// The test of the test: what it is there to find, it finds. Not under ThreadSanitizer, where that reader is so slow
+/// that what it sees changes while it is being judged, and leads out of the segment.
+#ifdef __SANITIZE_THREAD__
+constexpr bool kMayBeWrong = false;
+#else
+constexpr bool kMayBeWrong = true;
+#endif
+BOOST_AUTO_TEST_CASE(a_reader_without_the_second_look_is_found_out, *boost::unit_test::enable_if<kMayBeWrong>()) {
   Stash stash(1024 * 1024);
   Tally tally;
   std::vector<std::unique_ptr<ClientMappings>> clients;
