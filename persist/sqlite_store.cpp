@@ -36,6 +36,8 @@ constexpr std::size_t kRowsPerChunk = 4;
 constexpr std::uint64_t kReserveBytes = kRowsPerTransaction * kPageBytes;
 /// How much of the file is vacuumed at most when the disk is full: 1 GiB, about a second.
 constexpr std::uint64_t kPagesToMakeRoom = 65536;
+/// What opening a database takes beside it.
+constexpr std::uint64_t kBytesToOpen = 16 * kPageBytes;
 /// Chunks (MiB) deleted per call before the rest is left for the next one: half a second, at 10 ms per 64.
 constexpr std::size_t kChunksPerCall = 4096;
 /// Pages freed per transaction: 8 MiB that may have to be moved.
@@ -152,11 +154,11 @@ void make_reserve(const std::string& path) noexcept {
   ::unlink(path.c_str());
 }
 
-/// Whether the file system has less room left than opening a database takes.
-bool no_room_at(const std::string& path) noexcept {
+/// Bytes that the file system beside `path` has left; all there are when it does not say.
+std::uint64_t room_beside(const std::string& path) noexcept {
   struct ::statvfs room {};
-  const std::string directory = path.substr(0, path.rfind('/') + 1);
-  return ::statvfs(directory.c_str(), &room) == 0 && std::uint64_t{room.f_bavail} * room.f_frsize < 16 * kPageBytes;
+  if (::statvfs(path.substr(0, path.rfind('/') + 1).c_str(), &room) != 0) return UINT64_MAX;
+  return std::uint64_t{room.f_bavail} * room.f_frsize;
 }
 
 bool exists(const std::string& path) noexcept {
@@ -293,7 +295,7 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
     std::string path = STEPSTASH_TRY(resolve_directory(options.path));  // not inside `new`: an early return would leak
     std::unique_ptr<SqliteStore> store(new SqliteStore(path));
     auto opened = store->open_connections(options);
-    if (!opened && no_room_at(path) && ::unlink((path + "-reserve").c_str()) == 0) {
+    if (!opened && room_beside(path) < kBytesToOpen && ::unlink((path + "-reserve").c_str()) == 0) {
       STEPSTASH_CRASH_POINT("persist.open.reserve_removed");
       store.reset(new SqliteStore(path));  // SQLite needs a few pages beside the database to open it
       opened = store->open_connections(options);
@@ -797,12 +799,12 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
 
 /// Whether the file system has room for what the database file would grow by. O(1).
 bool SqliteStore::checkpoint_fits() {
-  struct ::statvfs room {};
   const auto pages = writer_.query_int("PRAGMA page_count");
   const auto page_bytes = writer_.query_int("PRAGMA page_size");
-  if (!pages || !page_bytes || ::statvfs(path_.c_str(), &room) != 0) return true;  // the checkpoint itself will tell
+  if (!pages || !page_bytes) return true;  // the checkpoint itself will tell
   const std::uint64_t wanted = unsigned_twin(pages.value()) * unsigned_twin(page_bytes.value());
-  return wanted <= file_bytes(path_) + std::uint64_t{room.f_bavail} * room.f_frsize;
+  const std::uint64_t have = file_bytes(path_);
+  return wanted <= have || wanted - have <= room_beside(path_);
 }
 
 std::uint64_t SqliteStore::size_bytes() const {
