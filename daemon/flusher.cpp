@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
@@ -108,13 +109,13 @@ void Flusher::stop(TimePoint give_up) {
 
 bool Flusher::due() const { return kicked_ || give_up_ || dirty_bytes_ >= kBatchBytes || oldest_age() >= interval_; }
 
-std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places) {
+std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places,
+                                           bool builds_only) {
   std::vector<Flight> flights;
   std::uint64_t bytes = 0;
   for (auto& [seq, item] : queue_) {
     if (flights.size() >= kBatchItems) break;
-    // A deletion goes to the database when the segment's part of it is over: until then its record has to stay.
-    if (item.build != nullptr && item.build->dropping > 0) continue;
+    if (builds_only && item.build == nullptr) continue;
     Flight flight{.seq = seq};
     if (item.node != nullptr) {
       const shm::Entry& entry = segment_.entry_at(item.node->block);
@@ -141,9 +142,12 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
       const shm::BuildRecord& record = *item.build->record;
       flight.complete_at = record.complete_at.load(std::memory_order_relaxed);  // the loop's own stores, here and below
       flight.hold = record.hold.load(std::memory_order_relaxed);
-      flight.drop_upto = record.drop_upto.load(std::memory_order_relaxed);
+      const std::uint64_t drop_upto = record.drop_upto.load(std::memory_order_relaxed);
+      // While the segment's part of a deletion is under way its record has to stay, and what it deletes may be written
+      // once more: the build is marked again at the end.
+      if (item.build->dropping == 0) flight.drop_upto = drop_upto;
       item.build->dirty.in_flight = true;
-      persist::BuildRow row{.buildid = item.build->id, .complete_at = {}, .held = {}, .drop_upto = flight.drop_upto};
+      persist::BuildRow row{.buildid = item.build->id, .complete_at = {}, .held = {}, .drop_upto = drop_upto};
       if (flight.complete_at != shm::kNotComplete) row.complete_at = flight.complete_at;
       if (flight.hold != shm::Hold::unknown) row.held = flight.hold == shm::Hold::held;
       batch.builds.push_back(row);
@@ -280,6 +284,8 @@ awaitable<void> Flusher::reserve_ids() {
 
 awaitable<void> Flusher::run() {
   auto backoff = 100ms;
+  // On a full disk values cannot be written, and what would make room must not wait for them.
+  bool builds_first = false;
   for (;;) {
     if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) co_await reserve_ids();
     if (queue_.empty()) {
@@ -305,14 +311,14 @@ awaitable<void> Flusher::run() {
     kicked_ = false;
     auto batch = std::make_unique<persist::Batch>();
     auto places = std::make_unique<std::vector<std::uint64_t>>();
-    const std::vector<Flight> flights = take(*batch, *places);
-    if (flights.empty()) {  // nothing but deletions under way
+    const std::vector<Flight> flights = take(*batch, *places, std::exchange(builds_first, false));
+    if (flights.empty()) {  // values alone
       kicked_ = true;
-      co_await pause_.sleep_until(std::chrono::steady_clock::now() + 1ms);
       continue;
     }
     auto job = [this, &batch, &places]() -> Outcome { return write(*batch, *places); };
     const Outcome outcome = co_await run_on(thread_, job);
+    builds_first = !outcome.committed && !batch->entries.empty();
     settle(flights, outcome);
     if (outcome.committed) {
       backoff = 100ms;
@@ -321,7 +327,7 @@ awaitable<void> Flusher::run() {
     }
     kicked_ = true;  // after the pause at once: whoever waits for it must not wait for the interval
     const auto now = std::chrono::steady_clock::now();
-    if (give_up_ && now >= *give_up_) break;
+    if (give_up_ && (now >= *give_up_ || outcome.committed.error() == Errc::newer_database)) break;
     co_await pause_.sleep_until(give_up_ ? std::min(*give_up_, now + 100ms) : now + backoff);
     backoff = std::min(backoff * 2, 2000ms);
   }

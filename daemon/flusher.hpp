@@ -93,7 +93,7 @@ class Flusher {
     // A build's facts as they were taken.
     std::int64_t complete_at = 0;
     shm::Hold hold{};
-    std::uint64_t drop_upto = 0;
+    std::uint64_t drop_upto = 0;  // what the record may forget once it is committed
   };
   struct Outcome {
     Result<> committed = success();
@@ -105,7 +105,7 @@ class Flusher {
   std::uint64_t mark(DirtyMark& mark, Item item, std::uint64_t bytes);
   /// `place` is of what waits and is not in flight; the build keeps the older one of it and its own.
   void hand_over(std::uint64_t place, BuildState& build);
-  std::vector<Flight> take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places);
+  std::vector<Flight> take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places, bool builds_only);
   Outcome write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places);
   void note_failure(std::error_code error);
   bool ids_low() const noexcept;

@@ -142,6 +142,38 @@ BOOST_AUTO_TEST_CASE(a_second_drop_during_the_commit_of_the_first_is_not_lost) {
   BOOST_TEST(engine.segment().find_build(1)->drop_upto.load() == 0u);
 }
 
+BOOST_AUTO_TEST_CASE(values_taken_to_the_database_in_the_middle_of_their_deletion_leave_no_row) {
+  for (int i = 0; i < 6000; ++i) engine.set(1, std::to_string(i), "v");
+  std::optional<Result<std::uint64_t>> dropped;
+  engine.start(engine.store().drop(1), dropped);
+  engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
+  stop_in_commit();
+  BOOST_REQUIRE(!dropped);
+  engine.run_until([&] { return dropped.has_value(); });
+  faulty.release();
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{}));
+  BOOST_TEST(engine.flusher().empty());
+}
+
+BOOST_AUTO_TEST_CASE(what_makes_room_on_a_full_disk_does_not_wait_for_values) {
+  engine.set(1, "v", "value");
+  engine.flush().value();
+  faulty.fail_values(Errc::not_durable);
+  engine.set(2, "w", "value");
+  BOOST_TEST(engine.drop(1) == 1u);
+  engine.store().finish(3, 100).value();
+  engine.flusher().kick();
+  engine.run_until([&] { return rows(disk).empty(); });
+  engine.run_until([&] { return engine.segment().find_build(1) == nullptr; });
+  BOOST_TEST(disk.load_build(3).value()->complete_at.value() == 100);
+  BOOST_TEST(engine.flusher().dirty_values() == 1u);
+  BOOST_TEST(!engine.flusher().empty());
+  faulty.heal();
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"2/w=value"}));
+}
+
 BOOST_AUTO_TEST_CASE(a_value_forgotten_before_its_turn_is_never_written) {
   engine.set(1, "v", "value");
   engine.drop(1);

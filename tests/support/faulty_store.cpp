@@ -18,6 +18,11 @@ void FaultyStore::fail_commits(std::error_code error) {
   commit_error_ = error;
 }
 
+void FaultyStore::fail_values(std::error_code error) {
+  const std::lock_guard lock(mutex_);
+  value_error_ = error;
+}
+
 void FaultyStore::fail_loads(std::error_code error) {
   const std::lock_guard lock(mutex_);
   load_error_ = error;
@@ -32,6 +37,7 @@ void FaultyStore::heal() {
   const std::lock_guard lock(mutex_);
   fail_at_ = 0;
   commit_error_.reset();
+  value_error_.reset();
   load_error_.reset();
   reservation_error_.reset();
 }
@@ -106,8 +112,8 @@ Result<> FaultyStore::commit(const persist::Batch& batch) {
     if (number == fail_at_) {
       error = nth_error_;
       reaches_inner = landed_;
-    } else if (commit_error_) {
-      error = commit_error_;
+    } else if (commit_error_ || (value_error_ && !batch.entries.empty())) {
+      error = commit_error_ ? commit_error_ : value_error_;
       reaches_inner = false;
     }
   }

@@ -25,6 +25,8 @@ class FaultyStore final : public persist::BackingStore {
   /// told otherwise, which is what a failed COMMIT may mean.
   void fail_nth_commit(std::uint64_t nth, std::error_code error, bool landed = false);
   void fail_commits(std::error_code error);
+  /// Commits with values fail, and those of builds' facts alone do not, as on a full disk.
+  void fail_values(std::error_code error);
   /// Reading single values and builds.
   void fail_loads(std::error_code error);
   void fail_reservations(std::error_code error);
@@ -72,6 +74,7 @@ class FaultyStore final : public persist::BackingStore {
   std::error_code nth_error_;
   bool landed_ = false;
   std::optional<std::error_code> commit_error_;
+  std::optional<std::error_code> value_error_;
   std::optional<std::error_code> load_error_;
   std::optional<std::error_code> reservation_error_;
   bool blocking_ = false;
