@@ -61,12 +61,6 @@ Result<> ObjectDirectory::rename(const std::string& from, const std::string& to)
   return success();
 }
 
-Result<> ObjectDirectory::exchange(const std::string& one, const std::string& other) const {
-  if (::renameat2(fd_.get(), one.c_str(), fd_.get(), other.c_str(), RENAME_EXCHANGE) != 0) return last_errno();
-  STEPSTASH_CRASH_POINT("shm.object.exchange.done");
-  return success();
-}
-
 Result<std::string> ObjectDirectory::set_aside(const std::string& from, const std::string& to) const {
   for (int n = 1;; ++n) {
     std::string name = to + "." + std::to_string(n);

@@ -46,8 +46,6 @@ class ObjectDirectory {
 
   /// `to` is replaced in one step when it exists. Errors: those of renameat(2).
   Result<> rename(const std::string& from, const std::string& to) const;
-  /// Both must exist; each gets the other's name, in one step. Errors: ENOENT and others of renameat2(2).
-  Result<> exchange(const std::string& one, const std::string& other) const;
   /// Gives `from` the first free name of `to`.1, `to`.2, ... and returns it; never replaces anything.
   Result<std::string> set_aside(const std::string& from, const std::string& to) const;
   /// A name that is not there is no error.

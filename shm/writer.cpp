@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -48,6 +49,16 @@ const Entry* backed_entry(const std::byte* base, std::uint64_t bytes, Offset blo
   const std::uint64_t texts_end = sizeof(Entry) + entry->name_bytes + entry->source_bytes;
   const std::uint64_t end = entry->value_offset == 0 ? texts_end : entry->value_offset + entry->length;
   return pages.contains(block, block + std::max(end, texts_end)) ? entry : nullptr;
+}
+
+/// Whether this object is a segment that was made to its end (Writer::install), and only waits for its name.
+bool complete(const ObjectDirectory& directory, const std::string& name) {
+  auto fd = directory.open_own(name, ObjectDirectory::Access::read_only);
+  if (!fd) return false;
+  Header copy{};
+  auto* to = reinterpret_cast<std::byte*>(&copy);
+  if (::pread(fd.value().get(), to, sizeof copy, 0) != static_cast<ssize_t>(sizeof copy)) return false;
+  return copy.magic == kSegmentMagic && copy.store_id.load(std::memory_order_relaxed) != 0;
 }
 
 BuildRecord* build_table(std::byte* base) noexcept { return reinterpret_cast<BuildRecord*>(base + kPageBytes); }
@@ -129,21 +140,18 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
 Result<std::string> Writer::install(bool keep_former) {
   const std::string temporary = temporary_name(name_);
   std::string aside;
-  auto exchanged = directory_.exchange(temporary, name_);
-  if (exchanged) {
-    if (keep_former) {
-      aside = STEPSTASH_TRY(directory_.set_aside(temporary, name_ + ".damaged"));
-    } else {
-      STEPSTASH_TRY(directory_.remove(temporary));
-    }
-  } else if (exchanged.error() == std::errc::no_such_file_or_directory) {
-    STEPSTASH_TRY(directory_.rename(temporary, name_));
-  } else {
-    return exchanged.error();
+  // Killed in between, the next attach() finds no segment, and this one complete.
+  if (keep_former) {
+    auto kept = directory_.set_aside(name_, name_ + ".damaged");
+    if (!kept && kept.error() != std::errc::no_such_file_or_directory) return kept.error();
+    if (kept) aside = std::move(kept).value();
   }
+  STEPSTASH_TRY(directory_.rename(temporary, name_));
   STEPSTASH_TRY(pins_.adopt(header().segment_id));
   return aside;
 }
+
+void Writer::abandon() { (void)directory_.remove(temporary_name(name_)); }
 
 Result<> Writer::reserve(const Draft& draft, std::uint64_t bytes) {
   return heap_.reserve(draft.block, draft.value_offset + bytes);
@@ -151,7 +159,12 @@ Result<> Writer::reserve(const Draft& draft, std::uint64_t bytes) {
 
 Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory, const std::string& name,
                                                Recovery& recovery) {
-  UniqueFd fd = STEPSTASH_TRY(directory.open_own(name, ObjectDirectory::Access::read_write));
+  auto opened = directory.open_own(name, ObjectDirectory::Access::read_write);
+  if (!opened && opened.error() == std::errc::no_such_file_or_directory && complete(directory, temporary_name(name))) {
+    STEPSTASH_TRY(directory.rename(temporary_name(name), name));
+    opened = directory.open_own(name, ObjectDirectory::Access::read_write);
+  }
+  UniqueFd fd = STEPSTASH_TRY(std::move(opened));
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) return last_errno();
   const auto bytes = static_cast<std::uint64_t>(status.st_size);
@@ -162,7 +175,7 @@ Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory,
   STEPSTASH_TRY(check_header(*reinterpret_cast<const Header*>(mapping.data()), bytes));
   std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
   STEPSTASH_TRY(writer->recover(recovery));
-  // What a daemon left that died while it replaced a segment: the new one half made, or the former one.
+  // What a daemon left that died while it made another one.
   (void)directory.remove(temporary_name(name));
   return writer;
 }

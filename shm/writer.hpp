@@ -51,10 +51,13 @@ class Writer {
   static Result<std::unique_ptr<Writer>> create(const ObjectDirectory& directory, const std::string& name,
                                                 std::uint64_t bytes, std::uint64_t known_builds = 0);
 
-  /// Puts a new segment in its place, in one step. What was there is removed or, with `keep_former`, renamed to
+  /// Puts a new segment in its place. What was there is replaced in one step or, with `keep_former`, first renamed to
   /// `name`.damaged.N; returns that name (empty: nothing was kept). Clients of the former segment are told to attach
-  /// anew.
+  /// anew. Its header's store_id says that the new one is complete, and has to be set by then: killed between the two
+  /// steps, attach() takes the second.
   Result<std::string> install(bool keep_former);
+  /// Removes a new segment instead.
+  void abandon();
 
   /// Takes over the segment called `name`. Entries that cannot be trusted are unpublished and named in `recovery`;
   /// deletions that were under way are completed. O(entries + builds + dirty bytes). Errors: ENOENT;

@@ -122,6 +122,17 @@ BOOST_FIXTURE_TEST_CASE(an_attach_finds_all_entries_builds_and_counters, Stash) 
   BOOST_TEST(disorder(*writer) == "");
 }
 
+BOOST_AUTO_TEST_CASE(a_new_segment_without_its_name_is_taken_over_if_it_is_complete) {
+  const ShmDir dir;
+  const auto objects = take(shm::ObjectDirectory::open(dir.path()));
+  shm::Recovery recovery;
+  take(Writer::create(objects, "s", 1024 * 1024))->header().store_id = 42;  // killed in install()
+  BOOST_TEST(take(Writer::attach(objects, "s", recovery))->header().store_id == 42u);
+  BOOST_TEST(take(objects.list("s")).size() == 1u);
+  take(Writer::create(objects, "other", 1024 * 1024))->abandon();
+  BOOST_TEST(take(objects.list("other")).empty());
+}
+
 BOOST_FIXTURE_TEST_CASE(a_segment_left_half_made_is_in_nobodys_way, Stash) {
   set(1, "x", "value");
   { const auto half = take(Writer::create(objects, kName, kBytes)); }  // killed before install()
