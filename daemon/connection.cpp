@@ -340,6 +340,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   // Whoever comes to free something when the tmpfs is full needs a page, too (I9).
   while (!page && page.error() == std::errc::no_space_on_device &&
          (services_.free_page() || services_.store.made_room_in_tmpfs(page.error(), shm::kPageBytes))) {
+    co_await asio::post(services_.loop, asio::use_awaitable);
     page = create();
   }
   if (!page) {

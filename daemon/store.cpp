@@ -27,6 +27,12 @@ constexpr std::uint64_t kPunchAtOnce = 16 << 20;
 constexpr std::uint64_t kDropAtOnce = 256;
 /// Entries evicted or moved before others have the loop, where one value's place is cleared: about five milliseconds.
 constexpr std::size_t kClearAtOnce = 1024;
+/// Of the blocks of a segment that holds very many, so that clearing takes a bounded number of walks over them.
+constexpr std::size_t kClearPart = 64;
+/// After a walk over all blocks that found nothing the loop does other things for this many times as long.
+constexpr int kWalkPause = 9;
+/// Steps of eviction that a small value takes before others have the loop.
+constexpr int kStepsAtOnce = 4;
 
 bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
 
@@ -160,10 +166,7 @@ bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
       auto evicted = segment_.evict(entry);
       if (!evicted) return any;
       STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
-      catalog_.move(node, segment_.offset_of(*evicted.value()));
-      Catalog::unlist(node);
-      ++evicted_;
-      ++counters_.evictions;
+      note_moved(node, *evicted.value(), /*evicted=*/true);
       freed += gain;
       any = true;
     }
@@ -171,7 +174,16 @@ bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
   return any;
 }
 
+void Store::note_moved(Node& node, const shm::Entry& record, bool evicted) {
+  catalog_.move(node, segment_.offset_of(record));
+  Catalog::unlist(node);
+  if (evicted) ++evicted_;
+  ++(evicted ? counters_.evictions : counters_.moves);
+}
+
 bool Store::clear_run(std::uint64_t bytes) {
+  const auto start = clock_.monotonic();
+  if (start < next_walk_) return false;
   struct Block {
     shm::Offset at;
     std::uint64_t bytes;
@@ -212,11 +224,16 @@ bool Store::clear_run(std::uint64_t bytes) {
       best = {first, window.size()};
     }
   });
-  if (best_cost == UINT64_MAX) return false;
+  if (best_cost == UINT64_MAX) {
+    const auto now = clock_.monotonic();
+    next_walk_ = now + kWalkPause * (now - start);
+    return false;
+  }
+  const std::size_t at_once = std::max(kClearAtOnce, window.size() / kClearPart);
   const bool slab_moved =
       segment_.keep_clear(window[best.first].at, window[best.second - 1].at + window[best.second - 1].bytes);
   std::size_t done = 0;
-  for (std::size_t i = best.first; i < best.second && done < kClearAtOnce; ++i) {
+  for (std::size_t i = best.first; i < best.second && done < at_once; ++i) {
     Node* node = window[i].node;
     if (node == nullptr) continue;
     const shm::Entry& entry = segment_.entry_at(node->block);
@@ -224,10 +241,7 @@ bool Store::clear_run(std::uint64_t bytes) {
     auto moved = resident ? segment_.evict(entry) : segment_.move_record(entry);
     if (!moved) break;
     STEPSTASH_CRASH_POINT("daemon.clear.entry.moved");
-    catalog_.move(*node, segment_.offset_of(*moved.value()));
-    Catalog::unlist(*node);
-    if (resident) ++evicted_;
-    ++(resident ? counters_.evictions : counters_.moves);
+    note_moved(*node, *moved.value(), /*evicted=*/resident);
     ++done;
   }
   segment_.reclaim();
@@ -260,9 +274,10 @@ Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view sour
     if (free_pages(wanted, draft.error() != Errc::segment_full)) return true;
     return !large && scattered && clear_run(block);
   };
-  while (full(draft) && make_way()) {
+  // For a large value others have the loop after each step.
+  for (int steps = wanted >= shm::kPageAlignedFrom ? 1 : kStepsAtOnce; steps > 0 && full(draft) && make_way();
+       --steps) {
     draft = attempt();
-    if (wanted >= shm::kPageAlignedFrom) break;  // a small value needs few steps; for a large one others have the loop
   }
   return draft;
 }
@@ -378,6 +393,7 @@ awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params,
     auto reserved = segment_.reserve(*draft.value(), value.size());
     if (reserved) break;
     if (!made_room_in_tmpfs(reserved.error(), value.size())) co_return reserved.error();
+    co_await asio::post(loop_, asio::use_awaitable);
   }
   const std::span<std::byte> room = segment_.value_bytes(*draft.value());
   if (!value.empty()) std::memcpy(room.data(), value.data(), value.size());
@@ -734,6 +750,8 @@ void Store::on_damaged(Node& node) {
   const shm::Entry& entry = segment_.entry_at(node.block);
   remember_damage(entry);
   auto record = segment_.mark_lost(entry);
+  // Deleted, it could come back from the database as what it was before: that is the last resort.
+  if (!record && free_pages(shm::kPageBytes, record.error() != Errc::segment_full)) record = segment_.mark_lost(entry);
   STEPSTASH_CRASH_POINT("daemon.damaged.value.marked_lost");
   if (record) {
     catalog_.move(node, segment_.offset_of(*record.value()));

@@ -154,8 +154,10 @@ class Store {
   /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
   bool evict_some(std::uint64_t bytes, std::size_t count);
   /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
-  /// of it at a time. Returns whether that went ahead. O(blocks).
+  /// of it at a time. Returns whether that went ahead; not tried again at once where nothing can be cleared. O(blocks).
   bool clear_run(std::uint64_t bytes);
+  /// The entry is this record now: its value was evicted, or it made way for another.
+  void note_moved(Node& node, const shm::Entry& record, bool evicted);
   /// Evicts and reclaims; with `give_back` the pages return to the tmpfs. False when nothing can go.
   bool free_pages(std::uint64_t bytes, bool give_back);
   Result<const shm::Entry*> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
@@ -200,6 +202,7 @@ class Store {
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
   std::chrono::nanoseconds ask_again_{0};
   std::uint64_t evicted_ = 0;
+  std::chrono::nanoseconds next_walk_{0};  // clear_run's, when the last one found nothing
   Counters counters_;
   std::map<std::uint64_t, std::string> damaged_;  // by id, until it is set anew or deleted
 };
