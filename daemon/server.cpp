@@ -16,6 +16,7 @@
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "daemon/log.hpp"
+#include "persist/unavailable_store.hpp"
 
 namespace stepstash::daemon {
 namespace {
@@ -116,8 +117,13 @@ Configured<> Server::open_database() {
     opened = persist::SqliteStore::open(options, &why);
   }
   if (!opened) {
-    return fail(exit_status_of(opened.error()),
-                fmt::format("database {}: {}{}{}", config_.db, opened.error().message(), why.empty() ? "" : ": ", why));
+    const std::string text =
+        fmt::format("database {}: {}{}{}", config_.db, opened.error().message(), why.empty() ? "" : ": ", why);
+    // Whoever went back a version has the values of the builds that run, and loses nothing by going forward again.
+    if (opened.error() != Errc::newer_database) return fail(exit_status_of(opened.error()), text);
+    without_database_ = text;
+    database_ = std::make_unique<persist::UnavailableStore>(opened.error(), why);
+    return success();
   }
   database_ = std::move(opened).value();
   return success();
@@ -131,8 +137,14 @@ Configured<> Server::open_segment_and_store() {
   }
   directory_ = std::move(directory).value();
   const std::string name = config_.segment_directory + "/" + config_.segment_name;
-  auto opened = open_segment(*directory_, config_.segment_name, config_.segment_size, *database_,
-                             [this](const std::string& what) { notifier_.starting(what); });
+  const bool alone = !without_database_.empty();
+  auto opened = alone ? open_segment_alone(*directory_, config_.segment_name)
+                      : open_segment(*directory_, config_.segment_name, config_.segment_size, *database_,
+                                     [this](const std::string& what) { notifier_.starting(what); });
+  if (!opened && alone) {
+    return fail(kExitConfig, fmt::format("{}; and no segment {} to serve without it: {}", without_database_, name,
+                                         opened.error().message()));
+  }
   if (!opened) {
     return fail(exit_status_of(opened.error()),
                 fmt::format("segment {} of {}: {}", name, format_size(config_.segment_size), opened.error().message()));
@@ -140,6 +152,11 @@ Configured<> Server::open_segment_and_store() {
   std::vector<std::string> set_aside = std::move(startup_.set_aside);
   startup_ = std::move(opened).value();
   startup_.set_aside.insert(startup_.set_aside.begin(), set_aside.begin(), set_aside.end());
+  if (alone) {
+    startup_.set_aside.push_back(without_database_ +
+                                 "; what is in the segment is served, and nothing written, until a stepstashd that "
+                                 "knows this database takes over");
+  }
   for (std::string& path : persist::SqliteStore::kept_aside(config_.db)) startup_.kept.push_back(std::move(path));
   for (std::size_t i = 0; i < startup_.set_aside.size(); ++i) {
     if (i == kLinesLogged) {
@@ -159,10 +176,12 @@ Configured<> Server::open_segment_and_store() {
   store_->adopt(startup_.all_dirty, startup_.lost);
   STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
   // Last: killed before, the next start finds the old identity and marks everything again.
-  segment.header().store_id.store(database_->store_id());
-  STEPSTASH_CRASH_POINT("daemon.server.store_id.stored");
-  segment.header().commit_count.store(database_->commit_count());
-  STEPSTASH_CRASH_POINT("daemon.server.commit_count.stored");
+  if (!alone) {
+    segment.header().store_id.store(database_->store_id());
+    STEPSTASH_CRASH_POINT("daemon.server.store_id.stored");
+    segment.header().commit_count.store(database_->commit_count());
+    STEPSTASH_CRASH_POINT("daemon.server.commit_count.stored");
+  }
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
   services_->stats = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };

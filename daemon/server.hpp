@@ -66,7 +66,8 @@ class Server {
   asio::local::stream_protocol::acceptor acceptor_{loop_};
   Waiter accept_pause_{loop_};
   Waiter tick_{loop_};
-  std::unique_ptr<persist::SqliteStore> database_;
+  std::unique_ptr<persist::BackingStore> database_;
+  std::string without_database_;  // not empty: why it cannot be used; the segment is served alone
   std::optional<shm::ObjectDirectory> directory_;
   Startup startup_;
   Catalog catalog_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -26,16 +27,17 @@ shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
   facts.length = entry.length;
   facts.value_hash = entry.value_hash;
   facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
-  facts.state = shm::EntryState::dirty;
+  // Dirty and evicted is a value that was lost (Writer::mark_lost); clean and evicted one that a database has.
+  facts.state = entry.value_offset == 0 ? entry.state.load() : shm::EntryState::dirty;
   return facts;
 }
 
-/// Publishes a copy of `entry`, dirty and with this id and revision.
+/// Publishes a copy of `entry` with this id and revision; its value, if it is there, is dirty.
 Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
   shm::Writer::EntryFacts facts = facts_of(entry);
   facts.id = id;
   facts.revision = revision;
-  if (entry.value_offset == 0) {  // a value that was lost (Writer::mark_lost)
+  if (entry.value_offset == 0) {
     STEPSTASH_TRY(segment.publish_record(facts));
     return success();
   }
@@ -77,10 +79,11 @@ Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
   return success();
 }
 
-/// Saves what a set-aside segment alone may know: its dirty values and its builds' facts.
-void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup) {
+/// Saves what another segment alone may know: its dirty values and its builds' facts; with `evicted` also the records
+/// of values that are in a database.
+void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup, bool evicted = false) {
   const auto entry = [&](const shm::Entry& found) {
-    if (found.state.load() != shm::EntryState::dirty) return;
+    if (found.state.load() != shm::EntryState::dirty && !(evicted && found.value_offset == 0)) return;
     if (auto copied = copy_entry(*startup.segment, found)) {
       ++startup.entries_salvaged;
     } else {
@@ -234,30 +237,36 @@ bool must_resize(const shm::Writer& segment, std::uint64_t bytes, std::uint64_t 
   return shm::Writer::bytes_for(segment.builds(), entries, text_bytes) + dirty + dirty / 8 <= bytes;
 }
 
-/// Fills a new segment with what only `from` knows. False when that does not work out: `from` serves on, unchanged.
-bool move_to_new_size(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                      const shm::Writer& from, Startup& startup) {
-  auto made = shm::Writer::create(directory, name, bytes, from.builds());
-  if (!made) return false;
-  startup.segment = std::move(made).value();
-  startup.segment->header().next_id.store(from.header().next_id.load());
-  startup.segment->header().id_limit.store(from.header().id_limit.load());
-  STEPSTASH_CRASH_POINT("daemon.startup.resize.ids");
-  salvage(directory, name, startup);
-  STEPSTASH_CRASH_POINT("daemon.startup.resize.filled");
-  if (startup.set_aside.empty()) return true;
-  startup = Startup{};
-  return false;
-}
-
 bool is_lack_of_room(std::error_code error) {
   return error == Errc::segment_full || error == Errc::too_many_builds || error == std::errc::no_space_on_device;
 }
 
-/// The same for a segment that has no room for what the database knows: all that is resident goes along, for it may be
-/// the only copy. False when that does not work out: `startup` is as it was.
-bool move_to_larger(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                    const persist::BackingStore::Census& census, Startup& startup) {
+/// A segment of `bytes` bytes with what salvage() saves of `from`, whose name it is to get. None when that does not
+/// work out: `from` serves on, unchanged.
+std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
+                                    std::uint64_t builds, const shm::Writer& from, bool evicted) {
+  auto made = shm::Writer::create(directory, name, bytes, builds);
+  if (!made) return std::nullopt;
+  Startup copy;
+  copy.segment = std::move(made).value();
+  copy.segment->header().next_id.store(from.header().next_id.load());
+  copy.segment->header().id_limit.store(from.header().id_limit.load());
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.ids");
+  salvage(directory, name, copy, evicted);
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.filled");
+  if (!copy.set_aside.empty()) {
+    copy.segment->abandon();
+    return std::nullopt;
+  }
+  copy.entries_kept = std::exchange(copy.entries_salvaged, 0);
+  return copy;
+}
+
+/// For a segment that has no room for what the database knows: a copy that has. All that is resident goes along, for
+/// it may be the only copy, and the records of what is not, for reconcile() to look for.
+std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, const std::string& name,
+                                      std::uint64_t bytes, const persist::BackingStore::Census& census,
+                                      const Startup& startup) {
   shm::Writer& from = *startup.segment;
   std::uint64_t entries = census.entries;
   std::uint64_t text_bytes = census.text_bytes;
@@ -273,21 +282,21 @@ bool move_to_larger(const shm::ObjectDirectory& directory, const std::string& na
   });
   const std::uint64_t builds = from.builds() + census.builds_with_data;
   const std::uint64_t needed = shm::Writer::bytes_for(builds, entries, text_bytes) + values + values / 8 + largest;
-  Startup larger;
-  auto made = shm::Writer::create(directory, name, std::max(bytes, needed), builds);
-  if (!made) return false;
-  larger.segment = std::move(made).value();
-  larger.segment->header().next_id.store(from.header().next_id.load());
-  larger.segment->header().id_limit.store(from.header().id_limit.load());
-  STEPSTASH_CRASH_POINT("daemon.startup.larger.ids");
-  salvage(directory, name, larger);
-  STEPSTASH_CRASH_POINT("daemon.startup.larger.filled");
-  if (!larger.set_aside.empty()) return false;
-  larger.set_aside = std::move(startup.set_aside);
-  larger.all_dirty = startup.all_dirty;
-  larger.entries_kept = std::exchange(larger.entries_salvaged, 0);
-  startup = std::move(larger);
-  return true;
+  auto larger = copy_segment(directory, name, std::max(bytes, needed), builds, from, /*evicted=*/true);
+  if (larger) {
+    larger->set_aside = startup.set_aside;
+    larger->all_dirty = startup.all_dirty;
+  }
+  return larger;
+}
+
+/// Paths of segments that were set aside.
+std::vector<std::string> kept_aside(const shm::ObjectDirectory& directory, const std::string& name) {
+  std::vector<std::string> paths;
+  const auto kept = directory.list(name + ".damaged.");
+  if (!kept) return paths;
+  for (const std::string& object : kept.value()) paths.push_back(directory.path() + "/" + object);
+  return paths;
 }
 
 }  // namespace
@@ -305,8 +314,11 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   bool resized = false;
   if (attached && must_resize(*attached.value(), bytes, needed, database)) {
     progress("moving what is not in the database yet to a segment of the configured size");
-    resized = move_to_new_size(directory, name, size, *attached.value(), startup);
-    if (resized) startup.entries_kept = startup.entries_salvaged;
+    const shm::Writer& from = *attached.value();
+    if (auto copy = copy_segment(directory, name, size, from.builds(), from, /*evicted=*/false)) {
+      startup = std::move(*copy);
+      resized = true;
+    }
   }
   const bool warm = attached && !resized;
   bool damaged = false;
@@ -344,8 +356,11 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     auto reconciled = reconcile(database, startup, other_database);
     if (!reconciled && warm && is_lack_of_room(reconciled.error())) {
       progress("moving to a larger segment: what this database knows besides does not fit");
-      replaced = move_to_larger(directory, name, size, census, startup);
-      if (replaced) reconciled = reconcile(database, startup, other_database);
+      if (auto larger = copy_to_larger(directory, name, size, census, startup)) {
+        startup = std::move(*larger);
+        replaced = true;
+        reconciled = reconcile(database, startup, other_database);
+      }
     }
     STEPSTASH_TRY(reconciled);
   }
@@ -366,18 +381,28 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   }
   if (replaced) {
     // Only now, complete, does it take the place of what was there: killed before, the next start begins again.
-    header.store_id.store(database.store_id());
-    STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
     header.commit_count.store(database.commit_count());
     STEPSTASH_CRASH_POINT("daemon.startup.commit_count.stored");
+    header.store_id.store(database.store_id());
+    STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
     const std::string aside = STEPSTASH_TRY(startup.segment->install(/*keep_former=*/damaged));
     STEPSTASH_CRASH_POINT("daemon.startup.segment.installed");
     if (damaged) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
   }
-  if (auto kept = directory.list(name + ".damaged.")) {
-    for (const std::string& object : kept.value()) startup.kept.push_back(directory.path() + "/" + object);
-  }
+  startup.kept = kept_aside(directory, name);
   startup.lost = census.lost;
+  startup.duration = std::chrono::steady_clock::now() - start;
+  return startup;
+}
+
+Result<Startup> open_segment_alone(const shm::ObjectDirectory& directory, const std::string& name) {
+  const auto start = std::chrono::steady_clock::now();
+  Startup startup;
+  shm::Recovery recovery;
+  startup.segment = STEPSTASH_TRY(shm::Writer::attach(directory, name, recovery));
+  startup.entries_kept = recovery.entries_kept;
+  startup.set_aside = std::move(recovery.set_aside);
+  startup.kept = kept_aside(directory, name);
   startup.duration = std::chrono::steady_clock::now() - start;
   return startup;
 }

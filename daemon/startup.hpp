@@ -35,4 +35,8 @@ struct Startup {
 Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
                              persist::BackingStore& database, const std::function<void(const std::string&)>& progress);
 
+/// Attaches to the segment `name` where the database cannot be used at all: what is in the segment is served as it is,
+/// and nothing about its database changes. O(entries + dirty bytes). Errors: those of shm::Writer::attach.
+Result<Startup> open_segment_alone(const shm::ObjectDirectory& directory, const std::string& name);
+
 }  // namespace stepstash::daemon

@@ -171,6 +171,35 @@ BOOST_AUTO_TEST_CASE(a_full_segment_and_another_database_with_many_entries_meet_
   BOOST_TEST(rows(other).size() == 3'000 + values);
 }
 
+BOOST_AUTO_TEST_CASE(evicted_values_that_another_database_lacks_are_named_also_in_a_larger_segment) {
+  MemoryStore other(0xd1ff);
+  persist::Batch batch;
+  std::vector<std::string> names;
+  for (int i = 0; i < 20'000; ++i) names.push_back("name " + std::to_string(i) + std::string(240, 'n'));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    batch.entries.push_back({.id = i + 1,
+                             .revision = i + 1,
+                             .buildid = 1 + static_cast<BuildId>(i) % 500,
+                             .name = names[i],
+                             .source = {},
+                             .value_hash = shm::hash_bytes({}),
+                             .value = {}});
+  }
+  other.commit(batch).value();
+  {
+    Engine engine(directory, disk, clock);
+    for (int i = 0; engine.store().evicted_values() == 0; ++i) {
+      engine.set(1, std::to_string(i), std::string(200'000, 'v'));
+      engine.flush().value();
+    }
+    BOOST_REQUIRE(engine.value(1, "0") == "(evicted)");
+  }
+  Engine engine(directory, other, clock);
+  BOOST_TEST(engine.segment().bytes() > Engine::kSegmentBytes);
+  BOOST_TEST(engine.value(1, "0") == "(miss)");
+  BOOST_TEST(mentions(engine.startup().set_aside, "build 1, name \"0\""));
+}
+
 BOOST_AUTO_TEST_CASE(the_same_id_and_revision_in_another_database_are_not_taken_for_the_same_value) {
   MemoryStore other(0xd1ff);
   {
@@ -271,6 +300,25 @@ BOOST_AUTO_TEST_CASE(a_damaged_segment_is_kept_aside_and_its_dirty_values_are_sa
   BOOST_TEST(engine.prune(101) == 2u);
   const auto names = objects();
   BOOST_TEST(std::count(names.begin(), names.end(), std::string(Engine::kSegment) + ".damaged.1") == 1);
+}
+
+BOOST_AUTO_TEST_CASE(a_start_cut_short_between_the_two_steps_of_replacing_a_damaged_segment_keeps_both) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "dirty", "dirty value");
+  }
+  damage(kSegmentIdOffset);
+  { const Engine engine(directory, faulty, clock); }
+  // As install() leaves it after its first step.
+  std::filesystem::rename(segment_path(), segment_path() + ".new");
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(engine.startup().entries_kept == 1u);
+  BOOST_TEST(engine.value(1, "dirty") == "dirty value");
+  BOOST_TEST(engine.startup().kept.size() == 1u);
+  const auto names = objects();
+  BOOST_TEST(std::count(names.begin(), names.end(), std::string(Engine::kSegment) + ".new") == 0);
 }
 
 BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_and_the_rest_is_served) {

@@ -107,6 +107,39 @@ BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_un
   BOOST_TEST(served.cli({"get", "7", "report"}).out == "anew");
 }
 
+BOOST_AUTO_TEST_CASE(a_database_of_a_newer_schema_is_left_alone_and_the_segment_is_served) {
+  Command served({"--flush-interval=20ms", "--segment-size=16MiB"});
+  BOOST_TEST(served.cli({"set", "7", "old"}, {.input = "in the database"}).status == 0);
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(served.daemon.terminate() == 0);
+  const std::int64_t version = query(served.daemon.db(), "SELECT user_version FROM pragma_user_version");
+  const auto set_version = [&](std::int64_t number) {
+    return run({"sqlite3", served.daemon.db(), "PRAGMA user_version = " + std::to_string(number)}).status;
+  };
+  BOOST_TEST_REQUIRE(set_version(version + 1) == 0);
+  served.daemon.start();
+  BOOST_TEST(served.cli({"get", "7", "old"}).out == "in the database");
+  BOOST_TEST(served.cli({"set", "7", "new"}, {.input = "set meanwhile"}).status == 0);
+  const Outcome durable = served.cli({"set", "7", "durable", "--durable", "--timeout=300ms"}, {.input = "too"});
+  BOOST_TEST(durable.status == 74);
+  BOOST_TEST(contains(durable.err, "newer"), durable.err);
+  BOOST_TEST(contains(served.cli({"doctor"}).out, "newer"));
+  BOOST_TEST(served.daemon.terminate() == 74);  // what could not be written stays in the segment
+  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 1);
+  BOOST_TEST_REQUIRE(set_version(version) == 0);
+  served.daemon.start();
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(served.cli({"get", "7", "new"}).out == "set meanwhile");
+  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 3);
+  BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
+  // With nothing to serve there is nothing to start for.
+  BOOST_TEST(served.daemon.terminate() == 0);
+  BOOST_TEST_REQUIRE(set_version(version + 1) == 0);
+  served.daemon.remove_segment();
+  BOOST_TEST(served.daemon.start_refused() == 78);
+  BOOST_TEST(contains(served.daemon.log(), "no segment"));
+}
+
 BOOST_AUTO_TEST_CASE(absent_data_is_status_1_and_not_found) {
   Command served;
   const std::string out = served.file("out");
