@@ -88,6 +88,7 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs) {
   server->locks_.push_back(STEPSTASH_TRY(lock(settings.db + ".lock", "database", settings.db)));
   STEPSTASH_TRY(server->open_database());
   STEPSTASH_TRY(server->open_segment_and_store());
+  STEPSTASH_TRY(server->catch_signals());
   STEPSTASH_TRY(server->listen());
   server->spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   return server;
@@ -191,6 +192,16 @@ Configured<> Server::open_segment_and_store() {
   spdlog::info("segment {}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s", name,
                startup_.entries_kept, startup_.entries_loaded, startup_.entries_salvaged, startup_.set_aside.size(),
                std::chrono::duration<double>(startup_.duration).count());
+  return success();
+}
+
+/// Until here SIGTERM has ended the process at once: there is nothing to finish, and a start may wait for a minute.
+Configured<> Server::catch_signals() {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+    boost::system::error_code error;
+    signals_.add(signal, error);
+    if (error) return fail(kExitCannotCreate, fmt::format("cannot handle signal {}: {}", signal, error.message()));
+  }
   return success();
 }
 

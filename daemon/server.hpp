@@ -40,6 +40,7 @@ class Server {
   Configured<> open_database();
   Configured<> open_segment_and_store();
   Configured<> listen();
+  Configured<> catch_signals();
 
   awaitable<void> accept();
   awaitable<void> refuse_without_descriptors();
@@ -62,7 +63,7 @@ class Server {
   std::vector<LockFile> locks_;
   SystemClock clock_;
   asio::io_context loop_{1};
-  asio::signal_set signals_{loop_, SIGTERM, SIGINT, SIGHUP};
+  asio::signal_set signals_{loop_};
   asio::local::stream_protocol::acceptor acceptor_{loop_};
   Waiter accept_pause_{loop_};
   Waiter tick_{loop_};

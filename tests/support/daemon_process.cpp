@@ -168,6 +168,8 @@ bool DaemonProcess::start_killed_after(std::chrono::microseconds time) {
   return false;
 }
 
+void DaemonProcess::start_unready() { spawn(); }
+
 int DaemonProcess::start_refused() {
   spawn();
   if (wait_ready()) throw std::runtime_error("stepstashd serves, though it should have refused to; its log:\n" + log());

@@ -31,6 +31,8 @@ class DaemonProcess {
   void start();
   /// The same with other options from now on.
   void start(std::vector<std::string> options);
+  /// Runs it and does not wait for it to serve.
+  void start_unready();
   /// Runs it and kills it `time` after that with SIGKILL, which is in the middle of its start if the time is short
   /// enough. True: it was ready before, lives, and serves as after start(). False: it is gone.
   bool start_killed_after(std::chrono::microseconds time);

@@ -5,7 +5,9 @@
 
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
+#include <fstream>
 #include <map>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -280,6 +282,26 @@ BOOST_AUTO_TEST_CASE(a_small_value_can_be_read_with_plain_sql) {
   BOOST_TEST(query(daemon.db(),
                    "SELECT CAST(CAST(value AS TEXT) AS INTEGER) FROM build_data "
                    "WHERE buildid = 77 AND name = 'report' AND source = 'unit tests' AND length = 2") == 42);
+}
+
+BOOST_AUTO_TEST_CASE(a_start_that_waits_for_a_locked_database_serves_when_it_is_free_and_ends_when_told_to) {
+  DaemonProcess daemon;
+  std::ofstream(daemon.db());
+  std::optional<WriteLock> lock(daemon.db());
+  daemon.start_unready();
+  const auto waiting = [&] { return daemon.log().find("trying again") != std::string::npos; };
+  BOOST_TEST_REQUIRE(eventually(waiting));
+  BOOST_TEST(daemon.terminate() == 128 + SIGTERM);
+  daemon.start_unready();
+  lock.reset();
+  const auto serves = [&] {
+    try {
+      return Client(daemon.socket()).set(1, "v", "value").has_value();
+    } catch (const Error&) {
+      return false;
+    }
+  };
+  BOOST_TEST(eventually(serves));
 }
 
 BOOST_AUTO_TEST_CASE(a_daemon_that_finds_another_database_writes_its_values_there) {
