@@ -41,6 +41,23 @@ struct Starting {
 /// Covered by the header's checksum, and needed for nothing that is saved.
 constexpr std::uint64_t kSegmentIdOffset = offsetof(shm::Header, segment_id);
 
+/// Empty values with long names in a number of builds.
+void fill(persist::BackingStore& database, std::size_t entries, BuildId builds, const std::string& source = {}) {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < entries; ++i) names.push_back("name " + std::to_string(i) + std::string(240, 'n'));
+  persist::Batch batch;
+  for (std::size_t i = 0; i < entries; ++i) {
+    batch.entries.push_back({.id = i + 1,
+                             .revision = i + 1,
+                             .buildid = 1 + static_cast<BuildId>(i) % builds,
+                             .name = names[i],
+                             .source = source,
+                             .value_hash = shm::hash_bytes({}),
+                             .value = {}});
+  }
+  database.commit(batch).value();
+}
+
 bool mentions(const std::vector<std::string>& lines, std::string_view text) {
   return std::any_of(lines.begin(), lines.end(), [&](auto& line) { return line.find(text) != line.npos; });
 }
@@ -98,20 +115,7 @@ BOOST_AUTO_TEST_CASE(a_cold_start_knows_all_entries_and_has_no_value_yet) {
 }
 
 BOOST_AUTO_TEST_CASE(a_database_with_more_entries_than_the_segment_holds_makes_it_larger) {
-  const std::string source(200, 's');
-  std::vector<std::string> names;
-  for (int i = 0; i < 20'000; ++i) names.push_back("name " + std::to_string(i) + std::string(200, 'n'));
-  persist::Batch batch;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    batch.entries.push_back({.id = i + 1,
-                             .revision = i + 1,
-                             .buildid = 1 + static_cast<BuildId>(i) % 3000,
-                             .name = names[i],
-                             .source = source,
-                             .value_hash = shm::hash_bytes({}),
-                             .value = {}});
-  }
-  disk.commit(batch).value();
+  fill(disk, 20'000, 3000, std::string(200, 's'));
   Engine engine(directory, disk, clock);
   BOOST_TEST(engine.segment().bytes() > Engine::kSegmentBytes);
   BOOST_TEST(engine.startup().entries_loaded == 20'000u);
@@ -139,19 +143,7 @@ BOOST_AUTO_TEST_CASE(another_database_gets_all_that_is_resident) {
 
 BOOST_AUTO_TEST_CASE(a_full_segment_and_another_database_with_many_entries_meet_in_a_larger_segment) {
   MemoryStore other(0xd1ff);
-  persist::Batch batch;
-  std::vector<std::string> names;
-  for (int i = 0; i < 3'000; ++i) names.push_back("name " + std::to_string(i) + std::string(240, 'n'));
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    batch.entries.push_back({.id = i + 1,
-                             .revision = i + 1,
-                             .buildid = 1 + static_cast<BuildId>(i) % 500,
-                             .name = names[i],
-                             .source = {},
-                             .value_hash = shm::hash_bytes({}),
-                             .value = {}});
-  }
-  other.commit(batch).value();
+  fill(other, 3'000, 500);
   std::uint64_t values = 0;
   {
     Engine engine(directory, disk, clock);
@@ -173,19 +165,7 @@ BOOST_AUTO_TEST_CASE(a_full_segment_and_another_database_with_many_entries_meet_
 
 BOOST_AUTO_TEST_CASE(evicted_values_that_another_database_lacks_are_named_also_in_a_larger_segment) {
   MemoryStore other(0xd1ff);
-  persist::Batch batch;
-  std::vector<std::string> names;
-  for (int i = 0; i < 20'000; ++i) names.push_back("name " + std::to_string(i) + std::string(240, 'n'));
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    batch.entries.push_back({.id = i + 1,
-                             .revision = i + 1,
-                             .buildid = 1 + static_cast<BuildId>(i) % 500,
-                             .name = names[i],
-                             .source = {},
-                             .value_hash = shm::hash_bytes({}),
-                             .value = {}});
-  }
-  other.commit(batch).value();
+  fill(other, 20'000, 500);
   {
     Engine engine(directory, disk, clock);
     for (int i = 0; engine.store().evicted_values() == 0; ++i) {

@@ -15,8 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -517,36 +517,21 @@ class Run {
   std::vector<const Record*> records_;
 };
 
-std::optional<Settings> parse(int argc, char** argv) {
-  Settings settings;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string_view option = argv[i];
-    if (i + 1 == argc) return std::nullopt;
-    const std::string_view value = argv[i + 1];
-    if (option == "--keep") {
-      settings.keep = value;
-      continue;
-    }
-    std::uint64_t* number = option == "--cycles"  ? &settings.cycles
-                            : option == "--seed"  ? &settings.seed
-                            : option == "--floor" ? &settings.floor
-                                                  : nullptr;
-    if (number == nullptr) return std::nullopt;
-    const auto parsed = std::from_chars(value.data(), value.data() + value.size(), *number);
-    if (parsed.ec != std::errc{} || parsed.ptr != value.data() + value.size()) return std::nullopt;
-  }
-  return settings;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::optional<Settings> settings = parse(argc, argv);
-  if (!settings) {
-    std::fprintf(stderr, "usage: stepstash_history [--cycles N] [--seed N] [--floor N] [--keep DIR]\n");
-    return 64;
+  Settings settings;
+  CLI::App app("Random histories against a daemon that is killed all the time.", "stepstash_history");
+  app.add_option("--cycles", settings.cycles, "ends of a daemon")->capture_default_str();
+  app.add_option("--seed", settings.seed, "of the schedule")->capture_default_str();
+  app.add_option("--floor", settings.floor, "operations per cycle; with fewer the run fails")->capture_default_str();
+  app.add_option("--keep", settings.keep, "where to leave what broke a promise")->type_name("DIR");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 64;
   }
-  Run run(*settings);
+  Run run(settings);
   std::vector<std::string> problems;
   try {
     run.run();
@@ -560,7 +545,7 @@ int main(int argc, char** argv) {
   for (const std::string& problem : problems) std::printf("BROKEN: %s\n", problem.c_str());
   std::printf("history, log, database and segment are in %s\n", run.keep(problems).c_str());
   std::printf("the same schedule again: tests/soak --cycles %llu --seed %llu --jobs 1\n",
-              static_cast<unsigned long long>(settings->cycles), static_cast<unsigned long long>(settings->seed));
+              static_cast<unsigned long long>(settings.cycles), static_cast<unsigned long long>(settings.seed));
   run.summary("BROKEN");
   return 1;
 }

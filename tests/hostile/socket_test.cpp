@@ -332,28 +332,12 @@ BOOST_AUTO_TEST_CASE(floods_of_descriptors_are_dropped_by_the_kernel) {
   BOOST_REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
   const UniqueFd from(ends[0]);
   UniqueFd to(ends[1]);
-  std::vector<std::byte> frame = protocol::frame_of(protocol::Request(protocol::Stats{}));
-  std::vector<char> control(CMSG_SPACE(kPerMessage * sizeof(int)));
   std::size_t most = 0;
   {
     RawConnection raw(siege.daemon.socket());
     raw.greet();
     for (int i = 0; i < 200; ++i) {
-      iovec data{frame.data(), frame.size()};
-      msghdr message{};
-      message.msg_iov = &data;
-      message.msg_iovlen = 1;
-      message.msg_control = control.data();
-      message.msg_controllen = control.size();
-      cmsghdr* header = CMSG_FIRSTHDR(&message);
-      header->cmsg_level = SOL_SOCKET;
-      header->cmsg_type = SCM_RIGHTS;
-      header->cmsg_len = CMSG_LEN(kPerMessage * sizeof(int));
-      for (std::size_t n = 0; n < kPerMessage; ++n) {
-        const int fd = to.get();
-        std::memcpy(CMSG_DATA(header) + n * sizeof fd, &fd, sizeof fd);
-      }
-      BOOST_REQUIRE(::sendmsg(raw.fd(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(frame.size()));
+      raw.send_with_descriptors(protocol::Stats{}, to.get(), kPerMessage);
       BOOST_REQUIRE(raw.receive().has_value());
       most = std::max(most, descriptors_of(siege.daemon.pid()));
     }

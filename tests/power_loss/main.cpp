@@ -22,9 +22,9 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <atomic>
 #include <cerrno>
-#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -376,24 +376,6 @@ struct Settings {
   std::string no_sync;
 };
 
-std::optional<Settings> parse(int argc, char** argv) {
-  Settings settings;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string_view option = argv[i];
-    if (i + 1 == argc) return std::nullopt;
-    const std::string_view value = argv[i + 1];
-    if (option == "--no-sync") {
-      settings.no_sync = value;
-      continue;
-    }
-    std::uint64_t* number = option == "--losses" ? &settings.losses : option == "--seed" ? &settings.seed : nullptr;
-    if (number == nullptr) return std::nullopt;
-    const auto parsed = std::from_chars(value.data(), value.data() + value.size(), *number);
-    if (parsed.ec != std::errc{} || parsed.ptr != value.data() + value.size()) return std::nullopt;
-  }
-  return settings;
-}
-
 int run_all(const Settings& settings) {
   PowerLoss power(settings.seed);
   if (const std::string why = power.prepare(); !why.empty()) {
@@ -442,10 +424,16 @@ int run_all(const Settings& settings) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::optional<Settings> settings = parse(argc, argv);
-  if (!settings) {
-    std::fprintf(stderr, "usage: stepstash_power_loss [--losses N] [--seed N] [--no-sync LIBRARY]\n");
-    return 64;
+  Settings settings;
+  CLI::App app("What is left when the power fails, and whether it is what was promised.", "stepstash_power_loss");
+  app.add_option("--losses", settings.losses, "losses of power")->capture_default_str();
+  app.add_option("--seed", settings.seed, "of the traffic")->capture_default_str();
+  app.add_option("--no-sync", settings.no_sync, "preloaded at last, to see that the test can fail")
+      ->type_name("LIBRARY");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 64;
   }
   // A mount namespace of our own: whatever becomes of this process, the kernel unmounts with it.
   if (::geteuid() != 0 || ::unshare(CLONE_NEWNS) != 0 ||
@@ -456,7 +444,7 @@ int main(int argc, char** argv) {
   const char* path = std::getenv("PATH");
   ::setenv("PATH", (std::string(path == nullptr ? "" : path) + ":/usr/sbin:/sbin:/usr/bin:/bin").c_str(), 1);
   try {
-    return run_all(*settings);
+    return run_all(settings);
   } catch (const std::exception& error) {
     std::printf("BROKEN: %s\n", error.what());
     return 1;

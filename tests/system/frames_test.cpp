@@ -179,22 +179,7 @@ BOOST_AUTO_TEST_CASE(a_descriptor_sent_to_the_daemon_is_not_kept) {
   BOOST_REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
   const UniqueFd from(ends[0]);
   UniqueFd to(ends[1]);
-  std::vector<std::byte> frame;
-  protocol::encode(protocol::Request(protocol::Stats{}), frame);
-  iovec data{frame.data(), frame.size()};
-  alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  const int fd = to.get();
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  BOOST_REQUIRE(::sendmsg(raw.fd(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(frame.size()));
+  raw.send_with_descriptors(protocol::Stats{}, to.get(), 1);
   BOOST_TEST(raw.receive().has_value());
   to.reset();
   // With the last copy of the write end gone, and only then, the read end is at its end.

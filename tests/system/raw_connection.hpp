@@ -47,6 +47,25 @@ class RawConnection {
     protocol::encode(request, frame);
     send(frame);
   }
+  /// With `count` copies of a descriptor (SCM_RIGHTS).
+  void send_with_descriptors(const protocol::Request& request, int fd, std::size_t count) const {
+    std::vector<std::byte> frame;
+    protocol::encode(request, frame);
+    const std::vector<int> descriptors(count, fd);
+    std::vector<char> control(CMSG_SPACE(count * sizeof fd));
+    iovec data{frame.data(), frame.size()};
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(count * sizeof fd);
+    std::memcpy(CMSG_DATA(header), descriptors.data(), count * sizeof fd);
+    BOOST_REQUIRE(::sendmsg(fd_.get(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(frame.size()));
+  }
   /// nullopt: the daemon hung up.
   std::optional<protocol::Reply> receive() {
     std::array<std::byte, protocol::kHeadBytes> head;
