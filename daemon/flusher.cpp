@@ -54,7 +54,9 @@ void Flusher::forget(Node& node) {
   dirty_bytes_ -= node.dirty.bytes;
   std::uint64_t place = node.dirty.seq;
   if (node.dirty.in_flight) {
-    queue_.at(place).node = nullptr;  // settle() removes it
+    Item& item = queue_.at(place);  // settle() removes it
+    item.node = nullptr;
+    item.heir = node.build;
     place = node.dirty.next_seq;
   }
   if (place != 0) hand_over(place, *node.build);
@@ -173,9 +175,11 @@ Flusher::Outcome Flusher::write(persist::Batch& batch, const std::vector<std::ui
     }
   }
   STEPSTASH_CRASH_POINT("daemon.flush.batch.verified");
-  outcome.committed = sound.empty() ? Result<>(success()) : store_.commit(sound);
-  STEPSTASH_CRASH_POINT("daemon.flush.batch.committed");
-  outcome.commit_count = store_.commit_count();
+  if (!sound.empty()) {
+    outcome.committed = store_.commit(sound);
+    STEPSTASH_CRASH_POINT("daemon.flush.batch.committed");
+    outcome.commit_count = store_.commit_count();
+  }
   outcome.duration = clock_.monotonic() - start;
   return outcome;
 }
@@ -185,14 +189,23 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   const auto place = queue_.find(flight.seq);
   const Item item = place->second;
   if (item.node == nullptr && item.build == nullptr) {  // forgotten in flight
-    queue_.erase(place);
+    // The database may have an older value still: who waits for this place waits for the deletion now. Its build is
+    // there, for no commit has settled that yet.
+    if (committed) {
+      queue_.erase(place);
+    } else {
+      hand_over(flight.seq, *item.heir);
+    }
     return;
   }
   DirtyMark& mark = item.node != nullptr ? item.node->dirty : item.build->dirty;
   mark.in_flight = false;
   if (!committed && !damaged) {
-    // The newer state, if there is one, takes the older place: who waits for either waits for both.
-    if (mark.next_seq != 0) queue_.erase(std::exchange(mark.next_seq, 0));
+    // One place for both states, the older one: who waits for either waits for both.
+    if (const std::uint64_t next = std::exchange(mark.next_seq, 0); next != 0) {
+      queue_.erase(std::max(mark.seq, next));
+      mark.seq = std::min(mark.seq, next);
+    }
     return;
   }
   queue_.erase(place);
@@ -224,17 +237,20 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   if (!mark.dirty()) on_build_clean(*item.build);
 }
 
-void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome) {
+/// With `builds_only` a success does not say that the database takes values again.
+void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome, bool builds_only) {
   const bool committed = outcome.committed.has_value();
-  if (committed) {
-    ++counters_.flushes;
-    if (!counters_.last_error.empty()) spdlog::info("the database takes writes again");
-    counters_.last_error.clear();
-    segment_.header().commit_count.store(outcome.commit_count, std::memory_order_release);
-    STEPSTASH_CRASH_POINT("daemon.flush.commit_count.stored");
-  } else {
+  if (!committed) {
     ++counters_.flush_errors;
     note_failure(outcome.committed.error());
+  } else if (outcome.commit_count) {
+    ++counters_.flushes;
+    if (!counters_.last_error.empty() && !builds_only) {
+      spdlog::info("the database takes writes again");
+      counters_.last_error.clear();
+    }
+    segment_.header().commit_count.store(*outcome.commit_count, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("daemon.flush.commit_count.stored");
   }
   counters_.last_duration = outcome.duration;
   if (committed_.empty()) damaged_places_.clear();
@@ -311,7 +327,8 @@ awaitable<void> Flusher::run() {
     kicked_ = false;
     auto batch = std::make_unique<persist::Batch>();
     auto places = std::make_unique<std::vector<std::uint64_t>>();
-    const std::vector<Flight> flights = take(*batch, *places, std::exchange(builds_first, false));
+    const bool builds_only = std::exchange(builds_first, false);
+    const std::vector<Flight> flights = take(*batch, *places, builds_only);
     if (flights.empty()) {  // values alone
       kicked_ = true;
       continue;
@@ -319,9 +336,9 @@ awaitable<void> Flusher::run() {
     auto job = [this, &batch, &places]() -> Outcome { return write(*batch, *places); };
     const Outcome outcome = co_await run_on(thread_, job);
     builds_first = !outcome.committed && !batch->entries.empty();
-    settle(flights, outcome);
+    settle(flights, outcome, builds_only);
     if (outcome.committed) {
-      backoff = 100ms;
+      if (!builds_only) backoff = 100ms;
       if (!queue_.empty() && !committed_.empty()) kicked_ = true;  // more than one batch was asked for
       continue;
     }

@@ -82,9 +82,10 @@ class Flusher {
 
  private:
   struct Item {
-    Node* node = nullptr;  // both null: given up while in flight
+    Node* node = nullptr;  // both null: forgotten while in flight
     BuildState* build = nullptr;
     std::chrono::nanoseconds since{0};
+    BuildState* heir = nullptr;  // forgotten in flight: takes the place over if the commit fails
   };
   struct Flight {
     std::uint64_t seq;
@@ -97,8 +98,8 @@ class Flusher {
   };
   struct Outcome {
     Result<> committed = success();
-    std::uint64_t commit_count = 0;
-    std::vector<std::uint64_t> damaged;  // places
+    std::optional<std::uint64_t> commit_count;  // none: nothing was there to commit
+    std::vector<std::uint64_t> damaged;         // places
     std::chrono::nanoseconds duration{0};
   };
 
@@ -110,7 +111,7 @@ class Flusher {
   void note_failure(std::error_code error);
   bool ids_low() const noexcept;
   awaitable<void> reserve_ids();
-  void settle(const std::vector<Flight>& flights, const Outcome& outcome);
+  void settle(const std::vector<Flight>& flights, const Outcome& outcome, bool builds_only);
   void settle_one(const Flight& flight, bool committed, bool damaged);
   bool due() const;
 

@@ -223,6 +223,51 @@ BOOST_AUTO_TEST_CASE(a_durable_set_that_is_replaced_before_its_commit_is_done_al
   BOOST_TEST((rows(disk) == Rows{"1/v=second"}));
 }
 
+BOOST_AUTO_TEST_CASE(a_durable_set_that_is_dropped_while_its_commit_fails_waits_for_the_deletion) {
+  engine.set(1, "v", "older");
+  engine.flush().value();
+  faulty.fail_commits(Errc::not_durable);
+  auto params = Engine::params(1, "v");
+  params.durable = true;
+  std::optional<Result<protocol::SetOk>> set;
+  daemon::Waiter waiter(engine.loop());
+  engine.start(engine.setting(params, "newer", waiter), set);
+  stop_in_commit();
+  engine.drop(1);
+  faulty.release();
+  const std::uint64_t failed = faulty.failed_commits();
+  engine.run_until([&] { return faulty.failed_commits() > failed + 1; });
+  BOOST_TEST(!set.has_value());
+  BOOST_TEST((rows(disk) == Rows{"1/v=older"}));
+  faulty.heal();
+  engine.run_until([&] { return set.has_value(); });
+  BOOST_TEST((rows(disk) == Rows{}));
+}
+
+BOOST_AUTO_TEST_CASE(a_place_that_a_deletion_takes_over_is_kept_when_builds_alone_cannot_be_written) {
+  engine.set(1, "v", "older");
+  engine.flush().value();
+  faulty.fail_commits(Errc::not_durable);
+  auto params = Engine::params(1, "v");
+  params.durable = true;
+  std::optional<Result<protocol::SetOk>> set;
+  daemon::Waiter waiter(engine.loop());
+  engine.start(engine.setting(params, "newer", waiter), set);
+  engine.run_until([&] { return engine.value(1, "v") == "newer"; });
+  engine.store().finish(1, 100).value();  // a later place
+  const std::uint64_t failed = faulty.failed_commits();
+  engine.run_until([&] { return faulty.failed_commits() > failed; });  // all of it
+  stop_in_commit();                                                    // the build alone
+  engine.drop(1);
+  faulty.release();
+  const std::uint64_t again = faulty.failed_commits();
+  engine.run_until([&] { return faulty.failed_commits() > again + 1; });
+  BOOST_TEST(!set.has_value());
+  faulty.heal();
+  engine.run_until([&] { return set.has_value(); });
+  BOOST_TEST((rows(disk) == Rows{}));
+}
+
 BOOST_AUTO_TEST_CASE(the_age_of_what_waits_longest_is_told) {
   BOOST_TEST((engine.flusher().oldest_age() == 0ns));
   engine.set(1, "old", "v");
