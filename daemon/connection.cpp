@@ -338,7 +338,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   };
   auto page = create();
   // Whoever comes to free something when the tmpfs is full needs a page, too (I9).
-  while (!page && page.error() == std::errc::no_space_on_device &&
+  while (!page && page.error() == std::errc::no_space_on_device && !waiter_.gone() &&
          (services_.free_page() || services_.store.made_room_in_tmpfs(page.error(), shm::kPageBytes))) {
     co_await asio::post(services_.loop, asio::use_awaitable);
     page = create();

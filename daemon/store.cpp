@@ -88,6 +88,7 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
   const auto now = clock_.monotonic();
   for (const auto& [since, node] : dirty) flusher_.mark_dirty(*node, std::min(now, std::chrono::nanoseconds(since)));
   // Nothing tells whether the database knows a build's facts already; writing them again is harmless.
+  if (database_.unusable()) return;
   for (const auto& [id, build] : catalog_.builds()) {
     flusher_.mark_dirty(*build);
     ask_database(*build);
@@ -140,6 +141,7 @@ Result<BuildState*> Store::ensure_build(BuildId build, bool spare) {
 }
 
 bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
+  if (database_.unusable()) return false;  // what is evicted could not be brought back
   // What readers touched goes to the back first. A hint may be any number: only blocks of entries count.
   segment_.pins().recent([&](shm::Offset block) {
     Node* node = catalog_.at_block(block);
@@ -181,9 +183,10 @@ void Store::note_moved(Node& node, const shm::Entry& record, bool evicted) {
   ++(evicted ? counters_.evictions : counters_.moves);
 }
 
-bool Store::clear_run(std::uint64_t bytes) {
+Store::Cleared Store::clear_run(std::uint64_t bytes) {
   const auto start = clock_.monotonic();
-  if (start < next_walk_) return false;
+  if (start < next_walk_ && bytes >= walked_for_) return Cleared::nothing;
+  const bool evictable = !database_.unusable();
   struct Block {
     shm::Offset at;
     std::uint64_t bytes;
@@ -202,7 +205,7 @@ bool Store::clear_run(std::uint64_t bytes) {
     if (!free) {
       block.node = catalog_.at_block(at);
       const bool stays = block.node == nullptr || pinned.contains(at) ||
-                         (block.node->dirty.dirty() && segment_.entry_at(at).value_offset != 0);
+                         (segment_.entry_at(at).value_offset != 0 && (block.node->dirty.dirty() || !evictable));
       if (stays) {
         window.push_back(block);
         first = window.size();
@@ -227,7 +230,8 @@ bool Store::clear_run(std::uint64_t bytes) {
   if (best_cost == UINT64_MAX) {
     const auto now = clock_.monotonic();
     next_walk_ = now + kWalkPause * (now - start);
-    return false;
+    walked_for_ = bytes;
+    return Cleared::nothing;
   }
   const std::size_t at_once = std::max(kClearAtOnce, window.size() / kClearPart);
   const bool slab_moved =
@@ -246,7 +250,7 @@ bool Store::clear_run(std::uint64_t bytes) {
   }
   segment_.reclaim();
   segment_.keep_clear(0, 0);
-  return done > 0 || slab_moved;
+  return done > 0 || slab_moved ? Cleared::ahead : Cleared::unchanged;
 }
 
 Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view source, std::uint64_t length) {
@@ -270,9 +274,11 @@ Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view sour
     const bool scattered = draft.error() == Errc::segment_full && segment_.heap().free_bytes() >= block;
     // A small value is not worth a walk over all blocks while something can be evicted.
     const bool large = wanted >= shm::kPageAlignedFrom;
-    if (large && scattered && clear_run(block)) return true;
+    if (large && scattered) {
+      if (const Cleared cleared = clear_run(block); cleared != Cleared::unchanged) return cleared == Cleared::ahead;
+    }
     if (free_pages(wanted, draft.error() != Errc::segment_full)) return true;
-    return !large && scattered && clear_run(block);
+    return !large && scattered && clear_run(block) == Cleared::ahead;
   };
   // For a large value others have the loop after each step.
   for (int steps = wanted >= shm::kPageAlignedFrom ? 1 : kStepsAtOnce; steps > 0 && full(draft) && make_way();
@@ -392,7 +398,9 @@ awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params,
   for (;;) {
     auto reserved = segment_.reserve(*draft.value(), value.size());
     if (reserved) break;
-    if (!made_room_in_tmpfs(reserved.error(), value.size())) co_return reserved.error();
+    if (waiter.gone() || expired(deadline) || !made_room_in_tmpfs(reserved.error(), value.size())) {
+      co_return reserved.error();
+    }
     co_await asio::post(loop_, asio::use_awaitable);
   }
   const std::span<std::byte> room = segment_.value_bytes(*draft.value());
@@ -418,6 +426,7 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
       co_return success();
     }
     if (entry->state.load(std::memory_order_relaxed) == shm::EntryState::dirty) co_return Errc::corrupt_value;  // lost
+    if (const std::error_code why = database_.unusable()) co_return why;
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     if (!node->loading) {
       const std::uint64_t revision = entry->revision;
@@ -467,7 +476,8 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
   };
   const Result<> loaded = co_await run_on(loader_, job);
   Node* node = catalog_.find(id);  // it may have been dropped or set again meanwhile
-  const bool current = node != nullptr && segment_.entry_at(node->block).revision == facts.revision &&
+  const bool current = node != nullptr && !node->build->dropped(id) &&
+                       segment_.entry_at(node->block).revision == facts.revision &&
                        segment_.entry_at(node->block).value_offset == 0;
   if (loaded && current) {
     const shm::Entry& entry = segment_.publish(draft.release(), facts);

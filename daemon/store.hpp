@@ -154,8 +154,13 @@ class Store {
   /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
   bool evict_some(std::uint64_t bytes, std::size_t count);
   /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
-  /// of it at a time. Returns whether that went ahead; not tried again at once where nothing can be cleared. O(blocks).
-  bool clear_run(std::uint64_t bytes);
+  /// of it at a time. O(blocks), and after it found no run not tried again at once.
+  enum class Cleared {
+    ahead,
+    nothing,    // no run can be cleared now, by whatever eviction
+    unchanged,  // there is a run, but nothing in it went
+  };
+  Cleared clear_run(std::uint64_t bytes);
   /// The entry is this record now: its value was evicted, or it made way for another.
   void note_moved(Node& node, const shm::Entry& record, bool evicted);
   /// Evicts and reclaims; with `give_back` the pages return to the tmpfs. False when nothing can go.
@@ -202,7 +207,8 @@ class Store {
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
   std::chrono::nanoseconds ask_again_{0};
   std::uint64_t evicted_ = 0;
-  std::chrono::nanoseconds next_walk_{0};  // clear_run's, when the last one found nothing
+  std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for
+  std::uint64_t walked_for_ = 0;
   Counters counters_;
   std::map<std::uint64_t, std::string> damaged_;  // by id, until it is set anew or deleted
 };

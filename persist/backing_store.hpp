@@ -104,6 +104,9 @@ class BackingStore {
   /// Gives file space back, at most `pages` at a time; returns the pages freed. Called when nothing waits.
   virtual Result<std::uint64_t> vacuum(std::uint64_t pages) = 0;
 
+  /// Why nothing can be read or written here as long as this program runs; no error: it can.
+  virtual std::error_code unusable() const { return {}; }
+
   /// What the last failure was, for people; empty when there has been none. Any thread.
   virtual std::string last_error() const { return {}; }
 

@@ -295,7 +295,8 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
     std::string path = STEPSTASH_TRY(resolve_directory(options.path));  // not inside `new`: an early return would leak
     std::unique_ptr<SqliteStore> store(new SqliteStore(path));
     auto opened = store->open_connections(options);
-    if (!opened && room_beside(path) < kBytesToOpen && ::unlink((path + "-reserve").c_str()) == 0) {
+    if (!opened && opened.error() != Errc::newer_database && room_beside(path) < kBytesToOpen &&
+        ::unlink((path + "-reserve").c_str()) == 0) {
       STEPSTASH_CRASH_POINT("persist.open.reserve_removed");
       store.reset(new SqliteStore(path));  // SQLite needs a few pages beside the database to open it
       opened = store->open_connections(options);
@@ -338,6 +339,9 @@ Result<> SqliteStore::open_connections(const Options& options) {
       application != kApplicationId &&
       (application != 0 || STEPSTASH_TRY(writer_.query_int("SELECT count(*) FROM sqlite_schema")) != 0)) {
     return Errc::invalid_argument;
+  }
+  if (STEPSTASH_TRY(writer_.query_int("PRAGMA user_version")) > std::ssize(migration_steps())) {
+    return Errc::newer_database;
   }
   if (STEPSTASH_TRY(writer_.query_text("PRAGMA journal_mode=WAL")) != "wal") return sqlite_error(SQLITE_IOERR);
   STEPSTASH_CRASH_POINT("persist.open.wal");

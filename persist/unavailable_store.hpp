@@ -26,6 +26,7 @@ class UnavailableStore final : public BackingStore {
   Result<std::optional<StoredBuild>> load_build(BuildId) override { return error_; }
   Result<> load_value(std::uint64_t, std::uint64_t, std::span<std::byte>) override { return error_; }
   Result<std::uint64_t> vacuum(std::uint64_t) override { return error_; }
+  std::error_code unusable() const override { return error_; }
   std::string last_error() const override { return why_; }
   std::uint64_t size_bytes() const override { return 0; }
 

@@ -397,6 +397,27 @@ BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
   BOOST_TEST(engine.segment().find_build(1)->drop_upto.load() == 0u);
 }
 
+BOOST_AUTO_TEST_CASE(a_get_during_a_deletion_says_that_it_is_gone_and_not_that_it_is_damaged) {
+  for (int i = 0; i < 8000; ++i) engine.set(1, std::to_string(i), "v");
+  engine.flush().value();
+  const TempDir elsewhere;
+  Engine cold(elsewhere, faulty, clock);
+  faulty.block_loads();
+  std::optional<Result<>> loaded;
+  daemon::Waiter waiter(cold.loop());
+  cold.start(cold.loading(1, "7999", waiter), loaded);
+  cold.run_until([&] { return faulty.loads() > 0; });
+  std::optional<Result<std::uint64_t>> dropped;
+  cold.start(cold.store().drop(1), dropped);
+  cold.flusher().kick();
+  cold.run_until([&] { return rows(disk).empty(); });
+  faulty.release();
+  cold.run_until([&] { return loaded.has_value(); });
+  BOOST_TEST((loaded->error() == Errc::not_found));
+  BOOST_TEST(cold.store().counters().reload_errors == 0u);
+  cold.run_until([&] { return dropped.has_value(); });
+}
+
 BOOST_AUTO_TEST_CASE(a_second_deletion_is_not_over_before_the_first) {
   for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
   std::optional<Result<std::uint64_t>> first;
