@@ -52,12 +52,15 @@ const Entry* backed_entry(const std::byte* base, std::uint64_t bytes, Offset blo
 }
 
 /// Whether this object is a segment that was made to its end (Writer::install), and only waits for its name.
-bool complete(const ObjectDirectory& directory, const std::string& name) {
+Result<bool> complete(const ObjectDirectory& directory, const std::string& name) {
   auto fd = directory.open_own(name, ObjectDirectory::Access::read_only);
-  if (!fd) return false;
+  if (!fd && fd.error() == std::errc::no_such_file_or_directory) return false;
+  if (!fd) return fd.error();  // it may hold what nothing else does
   Header copy{};
   auto* to = reinterpret_cast<std::byte*>(&copy);
-  if (::pread(fd.value().get(), to, sizeof copy, 0) != static_cast<ssize_t>(sizeof copy)) return false;
+  const ssize_t got = ::pread(fd.value().get(), to, sizeof copy, 0);
+  if (got < 0) return last_errno();
+  if (got != static_cast<ssize_t>(sizeof copy)) return false;
   return copy.magic == kSegmentMagic && copy.store_id.load(std::memory_order_relaxed) != 0;
 }
 
@@ -160,7 +163,8 @@ Result<> Writer::reserve(const Draft& draft, std::uint64_t bytes) {
 Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory, const std::string& name,
                                                Recovery& recovery) {
   auto opened = directory.open_own(name, ObjectDirectory::Access::read_write);
-  if (!opened && opened.error() == std::errc::no_such_file_or_directory && complete(directory, temporary_name(name))) {
+  if (!opened && opened.error() == std::errc::no_such_file_or_directory &&
+      STEPSTASH_TRY(complete(directory, temporary_name(name)))) {
     STEPSTASH_TRY(directory.rename(temporary_name(name), name));
     opened = directory.open_own(name, ObjectDirectory::Access::read_write);
   }
