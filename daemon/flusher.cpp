@@ -191,7 +191,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   if (item.node == nullptr && item.build == nullptr) {  // forgotten in flight
     // The database may have an older value still: who waits for this place waits for the deletion now. Its build is
     // there, for no commit has settled that yet.
-    if (committed) {
+    if (committed && !damaged) {
       queue_.erase(place);
     } else {
       hand_over(flight.seq, *item.heir);
@@ -200,11 +200,15 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   }
   DirtyMark& mark = item.node != nullptr ? item.node->dirty : item.build->dirty;
   mark.in_flight = false;
-  if (!committed && !damaged) {
+  if (damaged ? mark.next_seq != 0 : !committed) {
     // One place for both states, the older one: who waits for either waits for both.
     if (const std::uint64_t next = std::exchange(mark.next_seq, 0); next != 0) {
-      queue_.erase(std::max(mark.seq, next));
+      const std::uint64_t later = std::max(mark.seq, next);
       mark.seq = std::min(mark.seq, next);
+      std::vector<std::uint64_t>& merged = queue_.at(mark.seq).merged;
+      merged.push_back(later);
+      merged.insert(merged.end(), queue_.at(later).merged.begin(), queue_.at(later).merged.end());
+      queue_.erase(later);
     }
     return;
   }
@@ -215,7 +219,10 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
     --dirty_values_;
     dirty_bytes_ -= std::exchange(mark.bytes, 0);
     if (damaged) {
-      if (!committed_.empty()) damaged_places_.insert(flight.seq);
+      if (!committed_.empty()) {
+        damaged_places_.insert(flight.seq);
+        damaged_places_.insert(item.merged.begin(), item.merged.end());
+      }
       on_damaged(*item.node);
       return;
     }

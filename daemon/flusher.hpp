@@ -85,7 +85,8 @@ class Flusher {
     Node* node = nullptr;  // both null: forgotten while in flight
     BuildState* build = nullptr;
     std::chrono::nanoseconds since{0};
-    BuildState* heir = nullptr;  // forgotten in flight: takes the place over if the commit fails
+    BuildState* heir = nullptr;           // forgotten in flight: takes the place over if the commit fails
+    std::vector<std::uint64_t> merged{};  // places of later states that failed commits made one with this
   };
   struct Flight {
     std::uint64_t seq;

@@ -721,6 +721,10 @@ awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question
 void Store::release_build_if_idle(BuildState& build) {
   if (build.dirty.dirty() || !build.entries.empty() || build.dropping > 0) return;
   shm::BuildRecord& record = *build.record;
+  // Without its database nobody has marked what an earlier daemon was told: only the record knows it.
+  const bool known = build.finished() || record.hold.load(std::memory_order_relaxed) != shm::Hold::unknown ||
+                     record.drop_upto.load(std::memory_order_relaxed) != 0;
+  if (known && database_.unusable()) return;
   catalog_.remove_build(build.id);
   segment_.remove_build(record);
 }

@@ -10,6 +10,12 @@
 #include "shm/validate.hpp"
 
 namespace stepstash::shm {
+namespace {
+
+/// Runs that allocate_high() passes by before it looks for another way.
+constexpr int kRunsPassed = 256;
+
+}  // namespace
 
 Heap::Heap(std::byte* base, Offset begin, Offset end, int fd) : base_(base), begin_(begin), end_(end), fd_(fd) {
   const std::size_t granules = end / kGranule + 1;
@@ -140,28 +146,40 @@ Result<Offset> Heap::allocate(std::uint64_t bytes) {
 
 Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
   const std::uint64_t want = round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign);
-  const auto fits = [&](const auto& run) {
-    const auto& [at, size] = std::pair(run.first, run.second.size);
-    return size >= want && (at + size <= clear_.first || at + size - want >= clear_.second);
+  Offset at = 0;
+  std::uint64_t size = 0;
+  Result<> taken = Errc::segment_full;
+  int passed = 0;  // runs that are too small, or kept clear
+  // Whether the search is over. A full tmpfs may still have given pages to another run.
+  const auto look_at = [&](Offset begin, std::uint64_t run_bytes) {
+    const Offset end = begin + run_bytes;
+    if (run_bytes < want || (end > clear_.first && end - want < clear_.second)) return ++passed >= kRunsPassed;
+    at = begin;
+    size = run_bytes;
+    taken = reserve_range(end - want, end);
+    return taken || taken.error() != std::errc::no_space_on_device;
   };
-  auto found = std::find_if(by_offset_.rbegin(), by_offset_.rend(), fits);
-  if (found == by_offset_.rend()) return Errc::segment_full;
-  Result<> reserved = success();
-  // A full tmpfs may still have given pages to a lower run.
-  for (; found != by_offset_.rend(); found = std::find_if(std::next(found), by_offset_.rend(), fits)) {
-    const Offset end = found->first + found->second.size;
-    reserved = reserve_range(end - want, end);
-    if (reserved || reserved.error() != std::errc::no_space_on_device) break;
+  bool over = false;
+  for (auto run = by_offset_.rbegin(); run != by_offset_.rend() && !over; ++run)
+    over = look_at(run->first, run->second.size);
+  // Many that are too small: then the one that fits best.
+  if (passed >= kRunsPassed) {
+    passed = 0;
+    over = false;
+    for (auto run = by_size_.lower_bound({want, 0}); run != by_size_.end() && !over; ++run) {
+      over = look_at(run->second, run->first);
+    }
   }
-  if (!reserved) return reserved.error();
-  const auto [at, run] = *found;
-  const Offset block = at + run.size - want;
-  if (run.size > want) write_header(block, want, BlockKind::free);
+  if (!taken) return taken.error();
+  const Offset block = at + size - want;
+  if (size > want) write_header(block, want, BlockKind::free);
   STEPSTASH_CRASH_POINT("shm.heap.allocate_high.second_header");
-  erase_run(by_offset_.find(at));
-  if (run.size > want) {
-    header(at).size.store(run.size - want, std::memory_order_release);  // as in allocate()
-    insert_run(at, run.size - want, run.freed_at);
+  const auto run = by_offset_.find(at);
+  const auto freed_at = run->second.freed_at;
+  erase_run(run);
+  if (size > want) {
+    header(at).size.store(size - want, std::memory_order_release);  // as in allocate()
+    insert_run(at, size - want, freed_at);
     STEPSTASH_CRASH_POINT("shm.heap.allocate_high.cut");
   }
   return block;

@@ -50,8 +50,9 @@ class Heap {
   Result<> reserve(Offset block, std::uint64_t bytes);
   Result<> reserve(Offset block) { return reserve(block, block_bytes(block)); }
 
-  /// As allocate(), but from the end of the highest run that is long enough, and with its pages reserved. For what
-  /// stays long and lies apart from values. O(runs). Errors: Errc::segment_full, ENOSPC.
+  /// As allocate(), but from the end of a run as high up as can be found at once, and with its pages reserved. For what
+  /// stays long and lies apart from values. O(log runs), but for those a full tmpfs has no pages for.
+  /// Errors: Errc::segment_full, ENOSPC.
   Result<Offset> allocate_high(std::uint64_t bytes);
 
   /// allocate_high() keeps out of [begin, end) from now on; (0, 0): of nothing.

@@ -47,13 +47,14 @@ class Engine {
   Engine(const TempDir& directory, persist::BackingStore& database, const Clock& clock,
          std::uint64_t segment_bytes = kSegmentBytes)
       : objects_(shm::ObjectDirectory::open(directory.path()).value()),
-        startup_(daemon::open_segment(objects_, kSegment, segment_bytes, database, [](const std::string&) {}).value()),
+        startup_(open(objects_, database, segment_bytes)),
         flusher_(loop_, *startup_.segment, database, clock, 1h),
         store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {segment_bytes, 10s, std::nullopt}) {
     store_.adopt(startup_.all_dirty, startup_.lost);
-    // As Server does it, last.
-    startup_.segment->header().store_id.store(database.store_id());
-    startup_.segment->header().commit_count.store(database.commit_count());
+    if (!database.unusable()) {  // as Server does it, last
+      startup_.segment->header().store_id.store(database.store_id());
+      startup_.segment->header().commit_count.store(database.commit_count());
+    }
     boost::asio::co_spawn(
         loop_,
         [this]() -> awaitable<void> {
@@ -162,6 +163,12 @@ class Engine {
   }
 
  private:
+  static daemon::Startup open(const shm::ObjectDirectory& objects, persist::BackingStore& database,
+                              std::uint64_t segment_bytes) {
+    if (database.unusable()) return daemon::open_segment_alone(objects, kSegment).value();
+    return daemon::open_segment(objects, kSegment, segment_bytes, database, [](const std::string&) {}).value();
+  }
+
   shm::ObjectDirectory objects_;
   boost::asio::io_context loop_{1};
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_ = make_work_guard(loop_);

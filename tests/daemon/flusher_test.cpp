@@ -268,6 +268,42 @@ BOOST_AUTO_TEST_CASE(a_place_that_a_deletion_takes_over_is_kept_when_builds_alon
   BOOST_TEST((rows(disk) == Rows{}));
 }
 
+BOOST_AUTO_TEST_CASE(a_durable_set_of_a_damaged_value_waits_for_what_replaces_it) {
+  auto params = Engine::params(1, "v");
+  params.durable = true;
+  daemon::Waiter waiter(engine.loop());
+  const auto damage = [&] {
+    const auto value = shm::entry_value(*engine.segment().find(1, "v"));
+    const_cast<std::byte&>(value[0]) ^= std::byte{1};
+  };
+  for (const bool replaced : {true, false}) {
+    engine.set(1, "v", "older");
+    engine.flush().value();
+    engine.set(2, "sound", std::to_string(replaced));  // so that there is something to commit
+    std::optional<Result<protocol::SetOk>> set;
+    engine.start(engine.setting(params, "newer", waiter), set);
+    engine.run_until([&] { return engine.value(1, "v") == "newer"; });
+    damage();
+    stop_in_commit();
+    if (replaced) {
+      engine.set(1, "v", "newest");
+    } else {
+      engine.drop(1);
+    }
+    const std::uint64_t commits = faulty.commits();
+    faulty.release();
+    BOOST_REQUIRE(faulty.wait_for_commits(commits));
+    faulty.fail_commits(Errc::not_durable);  // the next ones
+    const std::uint64_t failed = faulty.failed_commits();
+    engine.run_until([&] { return faulty.failed_commits() > failed + 1; });
+    BOOST_TEST(!set.has_value());
+    BOOST_TEST(rows(disk)[0] == "1/v=older");
+    faulty.heal();
+    engine.run_until([&] { return set.has_value(); });
+    BOOST_TEST(rows(disk)[0] == (replaced ? "1/v=newest" : "2/sound=0"));
+  }
+}
+
 BOOST_AUTO_TEST_CASE(the_age_of_what_waits_longest_is_told) {
   BOOST_TEST((engine.flusher().oldest_age() == 0ns));
   engine.set(1, "old", "v");

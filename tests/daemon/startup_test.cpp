@@ -6,6 +6,7 @@
 #include <fstream>
 #include <set>
 
+#include "persist/unavailable_store.hpp"
 #include "tests/daemon/engine.hpp"
 
 using namespace stepstash;
@@ -299,6 +300,32 @@ BOOST_AUTO_TEST_CASE(a_start_cut_short_between_the_two_steps_of_replacing_a_dama
   BOOST_TEST(engine.startup().kept.size() == 1u);
   const auto names = objects();
   BOOST_TEST(std::count(names.begin(), names.end(), std::string(Engine::kSegment) + ".new") == 0);
+}
+
+BOOST_AUTO_TEST_CASE(without_its_database_the_segment_keeps_what_only_it_knows_of_builds) {
+  FaultyStore faulty(disk);
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "v", "value");
+    engine.flush().value();
+    faulty.fail_commits(Errc::not_durable);
+    engine.drop(1);
+    engine.store().finish(3, 100).value();
+  }
+  {
+    persist::UnavailableStore none(Errc::newer_database, "of a newer version");
+    Engine engine(directory, none, clock);
+    engine.segment().header().id_limit.store(engine.segment().header().next_id.load());  // and no id is left
+    BOOST_TEST((engine.try_set(Engine::params(1, "x"), "v", 20ms).error() == Errc::out_of_ids));
+    BOOST_TEST((engine.try_set(Engine::params(3, "x"), "v", 20ms).error() == Errc::out_of_ids));
+    BOOST_TEST((engine.try_set(Engine::params(4, "x"), "v", 20ms).error() == Errc::out_of_ids));
+    BOOST_TEST(engine.segment().builds() == 2u);
+  }
+  faulty.heal();
+  Engine engine(directory, faulty, clock);
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{}));
+  BOOST_TEST(disk.load_build(3).value()->complete_at.value() == 100);
 }
 
 BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_and_the_rest_is_served) {
