@@ -110,8 +110,9 @@ BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_un
 BOOST_AUTO_TEST_CASE(a_database_of_a_newer_schema_is_left_alone_and_the_segment_is_served) {
   Command served({"--flush-interval=20ms", "--segment-size=16MiB"});
   const std::string large = generated(6 * 1024 * kKiB, 1);
+  std::ofstream(served.file("large"), std::ios::binary) << large;
   BOOST_TEST(served.cli({"set", "7", "old"}, {.input = "in the database"}).status == 0);
-  BOOST_TEST(served.cli({"set", "7", "large"}, {.input = large}).status == 0);
+  BOOST_TEST(served.cli({"set", "7", "large", served.file("large")}).status == 0);
   BOOST_TEST(served.cli({"flush"}).status == 0);
   BOOST_TEST(served.daemon.terminate() == 0);
   const std::int64_t version = query(served.daemon.db(), "SELECT user_version FROM pragma_user_version");
@@ -127,8 +128,8 @@ BOOST_AUTO_TEST_CASE(a_database_of_a_newer_schema_is_left_alone_and_the_segment_
   BOOST_TEST(contains(durable.err, "newer"), durable.err);
   BOOST_TEST(contains(served.cli({"doctor"}).out, "newer"));
   // Nothing makes way that could not come back.
-  BOOST_TEST(served.cli({"set", "8", "a"}, {.input = large}).status == 0);
-  BOOST_TEST(served.cli({"set", "8", "b", "--timeout=300ms"}, {.input = large}).status == 75);
+  BOOST_TEST(served.cli({"set", "8", "a", served.file("large")}).status == 0);
+  BOOST_TEST(served.cli({"set", "8", "b", served.file("large"), "--timeout=300ms"}).status == 75);
   BOOST_TEST((served.cli({"get", "7", "large"}).out == large));
   BOOST_TEST(served.daemon.terminate() == 74);  // what could not be written stays in the segment
   BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 2);
