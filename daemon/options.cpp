@@ -107,9 +107,9 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
     refuse(command, reading.error().message, reading.error().exit_status);
     return command;
   }
-  for (const std::string& warning : reading.value().warnings)
-    command.errors += fmt::format("stepstashd: {}\n", warning);
   if (check || print) {
+    for (const std::string& warning : reading.value().warnings)
+      command.errors += fmt::format("stepstashd: {}\n", warning);
     if (print) command.output += print_config(reading.value());
     if (check) {
       const std::string& file = reading.value().config.config_file;

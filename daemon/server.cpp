@@ -108,15 +108,7 @@ Configured<> Server::open_database() {
     std::this_thread::sleep_for(kDatabasePause);
     opened = persist::SqliteStore::open(options, &why);
   }
-  if (!opened && opened.error() == Errc::corrupt_database) {
-    auto aside = persist::SqliteStore::set_aside(config_.db);
-    if (!aside)
-      return fail(kExitIo, fmt::format("{}: damaged, and cannot be renamed: {}", config_.db, aside.error().message()));
-    STEPSTASH_CRASH_POINT("daemon.server.database.set_aside");
-    spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
-    startup_.set_aside.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
-    opened = persist::SqliteStore::open(options, &why);
-  }
+  if (!opened && opened.error() == Errc::corrupt_database) return replace_database(why);
   if (!opened) {
     const std::string text =
         fmt::format("database {}: {}{}{}", config_.db, opened.error().message(), why.empty() ? "" : ": ", why);
@@ -125,6 +117,25 @@ Configured<> Server::open_database() {
     without_database_ = text;
     database_ = std::make_unique<persist::UnavailableStore>(opened.error(), why);
     return success();
+  }
+  database_ = std::move(opened).value();
+  return success();
+}
+
+/// Keeps a damaged database under another name, and opens a new one.
+Configured<> Server::replace_database(const std::string& why) {
+  database_.reset();
+  auto aside = persist::SqliteStore::set_aside(config_.db);
+  if (!aside)
+    return fail(kExitIo, fmt::format("{}: damaged, and cannot be renamed: {}", config_.db, aside.error().message()));
+  STEPSTASH_CRASH_POINT("daemon.server.database.set_aside");
+  spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
+  set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
+  std::string again;
+  auto opened = persist::SqliteStore::open({.path = config_.db}, &again);
+  if (!opened) {
+    return fail(exit_status_of(opened.error()),
+                fmt::format("database {}: {}: {}", config_.db, opened.error().message(), again));
   }
   database_ = std::move(opened).value();
   return success();
@@ -139,9 +150,17 @@ Configured<> Server::open_segment_and_store() {
   directory_ = std::move(directory).value();
   const std::string name = config_.segment_directory + "/" + config_.segment_name;
   const bool alone = !without_database_.empty();
-  auto opened = alone ? open_segment_alone(*directory_, config_.segment_name)
-                      : open_segment(*directory_, config_.segment_name, config_.segment_size, *database_,
-                                     [this](const std::string& what) { notifier_.starting(what); });
+  const auto open = [&] {
+    if (alone) return open_segment_alone(*directory_, config_.segment_name);
+    return open_segment(*directory_, config_.segment_name, config_.segment_size, *database_,
+                        [this](const std::string& what) { notifier_.starting(what); });
+  };
+  auto opened = open();
+  // Opening a database reads little of it: damage inside shows when its lists are read.
+  if (!opened && opened.error() == Errc::corrupt_database) {
+    STEPSTASH_TRY(replace_database(database_->last_error()));
+    opened = open();
+  }
   if (!opened && alone) {
     return fail(kExitConfig, fmt::format("{}; and no segment {} to serve without it: {}", without_database_, name,
                                          opened.error().message()));
@@ -150,9 +169,8 @@ Configured<> Server::open_segment_and_store() {
     return fail(exit_status_of(opened.error()),
                 fmt::format("segment {} of {}: {}", name, format_size(config_.segment_size), opened.error().message()));
   }
-  std::vector<std::string> set_aside = std::move(startup_.set_aside);
   startup_ = std::move(opened).value();
-  startup_.set_aside.insert(startup_.set_aside.begin(), set_aside.begin(), set_aside.end());
+  startup_.set_aside.insert(startup_.set_aside.begin(), set_aside_.begin(), set_aside_.end());
   if (alone) {
     startup_.set_aside.push_back(without_database_ +
                                  "; what is in the segment is served, and nothing written, until a stepstashd that "

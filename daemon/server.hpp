@@ -38,6 +38,7 @@ class Server {
  private:
   Server(Config config, Inputs inputs);
   Configured<> open_database();
+  Configured<> replace_database(const std::string& why);
   Configured<> open_segment_and_store();
   Configured<> listen();
   Configured<> catch_signals();
@@ -68,7 +69,8 @@ class Server {
   Waiter accept_pause_{loop_};
   Waiter tick_{loop_};
   std::unique_ptr<persist::BackingStore> database_;
-  std::string without_database_;  // not empty: why it cannot be used; the segment is served alone
+  std::vector<std::string> set_aside_;  // before there is a segment
+  std::string without_database_;        // not empty: why it cannot be used; the segment is served alone
   std::optional<shm::ObjectDirectory> directory_;
   Startup startup_;
   Catalog catalog_;

@@ -87,6 +87,13 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
   // A clock that was ahead (another boot's, another time namespace's) must not make anything wait.
   const auto now = clock_.monotonic();
   for (const auto& [since, node] : dirty) flusher_.mark_dirty(*node, std::min(now, std::chrono::nanoseconds(since)));
+  for (const auto& [id, build] : catalog_.builds()) {
+    shm::BuildRecord& record = *build->record;
+    if (!build->finished() || record.completed_ns.load(std::memory_order_relaxed) != 0) continue;
+    const std::int64_t complete_at = record.complete_at.load(std::memory_order_relaxed);
+    record.completed_ns.store(on_boot_clock(complete_at, believed_wall()), std::memory_order_release);
+    STEPSTASH_CRASH_POINT("daemon.adopt.clock.stored");
+  }
   // Nothing tells whether the database knows a build's facts already; writing them again is harmless.
   if (database_.unusable()) return;
   for (const auto& [id, build] : catalog_.builds()) {
@@ -547,21 +554,23 @@ Result<std::int64_t> Store::finish(BuildId build, std::optional<std::int64_t> co
   const bool known = catalog_.find_build(build) != nullptr;
   BuildState* state = STEPSTASH_TRY(ensure_build(build, /*spare=*/true));
   if (!known) ask_database(*state);
-  set_complete(*state, at);
+  set_complete(*state, at, clock_.wall_seconds());
   flusher_.mark_dirty(*state);
   ++counters_.finishes;
   return at;
 }
 
-void Store::set_complete(BuildState& build, std::int64_t complete_at) {
-  const bool first = !build.finished();
-  // When that was on the clock that nobody can set: what a wall clock that jumps says later is compared with it. Within
-  // a century, so that no complete_at, however odd, overflows.
+std::int64_t Store::on_boot_clock(std::int64_t complete_at, std::int64_t now) const {
+  // Within a century, so that no complete_at, however odd, overflows.
   constexpr std::int64_t kCentury = 100LL * 365 * 86400;
-  const std::int64_t now = clock_.wall_seconds();
   const std::int64_t age = now - std::clamp(complete_at, now - kCentury, now);
-  const auto on_boot_clock = clock_.boot_time() - std::chrono::seconds(age);
-  build.record->completed_ns.store(on_boot_clock.count(), std::memory_order_release);
+  return (clock_.boot_time() - std::chrono::seconds(age)).count();
+}
+
+void Store::set_complete(BuildState& build, std::int64_t complete_at, std::int64_t now) {
+  const bool first = !build.finished();
+  // What a wall clock that jumps says later is compared with this.
+  build.record->completed_ns.store(on_boot_clock(complete_at, now), std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.finish.clock.stored");
   build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
   STEPSTASH_CRASH_POINT("daemon.finish.time.stored");
@@ -677,7 +686,7 @@ awaitable<void> Store::prune_expired() {
   for (const auto& [id, build] : catalog_.builds()) {
     if (!prunable(*build, older_than)) continue;
     const std::int64_t completed = build->record->completed_ns.load(std::memory_order_relaxed);
-    if (completed == 0 || completed < latest) builds.push_back(id);
+    if (completed < latest) builds.push_back(id);
   }
   const std::uint64_t count = co_await prune_builds(std::move(builds), older_than);
   if (count > 0) {
@@ -706,7 +715,9 @@ awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question
   }
   if (state != nullptr && known && known.value()) {
     // What was said here since is newer than what the database knows.
-    if (known.value()->complete_at && !state->finished()) set_complete(*state, *known.value()->complete_at);
+    if (known.value()->complete_at && !state->finished()) {
+      set_complete(*state, *known.value()->complete_at, believed_wall());
+    }
     STEPSTASH_CRASH_POINT("daemon.merge.complete_at.stored");
     if (known.value()->held && state->record->hold.load(std::memory_order_relaxed) == shm::Hold::unknown) {
       state->record->hold.store(shm::Hold::held, std::memory_order_release);

@@ -5,6 +5,7 @@
 /// other threads, between reserve() and commit().
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -172,7 +173,13 @@ class Store {
   awaitable<std::uint64_t> prune_builds(std::vector<BuildId> builds, std::int64_t older_than);
   /// The entry as of now: none while it is being deleted.
   const shm::Entry* current(BuildId build, std::string_view name) const noexcept;
-  void set_complete(BuildState& build, std::int64_t complete_at);
+  /// `now`: the wall time that complete_at is compared with.
+  void set_complete(BuildState& build, std::int64_t complete_at, std::int64_t now);
+  /// When it completed on the clock that nobody can set.
+  std::int64_t on_boot_clock(std::int64_t complete_at, std::int64_t now) const;
+  /// The wall time, as far as it is believed about what happened before this start: a clock may have jumped ahead while
+  /// the machine was off.
+  std::int64_t believed_wall() const { return std::min(clock_.wall_seconds(), database_.last_written()); }
   void forget_node(Node& node);
   void ask_database(BuildState& build);
   awaitable<void> merge_from_database(BuildId build, std::uint64_t question);

@@ -104,6 +104,10 @@ class BackingStore {
   /// Gives file space back, at most `pages` at a time; returns the pages freed. Called when nothing waits.
   virtual Result<std::uint64_t> vacuum(std::uint64_t pages) = 0;
 
+  /// When it had been written to last before this program opened it, by the wall clock of then, in seconds since 1970:
+  /// time had come so far, whatever the clock says now. 0: not known.
+  virtual std::int64_t last_written() const { return 0; }
+
   /// Why nothing can be read or written here as long as this program runs; no error: it can.
   virtual std::error_code unusable() const { return {}; }
 

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <utility>
 
@@ -171,6 +172,12 @@ std::uint64_t file_bytes(const std::string& path) noexcept {
   return ::stat(path.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
 }
 
+/// In seconds since 1970; 0: it is not there.
+std::int64_t modified_at(const std::string& path) noexcept {
+  struct ::stat status {};
+  return ::stat(path.c_str(), &status) == 0 ? status.st_mtim.tv_sec : 0;
+}
+
 }  // namespace
 
 /// The transaction a commit is in: begun when there is something to write, committed when it has become large.
@@ -318,6 +325,7 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
 
 Result<> SqliteStore::open_connections(const Options& options) {
   for (const char* suffix : kCompanions) STEPSTASH_TRY(examine(path_ + suffix));
+  last_written_ = std::max(modified_at(path_), modified_at(path_ + "-wal"));
   if (!STEPSTASH_TRY(examine(path_))) STEPSTASH_TRY(create(path_));
 
   const auto timeout = static_cast<int>(std::clamp<std::int64_t>(options.busy_timeout.count(), 0, INT_MAX));
@@ -404,9 +412,16 @@ Result<std::string> SqliteStore::set_aside(const std::string& path) {
 
 std::vector<std::string> SqliteStore::kept_aside(const std::string& path) {
   std::vector<std::string> kept;
-  for (std::uint64_t n = 1; exists(path + ".damaged-" + std::to_string(n)); ++n) {
-    kept.push_back(path + ".damaged-" + std::to_string(n));
+  const std::string prefix = path + ".damaged-";
+  std::error_code error;
+  for (std::filesystem::directory_iterator at(path.substr(0, path.rfind('/') + 1), error), end; !error && at != end;
+       at.increment(error)) {
+    const std::string found = at->path().string();
+    const bool numbered = found.starts_with(prefix) && found.size() > prefix.size() &&
+                          found.find_first_not_of("0123456789", prefix.size()) == std::string::npos;
+    if (numbered) kept.push_back(found);
   }
+  std::sort(kept.begin(), kept.end());
   return kept;
 }
 

@@ -62,7 +62,7 @@ class SqliteStore final : public BackingStore {
   /// Renames the database and its -wal and -shm to `path`.damaged-<n>, n being the first that is free, and returns the
   /// new name. No SqliteStore may be open on `path`. Errors: those of rename(2).
   static Result<std::string> set_aside(const std::string& path);
-  /// The paths that set_aside() has given at `path` and that are still there.
+  /// The paths that set_aside() has given at `path` and that are still there. O(names in the directory).
   static std::vector<std::string> kept_aside(const std::string& path);
 
   ~SqliteStore() override;
@@ -71,6 +71,7 @@ class SqliteStore final : public BackingStore {
 
   std::uint64_t store_id() const override { return store_id_; }
   std::uint64_t commit_count() const override { return commit_count_.load(); }
+  std::int64_t last_written() const override { return last_written_; }
   /// Before it writes, commit makes sure that the file is still the one at its path: nothing is acknowledged into a
   /// deleted file (Errc::not_durable until the daemon is started again). On a full disk what the batch frees is freed
   /// all the same, with the help of a small file kept for that (`path`-reserve).
@@ -132,6 +133,7 @@ class SqliteStore final : public BackingStore {
   FileId wal_;
   int wal_pages_ = 0;  // at this size the WAL is checkpointed
   std::uint64_t store_id_ = 0;
+  std::int64_t last_written_ = 0;
   std::atomic<std::uint64_t> commit_count_{0};
   std::atomic<std::uint64_t> rows_skipped_{0};
 

@@ -24,12 +24,13 @@ struct Storing {
     }
   }
   /// The daemon's own pruning, once.
-  void prune_expired() {
-    engine.run([](daemon::Store& store) -> awaitable<bool> {
+  static void prune_expired(Engine& in) {
+    in.run([](daemon::Store& store) -> awaitable<bool> {
       co_await store.prune_expired();
       co_return true;
-    }(engine.store()));
+    }(in.store()));
   }
+  void prune_expired() { prune_expired(engine); }
   /// Changes a byte of a resident value behind the daemon's back.
   void damage(BuildId build, const std::string& name) {
     const auto value = shm::entry_value(*engine.segment().find(build, name));
@@ -509,6 +510,31 @@ BOOST_AUTO_TEST_CASE(a_wall_clock_that_jumps_ahead_prunes_no_build_that_has_just
   prune_expired();
   BOOST_TEST(engine.value(1, "finished just now") == "(miss)");
   BOOST_TEST(engine.value(4, "running") == "v");
+}
+
+BOOST_AUTO_TEST_CASE(a_wall_clock_that_jumped_while_the_machine_was_off_prunes_no_build_that_had_just_finished) {
+  const std::int64_t now = clock.wall_seconds();
+  engine.set(1, "finished just before", "v");
+  engine.store().finish(1, std::nullopt).value();
+  engine.set(2, "finished a day before", "v");
+  engine.store().finish(2, now - 86400).value();
+  engine.store().finish(3, std::nullopt).value();
+  engine.flush().value();
+  disk.set_last_written(now + 60);
+  clock.set_wall(now + 10 * 365 * 86400LL);
+  const TempDir elsewhere;
+  Engine cold(elsewhere, faulty, clock);
+  cold.store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+  cold.set(3, "set after it had finished", "v");
+  BOOST_TEST(cold.prune(0) == 0u);  // when the database has said what it knows of it
+  prune_expired(cold);
+  BOOST_TEST(cold.value(1, "finished just before") == "(evicted)");
+  BOOST_TEST(cold.value(2, "finished a day before") == "(miss)");
+  BOOST_TEST(cold.value(3, "set after it had finished") == "v");
+  clock.advance(3541s);
+  prune_expired(cold);
+  BOOST_TEST(cold.value(1, "finished just before") == "(miss)");
+  BOOST_TEST(cold.value(3, "set after it had finished") == "(miss)");
 }
 
 BOOST_AUTO_TEST_CASE(a_build_without_data_gives_up_its_record_when_the_database_has_its_facts) {

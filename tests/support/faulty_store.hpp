@@ -52,6 +52,7 @@ class FaultyStore final : public persist::BackingStore {
 
   std::uint64_t store_id() const override { return inner_.store_id(); }
   std::uint64_t commit_count() const override { return inner_.commit_count(); }
+  std::int64_t last_written() const override { return inner_.last_written(); }
   Result<> commit(const persist::Batch& batch) override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;
   Result<Census> census() override { return inner_.census(); }

@@ -21,6 +21,9 @@ class MemoryStore final : public persist::BackingStore {
 
   std::uint64_t store_id() const override { return store_id_; }
   std::uint64_t commit_count() const override;
+  std::int64_t last_written() const override { return last_written_; }
+  /// By default the clock of now is to be believed.
+  void set_last_written(std::int64_t seconds) { last_written_ = seconds; }
   Result<> commit(const persist::Batch& batch) override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;
   Result<Census> census() override;
@@ -47,6 +50,7 @@ class MemoryStore final : public persist::BackingStore {
   persist::StoredBuild stored(BuildId build) const;
 
   const std::uint64_t store_id_;
+  std::int64_t last_written_ = INT64_MAX;
   mutable std::mutex mutex_;
   std::map<std::uint64_t, Row> rows_;
   std::map<Key, std::uint64_t> ids_;
