@@ -15,6 +15,16 @@ struct Flushing {
   TempDir directory;
   Engine engine{directory, faulty, clock};
 
+  daemon::Waiter waiter{engine.loop()};
+
+  /// Begins a durable set of build 1, "v", and runs the loop until "newer" is there for everybody, and not committed.
+  void start_durable(std::optional<Result<protocol::SetOk>>& set) {
+    auto params = Engine::params(1, "v");
+    params.durable = true;
+    engine.start(engine.setting(params, "newer", waiter), set);
+    engine.run_until([&] { return engine.value(1, "v") == "newer"; });
+  }
+
   /// Asks for a flush and runs the loop until the commit has begun, and stands still.
   void stop_in_commit() {
     faulty.block_commits();
@@ -227,11 +237,8 @@ BOOST_AUTO_TEST_CASE(a_durable_set_that_is_dropped_while_its_commit_fails_waits_
   engine.set(1, "v", "older");
   engine.flush().value();
   faulty.fail_commits(Errc::not_durable);
-  auto params = Engine::params(1, "v");
-  params.durable = true;
   std::optional<Result<protocol::SetOk>> set;
-  daemon::Waiter waiter(engine.loop());
-  engine.start(engine.setting(params, "newer", waiter), set);
+  start_durable(set);
   stop_in_commit();
   engine.drop(1);
   faulty.release();
@@ -248,12 +255,8 @@ BOOST_AUTO_TEST_CASE(a_place_that_a_deletion_takes_over_is_kept_when_builds_alon
   engine.set(1, "v", "older");
   engine.flush().value();
   faulty.fail_commits(Errc::not_durable);
-  auto params = Engine::params(1, "v");
-  params.durable = true;
   std::optional<Result<protocol::SetOk>> set;
-  daemon::Waiter waiter(engine.loop());
-  engine.start(engine.setting(params, "newer", waiter), set);
-  engine.run_until([&] { return engine.value(1, "v") == "newer"; });
+  start_durable(set);
   engine.store().finish(1, 100).value();  // a later place
   const std::uint64_t failed = faulty.failed_commits();
   engine.run_until([&] { return faulty.failed_commits() > failed; });  // all of it
@@ -269,9 +272,6 @@ BOOST_AUTO_TEST_CASE(a_place_that_a_deletion_takes_over_is_kept_when_builds_alon
 }
 
 BOOST_AUTO_TEST_CASE(a_durable_set_of_a_damaged_value_waits_for_what_replaces_it) {
-  auto params = Engine::params(1, "v");
-  params.durable = true;
-  daemon::Waiter waiter(engine.loop());
   const auto damage = [&] {
     const auto value = shm::entry_value(*engine.segment().find(1, "v"));
     const_cast<std::byte&>(value[0]) ^= std::byte{1};
@@ -281,8 +281,7 @@ BOOST_AUTO_TEST_CASE(a_durable_set_of_a_damaged_value_waits_for_what_replaces_it
     engine.flush().value();
     engine.set(2, "sound", std::to_string(replaced));  // so that there is something to commit
     std::optional<Result<protocol::SetOk>> set;
-    engine.start(engine.setting(params, "newer", waiter), set);
-    engine.run_until([&] { return engine.value(1, "v") == "newer"; });
+    start_durable(set);
     damage();
     stop_in_commit();
     if (replaced) {
