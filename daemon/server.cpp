@@ -109,14 +109,14 @@ Configured<> Server::open_database() {
     opened = persist::SqliteStore::open(options, &why);
   }
   if (!opened && opened.error() == Errc::corrupt_database) return replace_database(why);
-  if (!opened) {
-    const std::string text =
-        fmt::format("database {}: {}{}{}", config_.db, opened.error().message(), why.empty() ? "" : ": ", why);
-    // Whoever went back a version has the values of the builds that run, and loses nothing by going forward again.
-    if (opened.error() != Errc::newer_database) return fail(exit_status_of(opened.error()), text);
-    without_database_ = text;
+  // Whoever went back a version has the values of the builds that run, and loses nothing by going forward again.
+  if (!opened && opened.error() == Errc::newer_database) {
     database_ = std::make_unique<persist::UnavailableStore>(opened.error(), why);
     return success();
+  }
+  if (!opened) {
+    return fail(exit_status_of(opened.error()),
+                fmt::format("database {}: {}{}{}", config_.db, opened.error().message(), why.empty() ? "" : ": ", why));
   }
   database_ = std::move(opened).value();
   return success();
@@ -149,7 +149,10 @@ Configured<> Server::open_segment_and_store() {
   }
   directory_ = std::move(directory).value();
   const std::string name = config_.segment_directory + "/" + config_.segment_name;
-  const bool alone = !without_database_.empty();
+  const bool alone = static_cast<bool>(database_->unusable());
+  const auto without_database = [this] {
+    return fmt::format("database {}: {}: {}", config_.db, database_->unusable().message(), database_->last_error());
+  };
   const auto open = [&] {
     if (alone) return open_segment_alone(*directory_, config_.segment_name);
     return open_segment(*directory_, config_.segment_name, config_.segment_size, *database_,
@@ -162,7 +165,7 @@ Configured<> Server::open_segment_and_store() {
     opened = open();
   }
   if (!opened && alone) {
-    return fail(kExitConfig, fmt::format("{}; and no segment {} to serve without it: {}", without_database_, name,
+    return fail(kExitConfig, fmt::format("{}; and no segment {} to serve without it: {}", without_database(), name,
                                          opened.error().message()));
   }
   if (!opened) {
@@ -172,7 +175,7 @@ Configured<> Server::open_segment_and_store() {
   startup_ = std::move(opened).value();
   startup_.set_aside.insert(startup_.set_aside.begin(), set_aside_.begin(), set_aside_.end());
   if (alone) {
-    startup_.set_aside.push_back(without_database_ +
+    startup_.set_aside.push_back(without_database() +
                                  "; what is in the segment is served, and nothing written, until a stepstashd that "
                                  "knows this database takes over");
   }

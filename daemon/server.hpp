@@ -70,7 +70,6 @@ class Server {
   Waiter tick_{loop_};
   std::unique_ptr<persist::BackingStore> database_;
   std::vector<std::string> set_aside_;  // before there is a segment
-  std::string without_database_;        // not empty: why it cannot be used; the segment is served alone
   std::optional<shm::ObjectDirectory> directory_;
   Startup startup_;
   Catalog catalog_;
