@@ -79,11 +79,18 @@ Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
   return success();
 }
 
-/// Saves what another segment alone may know: its dirty values and its builds' facts; with `evicted` also the records
-/// of values that are in a database.
-void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup, bool evicted = false) {
+/// What of another segment's entries is saved: what it alone may know, and besides it the records of evicted values,
+/// and values that are in a database.
+enum class Saved { dirty, and_evicted, and_clean };
+
+/// Saves entries and all builds' facts out of another segment.
+void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup, Saved saved) {
   const auto entry = [&](const shm::Entry& found) {
-    if (found.state.load() != shm::EntryState::dirty && !(evicted && found.value_offset == 0)) return;
+    const bool evicted = found.value_offset == 0;
+    if (found.state.load() != shm::EntryState::dirty && saved != Saved::and_clean &&
+        !(evicted && saved == Saved::and_evicted)) {
+      return;
+    }
     if (auto copied = copy_entry(*startup.segment, found)) {
       ++startup.entries_salvaged;
     } else {
@@ -219,13 +226,19 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   return success();
 }
 
+/// Whether values that a segment calls clean are in another database than this, or perhaps not in this copy of it.
+bool of_another(const persist::BackingStore& database, std::uint64_t store_id, std::uint64_t commit_count) {
+  return store_id != database.store_id() || database.commit_count() < (commit_count & ~shm::kUnsettled);
+}
+
 /// Whether the configured size differs from the segment's and can be had: its dirty values must fit, and the clean ones
 /// must be in this very database. A segment that was made larger than configured for the sake of many entries stays.
 bool must_resize(const shm::Writer& segment, std::uint64_t bytes, std::uint64_t needed,
                  const persist::BackingStore& database) {
   if (shm::round_up(bytes, shm::kPageBytes) == segment.bytes() || needed > bytes) return false;
-  if (segment.header().store_id.load() != database.store_id()) return false;
-  if (database.commit_count() < segment.header().commit_count.load()) return false;
+  const std::uint64_t commit_count = segment.header().commit_count.load();
+  if ((commit_count & shm::kUnsettled) != 0) return false;
+  if (of_another(database, segment.header().store_id.load(), commit_count)) return false;
   std::uint64_t dirty = 0;
   std::uint64_t entries = 0;
   std::uint64_t text_bytes = 0;
@@ -244,7 +257,7 @@ bool is_lack_of_room(std::error_code error) {
 /// A segment of `bytes` bytes with what salvage() saves of `from`, whose name it is to get. None when that does not
 /// work out: `from` serves on, unchanged.
 std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                                    std::uint64_t builds, const shm::Writer& from, bool evicted) {
+                                    std::uint64_t builds, const shm::Writer& from, Saved saved) {
   auto made = shm::Writer::create(directory, name, bytes, builds);
   if (!made) return std::nullopt;
   Startup copy;
@@ -252,7 +265,7 @@ std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const
   copy.segment->header().next_id.store(from.header().next_id.load());
   copy.segment->header().id_limit.store(from.header().id_limit.load());
   STEPSTASH_CRASH_POINT("daemon.startup.copy.ids");
-  salvage(directory, name, copy, evicted);
+  salvage(directory, name, copy, saved);
   STEPSTASH_CRASH_POINT("daemon.startup.copy.filled");
   if (!copy.set_aside.empty()) {
     copy.segment->abandon();
@@ -282,7 +295,7 @@ std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, con
   });
   const std::uint64_t builds = from.builds() + census.builds_with_data;
   const std::uint64_t needed = shm::Writer::bytes_for(builds, entries, text_bytes) + values + values / 8 + largest;
-  auto larger = copy_segment(directory, name, std::max(bytes, needed), builds, from, /*evicted=*/true);
+  auto larger = copy_segment(directory, name, std::max(bytes, needed), builds, from, Saved::and_evicted);
   if (larger) {
     larger->set_aside = startup.set_aside;
     larger->all_dirty = startup.all_dirty;
@@ -310,44 +323,47 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   auto attached = shm::Writer::attach(directory, name, recovery);
   const persist::BackingStore::Census census = STEPSTASH_TRY(database.census());
   const std::uint64_t needed = shm::Writer::bytes_for(census.builds_with_data, census.entries, census.text_bytes);
-  const std::uint64_t size = std::max(bytes, needed);
+  std::uint64_t size = std::max(bytes, needed);
   bool resized = false;
   if (attached && must_resize(*attached.value(), bytes, needed, database)) {
     progress("moving what is not in the database yet to a segment of the configured size");
     const shm::Writer& from = *attached.value();
-    if (auto copy = copy_segment(directory, name, size, from.builds(), from, /*evicted=*/false)) {
+    if (auto copy = copy_segment(directory, name, size, from.builds(), from, Saved::dirty)) {
       startup = std::move(*copy);
       resized = true;
     }
   }
   const bool warm = attached && !resized;
   bool damaged = false;
+  bool other_database = false;
   startup.set_aside = std::move(recovery.set_aside);
   if (warm) {
     startup.segment = std::move(attached).value();
     startup.entries_kept = recovery.entries_kept;
+    const shm::Header& header = startup.segment->header();
+    other_database = of_another(database, header.store_id.load(), header.commit_count.load());
   } else if (!resized) {
     const std::error_code why = attached.error();
     damaged = why == Errc::corrupt_segment || why == Errc::format_mismatch;
     if (!damaged && why != std::errc::no_such_file_or_directory) return why;
+    shm::Writer::Former former;
+    if (damaged) former = STEPSTASH_TRY(shm::Writer::former(directory, name));
+    other_database = former.store_id != 0 && of_another(database, former.store_id, former.commit_count);
+    if (other_database) size = std::max(size, needed + former.bytes);  // both
     startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, size, census.builds_with_data));
     if (damaged) {
       progress("saving what is sound out of segment " + name);
       startup.set_aside.assign(1, fmt::format("segment {}: {}", name, why.message()));
-      salvage(directory, name, startup);
+      salvage(directory, name, startup, other_database ? Saved::and_clean : Saved::dirty);
       STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
     }
   }
 
-  const std::uint64_t known_store = startup.segment->header().store_id.load();
-  const bool other_database =
-      warm && (known_store != database.store_id() ||
-               database.commit_count() < (startup.segment->header().commit_count.load() & ~shm::kUnsettled));
   if (other_database) {
     startup.set_aside.push_back(fmt::format(
         "database: not the one this segment was written to, or an older copy of it; what is resident of the "
         "{} entries is written again",
-        startup.entries_kept));
+        startup.entries_kept + startup.entries_salvaged));
   }
   startup.all_dirty = other_database;
   bool replaced = !warm;
@@ -363,6 +379,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       }
     }
     STEPSTASH_TRY(reconciled);
+    for (std::string& row : database.skipped()) startup.set_aside.push_back(std::move(row));
   }
   shm::Header& header = startup.segment->header();
   const std::uint64_t next_id = header.next_id.load();

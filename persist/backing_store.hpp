@@ -90,6 +90,9 @@ class BackingStore {
 
   /// Calls `each` for every entry, in id order, without touching the values. Stops early when it returns false.
   virtual Result<> load_entries(const std::function<bool(const StoredEntry&)>& each) = 0;
+  /// Rows that load_entries passed over because they break the contract (a shell can write them), for people: the
+  /// first hundred, and how many more.
+  virtual std::vector<std::string> skipped() const { return {}; }
   /// Calls `each` for every build that has entries, in buildid order.
   virtual Result<> load_builds_with_data(const std::function<bool(const StoredBuild&)>& each) = 0;
 

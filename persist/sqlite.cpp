@@ -60,9 +60,10 @@ std::string Connection::describe(std::error_code error) const {
     if (const std::string more = sqlite3_errmsg(db_.get()); more != text) text += ": " + more;
   }
   text += " (SQLite code " + std::to_string(error.value());
-  const int number = db_ ? sqlite3_system_errno(db_.get()) : 0;
   const int primary = error.value() & 0xFF;
-  if (number != 0 && (primary == SQLITE_IOERR || primary == SQLITE_CANTOPEN || primary == SQLITE_FULL)) {
+  const bool damage = primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB;
+  const int number = !db_ ? 0 : damage ? last_errno() : sqlite3_system_errno(db_.get());
+  if (number != 0 && (damage || primary == SQLITE_IOERR || primary == SQLITE_CANTOPEN || primary == SQLITE_FULL)) {
     text += ", " + std::system_category().message(number);
   }
   return text + ")";
@@ -71,6 +72,19 @@ std::string Connection::describe(std::error_code error) const {
 bool Connection::file_has_moved() const noexcept {
   int moved = 0;
   return sqlite3_file_control(db_.get(), "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved != 0;
+}
+
+int Connection::last_errno() const noexcept {
+  int number = 0;
+  if (sqlite3_file_control(db_.get(), "main", SQLITE_FCNTL_LAST_ERRNO, &number) == SQLITE_OK && number != 0)
+    return number;
+  sqlite3_file* journal = nullptr;
+  number = 0;
+  if (sqlite3_file_control(db_.get(), "main", SQLITE_FCNTL_JOURNAL_POINTER, &journal) == SQLITE_OK &&
+      journal != nullptr && journal->pMethods != nullptr) {
+    journal->pMethods->xFileControl(journal, SQLITE_FCNTL_LAST_ERRNO, &number);
+  }
+  return number;
 }
 
 Result<Statement> Statement::prepare(const Connection& connection, std::string_view sql) {

@@ -18,6 +18,7 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "base/text.hpp"
 #include "base/unique_fd.hpp"
 #include "persist/schema.hpp"
 
@@ -47,6 +48,8 @@ constexpr std::uint64_t kPagesPerVacuumStep = 512;
 constexpr std::uint64_t kWalKeepBytes = kTransactionBytes;
 
 constexpr std::uint64_t kMaxInt = std::numeric_limits<std::int64_t>::max();
+/// Of rows that break the contract; of the others the number is told.
+constexpr std::uint64_t kRowsNamed = 100;
 constexpr std::array kCompanions = {"-wal", "-shm", "-journal", "-reserve"};
 
 std::int64_t signed_twin(std::uint64_t value) noexcept { return static_cast<std::int64_t>(value); }
@@ -679,6 +682,8 @@ Result<> SqliteStore::load_entries(const std::function<bool(const StoredEntry&)>
   const auto load = [&]() -> Result<> {
     auto statement = STEPSTASH_TRY(Statement::prepare(
         writer_, "SELECT id, revision, buildid, length, value_hash, name, source FROM build_data ORDER BY id"));
+    rows_skipped_ = 0;
+    skipped_.clear();
     StoredEntry entry;
     while (STEPSTASH_TRY(statement.step())) {
       entry.id = unsigned_twin(statement.integer(0));
@@ -691,8 +696,12 @@ Result<> SqliteStore::load_entries(const std::function<bool(const StoredEntry&)>
       const bool credible = entry.id - 1 < kMaxInt && entry.revision <= kMaxInt && entry.length <= kMaxInt &&
                             valid_build(entry.buildid) && valid_text(entry.name) && valid_text(entry.source);
       if (!credible) {
-        ++rows_skipped_;
-        remember("skipped a row of build_data that breaks the contract, id " + std::to_string(statement.integer(0)));
+        if (++rows_skipped_ <= kRowsNamed) {
+          skipped_.push_back("database " + path_ + ": row " + std::to_string(statement.integer(0)) +
+                             " of build_data breaks the contract (build " + std::to_string(entry.buildid) +
+                             ", name \"" + printable(entry.name) + "\", length " +
+                             std::to_string(statement.integer(3)) + ") and is not served");
+        }
       } else if (!each(entry)) {
         break;
       }
@@ -701,6 +710,14 @@ Result<> SqliteStore::load_entries(const std::function<bool(const StoredEntry&)>
   };
   if (auto loaded = load(); !loaded) return report("loading entries", loaded.error(), writer_);
   return success();
+}
+
+std::vector<std::string> SqliteStore::skipped() const {
+  std::vector<std::string> lines = skipped_;
+  if (rows_skipped_ > kRowsNamed) {
+    lines.push_back("database " + path_ + ": " + std::to_string(rows_skipped_ - kRowsNamed) + " more such rows");
+  }
+  return lines;
 }
 
 Result<> SqliteStore::load_builds_with_data(const std::function<bool(const StoredBuild&)>& each) {
@@ -844,7 +861,11 @@ void SqliteStore::remember(std::string text) {
 
 std::error_code SqliteStore::report(const char* doing, std::error_code error, const Connection& connection) {
   remember(std::string(doing) + ": " + path_ + ": " + connection.describe(error));
-  return boundary_error(error);
+  const std::error_code told = boundary_error(error);
+  // SQLite tells EIO of read(2) as damage (SQLITE_IOERR_CORRUPTFS). A disk may be there again, and what is taken for
+  // damage is set aside: after such an error this connection believes in none.
+  if (told == Errc::corrupt_database && connection && connection.last_errno() != 0) return Errc::not_durable;
+  return told;
 }
 
 }  // namespace stepstash::persist

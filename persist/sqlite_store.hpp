@@ -2,7 +2,7 @@
 ///
 /// Two connections: the writer, for every call but two, and a reader for load_value and load_build, which see the last
 /// committed state (WAL) and wait for nobody. Thread rule: that of backing_store.hpp; size_bytes, commit_count,
-/// store_id, last_error and rows_skipped may be called from any thread.
+/// store_id and last_error may be called from any thread.
 ///
 /// Sizes, measured on a 2-core VM with an ext4 virtio disk, SQLite 3.40, values of random bytes, synchronous=FULL
 /// (a 64 MiB value is written twice, to the WAL and to the file; ms, median of 3):
@@ -27,6 +27,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "persist/backing_store.hpp"
 #include "persist/sqlite.hpp"
@@ -78,9 +79,10 @@ class SqliteStore final : public BackingStore {
   Result<> commit(const Batch& batch) override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;
   Result<Census> census() override;
-  /// No other call to this store from within `each`. Rows that break the contract (a shell can write them) are skipped
-  /// and counted, so that one of them does not cost the rest.
+  /// No other call to this store from within `each`. Rows that break the contract are skipped, so that one of them does
+  /// not cost the rest.
   Result<> load_entries(const std::function<bool(const StoredEntry&)>& each) override;
+  std::vector<std::string> skipped() const override;
   Result<> load_builds_with_data(const std::function<bool(const StoredBuild&)>& each) override;
   Result<std::optional<StoredBuild>> load_build(BuildId build) override;
   Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) override;
@@ -90,8 +92,6 @@ class SqliteStore final : public BackingStore {
 
   /// What the last failure was, in SQLite's words; empty when there has been none.
   std::string last_error() const override;
-  /// Rows that load_entries and load_builds_with_data refused to believe.
-  std::uint64_t rows_skipped() const noexcept { return rows_skipped_.load(); }
 
  private:
   class Work;
@@ -135,7 +135,8 @@ class SqliteStore final : public BackingStore {
   std::uint64_t store_id_ = 0;
   std::int64_t last_written_ = 0;
   std::atomic<std::uint64_t> commit_count_{0};
-  std::atomic<std::uint64_t> rows_skipped_{0};
+  std::uint64_t rows_skipped_ = 0;    // by the last load_entries
+  std::vector<std::string> skipped_;  // the first of them
 
   mutable std::mutex error_mutex_;
   std::string last_error_;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <new>
 #include <unordered_set>
@@ -316,6 +317,21 @@ Result<> Writer::recover(Recovery& recovery) {
   }
   keep_slab();
   return success();
+}
+
+Result<Writer::Former> Writer::former(const ObjectDirectory& directory, const std::string& name) {
+  const UniqueFd fd = STEPSTASH_TRY(directory.open_own(name, ObjectDirectory::Access::read_only));
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) return last_errno();
+  Former found;
+  alignas(Header) std::array<std::byte, sizeof(Header)> copy{};
+  if (::pread(fd.get(), copy.data(), copy.size(), 0) != static_cast<ssize_t>(copy.size())) return found;
+  const auto& head = *reinterpret_cast<const Header*>(copy.data());
+  if (head.layout_version != kLayoutVersion) return found;
+  found.bytes = static_cast<std::uint64_t>(status.st_size);
+  found.store_id = head.store_id.load(std::memory_order_relaxed);  // of a copy
+  found.commit_count = head.commit_count.load(std::memory_order_relaxed) & ~kUnsettled;
+  return found;
 }
 
 Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& name,

@@ -65,6 +65,15 @@ class Writer {
   static Result<std::unique_ptr<Writer>> attach(const ObjectDirectory& directory, const std::string& name,
                                                 Recovery& recovery);
 
+  /// What the header of a segment that attach refused says, for what it is worth: which database its clean values are
+  /// in. Zeros where nothing can be read.
+  struct Former {
+    std::uint64_t bytes = 0;
+    std::uint64_t store_id = 0;
+    std::uint64_t commit_count = 0;
+  };
+  static Result<Former> former(const ObjectDirectory& directory, const std::string& name);
+
   /// Calls `each` with every entry of a segment that attach refused whose checksums hold, value included, and `build`
   /// with every build record that is plausible. Trusts nothing; O(segment). The object is not changed.
   static Result<> salvage(const ObjectDirectory& directory, const std::string& name,

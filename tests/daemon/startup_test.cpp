@@ -7,6 +7,7 @@
 #include <set>
 
 #include "persist/unavailable_store.hpp"
+#include "shm/hash.hpp"
 #include "tests/daemon/engine.hpp"
 
 using namespace stepstash;
@@ -274,6 +275,46 @@ BOOST_AUTO_TEST_CASE(a_damaged_segment_is_kept_aside_and_its_dirty_values_are_sa
   BOOST_TEST(engine.value(1, "clean") == "clean value");
   BOOST_TEST(engine.prune(101) == 2u);
   BOOST_TEST(has_object(".damaged.1"));
+}
+
+BOOST_AUTO_TEST_CASE(a_damaged_segment_and_another_database_are_both_served) {
+  std::vector<std::uint64_t> ids;
+  {
+    Engine engine(directory, disk, clock);
+    engine.set(1, "evicted", std::string(200'000, 'e'));
+    engine.flush().value();
+    for (int i = 0; engine.value(1, "evicted") != "(evicted)"; ++i) {
+      BOOST_REQUIRE(i < 100);
+      engine.set(2, std::to_string(i), std::string(200'000, 'f'));
+      engine.flush().value();
+    }
+    ids.push_back(engine.set(1, "clean", "clean value").id);
+    engine.flush().value();
+    ids.push_back(engine.set(1, "dirty", "dirty value").id);
+  }
+  damage(kSegmentIdOffset);
+  MemoryStore other(0xd1ff);  // which has given the same ids to other names
+  persist::Batch batch;
+  const std::string theirs = "theirs";
+  for (const std::uint64_t id : ids) {
+    batch.entries.push_back({.id = id,
+                             .revision = id,
+                             .buildid = 3,
+                             .name = id == ids[0] ? "a" : "b",
+                             .source = {},
+                             .value_hash = shm::hash_bytes(std::as_bytes(std::span(theirs))),
+                             .value = std::as_bytes(std::span(theirs))});
+  }
+  other.commit(batch).value();
+  Engine engine(directory, other, clock);
+  BOOST_TEST(engine.value(1, "clean") == "clean value");
+  BOOST_TEST(engine.value(1, "dirty") == "dirty value");
+  BOOST_TEST(engine.value(1, "evicted") == "(miss)");
+  BOOST_TEST(mentions(engine.startup().set_aside, "\"evicted\""));
+  engine.flush().value();
+  Rows all = rows(other);
+  std::erase_if(all, [](const std::string& row) { return row.starts_with("2/"); });
+  BOOST_TEST((all == Rows{"3/a=theirs", "3/b=theirs", "1/clean=clean value", "1/dirty=dirty value"}));
 }
 
 BOOST_AUTO_TEST_CASE(a_start_cut_short_between_the_two_steps_of_replacing_a_damaged_segment_keeps_both) {

@@ -59,6 +59,7 @@ class FaultyStore final : public persist::BackingStore {
   Result<> load_entries(const std::function<bool(const persist::StoredEntry&)>& each) override {
     return inner_.load_entries(each);
   }
+  std::vector<std::string> skipped() const override { return inner_.skipped(); }
   Result<> load_builds_with_data(const std::function<bool(const persist::StoredBuild&)>& each) override {
     return inner_.load_builds_with_data(each);
   }
