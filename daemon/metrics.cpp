@@ -1,5 +1,6 @@
 #include "daemon/metrics.hpp"
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 namespace stepstash::daemon {
@@ -14,6 +15,15 @@ nlohmann::ordered_json first_lines(const std::vector<std::string>& lines) {
   return some;
 }
 
+/// Of this process, the one that counts them not counted. O(descriptors) in the kernel.
+std::size_t open_descriptors() {
+  std::error_code error;
+  std::size_t count = 0;
+  for (std::filesystem::directory_iterator at("/proc/self/fd", error), end; !error && at != end; at.increment(error))
+    ++count;
+  return count > 0 ? count - 1 : 0;
+}
+
 double seconds(std::chrono::nanoseconds duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
@@ -24,6 +34,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
   const shm::Heap& heap = segment.heap();
   const Store::Counters& store = services.store.counters();
   const Flusher::Counters& flushes = services.flusher.counters();
+  const shm::PinRegistry::Views views = segment.pins().views();
   const std::vector<std::string> damaged = services.store.damaged();
   const nlohmann::ordered_json json = {
       {"version", STEPSTASH_VERSION},
@@ -47,12 +58,15 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"dirty_values", services.flusher.dirty_values()},
       {"dirty_bytes", services.flusher.dirty_bytes()},
       {"oldest_dirty_seconds", seconds(services.flusher.oldest_age())},
-      {"open_views", segment.pins().open_views()},
+      {"open_views", views.open},
+      {"most_views_of_a_client", views.most},
+      {"max_views_per_client", shm::kPinsPerPage},
       {"pin_pages", segment.pins().pages()},
       {"connections", server.connections},
       {"connections_accepted", server.accepted},
       {"connections_refused", server.refused},
       {"staging_rings", services.rings},
+      {"descriptors", open_descriptors()},
       {"sets", store.sets},
       {"gets_asked", store.asked},
       {"reloads", store.reloads},

@@ -17,7 +17,7 @@ struct ServerFigures {
   std::chrono::seconds uptime{0};
 };
 
-/// O(pin pages). Loop's thread only.
+/// O(pin pages + descriptors). Loop's thread only.
 std::string stats_json(const Services& services, const persist::BackingStore& database, const Startup& startup,
                        const ServerFigures& server);
 

@@ -178,14 +178,17 @@ std::size_t PinRegistry::pages_of(std::uint32_t uid) const noexcept {
       std::count_if(pages_.begin(), pages_.end(), [&](const auto& item) { return item.second.uid == uid; }));
 }
 
-std::size_t PinRegistry::open_views() const noexcept {
-  std::size_t views = 0;
+PinRegistry::Views PinRegistry::views() const noexcept {
+  Views views;
   for (const auto& [number, page] : pages_) {
     PinPage content;
     read(page, content);
+    std::size_t open = 0;
     for (const PinLine& line : content.lines) {
-      for (const auto& pin : line.pins) views += pin.load(std::memory_order_relaxed) != 0;  // a figure for people
+      for (const auto& pin : line.pins) open += pin.load(std::memory_order_relaxed) != 0;  // a figure for people
     }
+    views.open += open;
+    views.most = std::max(views.most, open);
   }
   return views;
 }

@@ -68,8 +68,12 @@ class PinRegistry {
   std::size_t pages() const noexcept { return pages_.size(); }
   /// Pages that clients of one user hold. O(pages).
   std::size_t pages_of(std::uint32_t uid) const noexcept;
-  /// Views open now. O(pages * kPinsPerPage).
-  std::size_t open_views() const noexcept;
+  /// Views open now, in all and of the client that has most. O(pages * kPinsPerPage).
+  struct Views {
+    std::size_t open = 0;
+    std::size_t most = 0;
+  };
+  Views views() const noexcept;
 
  private:
   struct Page {

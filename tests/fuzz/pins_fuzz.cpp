@@ -53,7 +53,7 @@ void one_input(Stash& stash, const std::uint8_t* data, std::size_t size) {
     std::uint64_t hints = 0;
     stash.writer->pins().recent([&](shm::Offset) { ++hints; });
     check(hints <= 2 * shm::kPinLines, "a page has so many hints and no more");
-    check(stash.writer->pins().open_views() <= 2 * shm::kPinsPerPage, "a client holds so many blocks and no more");
+    check(stash.writer->pins().views().most <= shm::kPinsPerPage, "a client holds so many blocks and no more");
     in_order(*stash.writer);
     check(view.value().size() == length_of_view && is_pattern(view.value(), view.entry->id, view.entry->revision),
           "an honest reader's view stays");

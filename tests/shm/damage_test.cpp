@@ -177,12 +177,19 @@ BOOST_FIXTURE_TEST_CASE(the_undamaged_segment_is_taken_whole, Damaged) {
 }
 
 BOOST_FIXTURE_TEST_CASE(a_segment_cut_at_any_length_is_refused, Damaged) {
-  for (std::uint64_t page_end = 0; page_end < kBytes; page_end += shm::kPageBytes) {
-    for (const std::uint64_t bytes : {page_end, page_end + 1, page_end + 2049}) {
-      write(bytes);
-      BOOST_TEST_REQUIRE(!attach("cut at " + std::to_string(bytes)));
-    }
+  write();
+  // Every one; what can be saved out of it is looked at where it may differ.
+  std::uint64_t taken = 0;
+  for (std::uint64_t bytes = kBytes; bytes-- > 0;) {
+    if (::ftruncate(object.get(), static_cast<::off_t>(bytes)) != 0) BOOST_FAIL("ftruncate(2)");
+    shm::Recovery recovery;
+    const auto attached = Writer::attach(objects, "damaged", recovery);
+    const bool refused =
+        !attached && (attached.error() == Errc::corrupt_segment || attached.error() == Errc::format_mismatch);
+    if (!refused) ++taken;
+    if (bytes % shm::kPageBytes <= 1) BOOST_TEST_REQUIRE(!attach("cut at " + std::to_string(bytes)));
   }
+  BOOST_TEST(taken == 0u);
 }
 
 /// As a copy that stopped half way leaves it: the length is right, the rest is zero.

@@ -73,7 +73,7 @@ BOOST_FIXTURE_TEST_CASE(what_a_client_pins_the_daemon_collects, Registry) {
   one.pin(440) = 128;
   other.pin(7) = 192;
   BOOST_TEST((pinned() == std::unordered_set<Offset>{64, 128, 192}));
-  BOOST_TEST(pins->open_views() == 3u);
+  BOOST_TEST(pins->views().open == 3u);
   one.pin(0) = 0;
   BOOST_TEST((pinned() == std::unordered_set<Offset>{128, 192}));
 }
@@ -219,7 +219,7 @@ BOOST_FIXTURE_TEST_CASE(a_client_that_takes_its_pages_memory_away_loses_its_own_
     BOOST_TEST_REQUIRE(::ftruncate(object.get(), bytes) == 0);
     BOOST_TEST(pinned().contains(64), bytes << " bytes");
     pins->recent([](Offset) {});
-    BOOST_TEST(pins->open_views() == 1u);
+    BOOST_TEST(pins->views().open == 1u);
     BOOST_TEST(pins->resumable(vandal.number, segment));
     // Its length is put right: what it was made longer by is given back to the others.
     BOOST_TEST(pins->reap() == 0u);
