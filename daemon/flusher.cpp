@@ -278,6 +278,7 @@ void Flusher::note_failure(std::error_code error) {
                   dirty_values_);
   }
   counters_.last_error = text;
+  if (error == Errc::corrupt_database && on_damaged_database) on_damaged_database(text);
 }
 
 bool Flusher::ids_low() const noexcept {

@@ -62,6 +62,8 @@ class Flusher {
   std::function<void(Node&)> on_clean;
   std::function<void(BuildState&)> on_build_clean;
   std::function<void(Node&)> on_damaged;
+  /// The database turned out to be damaged: what it says is passed.
+  std::function<void(const std::string&)> on_damaged_database;
 
   /// The flush loop. Returns after stop() when everything is written, or when `give_up` has passed.
   awaitable<void> run();

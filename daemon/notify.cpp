@@ -24,7 +24,7 @@ Notifier::Notifier() {
 }
 
 void Notifier::starting(const std::string& status) {
-  ::sd_notifyf(0, "EXTEND_TIMEOUT_USEC=30000000\nSTATUS=%s", one_line(status).c_str());
+  ::sd_notifyf(0, "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=%s", one_line(status).c_str());
 }
 
 void Notifier::ready(const std::string& status) { ::sd_notifyf(0, "READY=1\nSTATUS=%s", one_line(status).c_str()); }

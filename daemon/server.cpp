@@ -48,6 +48,8 @@ constexpr std::uint64_t kPageReserve = 64 * shm::kPageBytes;
 constexpr auto kAcceptPause = 100ms;
 /// Of what was set aside at the start; `stats` has the number.
 constexpr std::size_t kLinesLogged = 1000;
+/// So soon a new database that is found damaged is not replaced once more: that is a broken disk.
+constexpr auto kDamagedAgain = 60s;
 
 ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
 
@@ -75,12 +77,13 @@ Configured<LockFile> lock(const std::string& path, const char* what, const std::
 
 }  // namespace
 
-Server::Server(Config config, Inputs inputs) : config_(std::move(config)), inputs_(std::move(inputs)) {}
+Server::Server(Config config, Inputs inputs, Circumstances circumstances)
+    : config_(std::move(config)), inputs_(std::move(inputs)), circumstances_(std::move(circumstances)) {}
 
 Server::~Server() = default;
 
-Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs) {
-  std::unique_ptr<Server> server(new Server(std::move(config), std::move(inputs)));
+Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, Circumstances circumstances) {
+  std::unique_ptr<Server> server(new Server(std::move(config), std::move(inputs), std::move(circumstances)));
   const Config& settings = server->config_;
   STEPSTASH_TRY(prepare_directories(settings, ::geteuid()));
   const std::string segment = settings.segment_directory + "/" + settings.segment_name;
@@ -96,6 +99,7 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs) {
 
 Configured<> Server::open_database() {
   notifier_.starting("opening the database");
+  if (!circumstances_.damage.empty()) return replace_database(circumstances_.damage);
   const persist::SqliteStore::Options options{.path = config_.db};
   std::string why;
   auto opened = persist::SqliteStore::open(options, &why);
@@ -103,9 +107,7 @@ Configured<> Server::open_database() {
   // on what they have.
   const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
   while (!opened && opened.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
-    spdlog::warn("database {}: {}; trying again", config_.db, why);
-    notifier_.starting("waiting for the database: " + why);
-    std::this_thread::sleep_for(kDatabasePause);
+    wait_for_database(why);
     opened = persist::SqliteStore::open(options, &why);
   }
   if (!opened && opened.error() == Errc::corrupt_database) return replace_database(why);
@@ -120,6 +122,12 @@ Configured<> Server::open_database() {
   }
   database_ = std::move(opened).value();
   return success();
+}
+
+void Server::wait_for_database(const std::string& why) {
+  spdlog::warn("database {}: {}; trying again", config_.db, why);
+  notifier_.starting("waiting for the database: " + why);
+  std::this_thread::sleep_for(kDatabasePause);
 }
 
 /// Keeps a damaged database under another name, and opens a new one.
@@ -159,6 +167,11 @@ Configured<> Server::open_segment_and_store() {
                         [this](const std::string& what) { notifier_.starting(what); });
   };
   auto opened = open();
+  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
+  while (!opened && opened.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
+    wait_for_database(database_->last_error());
+    opened = open();
+  }
   // Opening a database reads little of it: damage inside shows when its lists are read.
   if (!opened && opened.error() == Errc::corrupt_database) {
     STEPSTASH_TRY(replace_database(database_->last_error()));
@@ -193,6 +206,7 @@ Configured<> Server::open_segment_and_store() {
   }
   shm::Writer& segment = *startup_.segment;
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
+  flusher_->on_damaged_database = [this](const std::string& damage) { start_over(damage); };
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_,
                                    Store::Limits{config_.max_dirty, config_.punch_after, config_.build_data_horizon});
   store_->adopt(startup_.all_dirty, startup_.lost);
@@ -228,8 +242,10 @@ Configured<> Server::catch_signals() {
 
 Configured<> Server::listen() {
   std::string path = config_.socket;
-  UniqueFd socket = Notifier::listening_socket();
-  if (socket) {
+  UniqueFd socket;
+  if (circumstances_.listening_socket >= 0) {
+    socket = UniqueFd(::fcntl(circumstances_.listening_socket, F_DUPFD_CLOEXEC, 0));
+    if (!socket) return fail(kExitCannotCreate, fmt::format("the socket of the unit: {}", std::strerror(errno)));
     sockaddr_un address{};
     socklen_t size = sizeof address;
     if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0 && address.sun_path[0] == '/') {
@@ -502,17 +518,32 @@ awaitable<void> Server::handle_signals() {
   }
 }
 
+/// Opening a database reads little of it: damage may show when something is written. Trying again does not mend it, nor
+/// does the next start find it. Clients notice what they notice of any restart.
+void Server::start_over(const std::string& damage) {
+  if (stopping_ || !damage_.empty()) return;
+  if (!circumstances_.damage.empty() && std::chrono::steady_clock::now() - started_ < kDamagedAgain) return;
+  damage_ = damage;
+  boost::system::error_code ignored;
+  signals_.cancel(ignored);
+}
+
 /// The order matters: nothing new, then what is under way, then everything to the database, then the rest.
 awaitable<void> Server::stop() {
   stopping_ = true;
-  notifier_.stopping("finishing requests");
+  const bool over = !damage_.empty();  // and then neither requests nor the flush can end
+  if (over) {
+    notifier_.reloading();
+  } else {
+    notifier_.stopping("finishing requests");
+  }
   boost::system::error_code ignored;
   if (socket_is_ours_) ::unlink(config_.socket.c_str());
   STEPSTASH_CRASH_POINT("daemon.server.stop.socket_removed");
   acceptor_.close(ignored);
   accept_pause_.hang_up();
   Waiter pause(loop_);
-  const TimePoint requests_end = std::chrono::steady_clock::now() + kFinishRequests;
+  const TimePoint requests_end = std::chrono::steady_clock::now() + (over ? 0s : kFinishRequests);
   const auto any_busy = [this] {
     for (const auto& weak : connections_) {
       const auto connection = weak.lock();
@@ -531,14 +562,14 @@ awaitable<void> Server::stop() {
   while (open_connections_ > 0 || !refusing_.empty())
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
 
-  notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
-  flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
+  if (!over) notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
+  flusher_->stop(std::chrono::steady_clock::now() + (over ? 0s : kFinalFlush));
   while (!flusher_done_) {
     notifier_.alive();
     co_await pause.sleep_until(std::chrono::steady_clock::now() + kTick);
   }
   STEPSTASH_CRASH_POINT("daemon.server.stop.flushed");
-  if (!flusher_->empty()) {
+  if (!flusher_->empty() && !over) {
     spdlog::error(
         "{} values of {} bytes could not be written to the database ({}); they stay in the segment, and the next start "
         "goes on",
@@ -549,7 +580,8 @@ awaitable<void> Server::stop() {
   services_->copiers.join();
   signals_.cancel(ignored);
   tick_.hang_up();
-  spdlog::info("stopped; segment {}/{} is left for the next start", config_.segment_directory, config_.segment_name);
+  spdlog::info("{}; segment {}/{} is left for the next start", over ? "starting over" : "stopped",
+               config_.segment_directory, config_.segment_name);
 }
 
 std::string Server::stats() const {

@@ -25,19 +25,30 @@ namespace stepstash::daemon {
 /// Thread safety: made, run and destroyed on one thread.
 class Server {
  public:
+  /// What a process has besides its configuration.
+  struct Circumstances {
+    int listening_socket = -1;  ///< handed over by systemd; borrowed. -1: none
+    std::string damage{};       ///< not empty: what is wrong with the database, found by the server before this one
+  };
+
   /// Locks segment, database and socket, opens them, recovers, listens. `inputs` are kept for SIGHUP.
   /// Errors are for people, with the exit status that fits (sysexits).
-  static Configured<std::unique_ptr<Server>> open(Config config, Inputs inputs);
+  static Configured<std::unique_ptr<Server>> open(Config config, Inputs inputs, Circumstances circumstances);
   ~Server();
 
   /// Serves until SIGTERM or SIGINT, then stops: no new connections, requests finish, everything is flushed, SQLite
   /// is closed, the segment stays. Returns the exit status: 74 when something could not be flushed (the segment
   /// still has it).
   int run();
+  /// After run(): not empty when the database turned out to be damaged and another server is to take over, which keeps
+  /// it aside and fills a new one.
+  const std::string& damage() const noexcept { return damage_; }
+  const Config& config() const noexcept { return config_; }
 
  private:
-  Server(Config config, Inputs inputs);
+  Server(Config config, Inputs inputs, Circumstances circumstances);
   Configured<> open_database();
+  void wait_for_database(const std::string& why);
   Configured<> replace_database(const std::string& why);
   Configured<> open_segment_and_store();
   Configured<> listen();
@@ -51,7 +62,7 @@ class Server {
   awaitable<void> keep_time();
   awaitable<void> handle_signals();
   awaitable<void> stop();
-  void reload();
+  void start_over(const std::string& damage);
   bool shed_ring();
   void give_back_memory();
   bool free_page();
@@ -61,6 +72,8 @@ class Server {
 
   Config config_;
   Inputs inputs_;
+  Circumstances circumstances_;
+  std::string damage_;
   std::vector<LockFile> locks_;
   SystemClock clock_;
   asio::io_context loop_{1};

@@ -296,10 +296,11 @@ Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view sour
 }
 
 bool Store::free_pages(std::uint64_t bytes, bool give_back) {
-  if (!evict_some(bytes, kEvictAtOnce)) return false;
-  segment_.reclaim();
-  if (give_back) segment_.heap().punch(clock_.monotonic(), std::max(bytes, kPunchAtOnce));
-  return true;
+  const bool evicted = evict_some(bytes, kEvictAtOnce);
+  if (evicted) segment_.reclaim();
+  // Also where nothing can be evicted: what was freed a moment ago has pages still, and may lie elsewhere.
+  const bool given_back = give_back && segment_.heap().punch(clock_.monotonic(), std::max(bytes, kPunchAtOnce)) > 0;
+  return evicted || given_back;
 }
 
 bool Store::made_room_in_tmpfs(std::error_code error, std::uint64_t bytes) {

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <random>
 
@@ -80,17 +81,57 @@ BOOST_AUTO_TEST_SUITE(clients)
 
 // ---- death ---------------------------------------------------------------------------------------------------------
 
+namespace {
+
+/// What `stats` says of what clients hold.
+std::map<std::string, std::uint64_t> held(const Client& client) {
+  const nlohmann::json all = stats(client);
+  std::map<std::string, std::uint64_t> figures;
+  for (const char* name : {"connections", "descriptors", "pin_pages", "staging_rings", "open_views"}) {
+    figures[name] = all.at(name);
+  }
+  for (const char* name : {"retired_blocks", "used_bytes"}) figures[name] = all.at("segment").at(name);
+  return figures;
+}
+
+std::string text_of(const std::map<std::string, std::uint64_t>& figures) {
+  std::string text;
+  for (const auto& [name, figure] : figures) text += name + " " + std::to_string(figure) + ", ";
+  return text;
+}
+
+}  // namespace
+
 BOOST_AUTO_TEST_CASE(what_a_client_held_comes_back_wherever_it_was_killed) {
-  Siege siege({"--segment-size=64MiB"});
-  siege.client.set(7, "viewed", generated(kMiB, 1));
-  enum Stage { connected, view, replaced_view, begun, half, whole, committed, stages };
-  for (int stage = connected; stage < stages; ++stage) {
-    for (const bool while_down : {false, true}) {
+  Served served({"--segment-size=64MiB", "--flush-interval=1h"});
+  DaemonProcess& daemon = served.daemon;
+  Client& client = served.client;
+  client.set(7, "viewed", generated(kMiB, 1));
+  client.set(8, "half", generated(3 * kMiB, 2));  // all that happens for the first time has happened
+  client.drop(8);
+  client.drop(7);
+  client.set(7, "viewed", generated(kMiB, 1));
+  client.flush();
+  enum Stage { connected, view, most_views, replaced_view, begun, half, whole, committed, stages };
+  // Without a restart; and where the client dies while no daemon is there.
+  for (const bool while_down : {false, true}) {
+    if (while_down) {
+      daemon.kill();
+      daemon.start();
+      BOOST_TEST(client.get(7, "viewed").has_value());  // it is connected
+    }
+    BOOST_REQUIRE(eventually([&] { return held(client).at("open_views") == 0; }));
+    const auto baseline = held(client);
+    BOOST_TEST(baseline.at("connections") == 1u);
+    for (int stage = connected; stage < stages; ++stage) {
       const Signal there;
       Child child([&] {
-        Client own(siege.daemon.socket());
-        std::optional<View> held;
-        if (stage == view || stage == replaced_view) held = own.get(7, "viewed");
+        Client own(daemon.socket());
+        std::vector<View> views;
+        if (stage == view || stage == replaced_view) views.push_back(own.get(7, "viewed").value());
+        while (stage == most_views && views.size() < shm::kPinsPerPage) {
+          views.push_back(own.get(7, "viewed").value());
+        }
         if (stage == replaced_view) own.set(7, "viewed", generated(kMiB, 1));
         std::optional<stepstash::Writer> writer;
         if (stage >= begun) writer = own.begin(8, "half", 3 * kMiB);
@@ -102,24 +143,34 @@ BOOST_AUTO_TEST_CASE(what_a_client_held_comes_back_wherever_it_was_killed) {
         return 0;
       });
       BOOST_REQUIRE(there.wait());
-      if (while_down) siege.daemon.kill();
+      // What it holds is seen.
+      const auto now = held(client);
+      BOOST_TEST(now.at("connections") == 2u);
+      BOOST_TEST(now.at("descriptors") > baseline.at("descriptors"));
+      BOOST_TEST(now.at("pin_pages") == 2u);
+      BOOST_TEST(now.at("open_views") ==
+                 (stage == most_views ? shm::kPinsPerPage : stage == view || stage == replaced_view));
+      BOOST_TEST(figure(client, "most_views_of_a_client") == now.at("open_views"));
+      BOOST_TEST(figure(client, "max_views_per_client") == shm::kPinsPerPage);
+      if (stage >= begun && stage < committed) BOOST_TEST(now.at("staging_rings") == baseline.at("staging_rings") + 1);
+      if (while_down) daemon.kill();
       child.kill();
-      if (while_down) siege.daemon.start();
-      Client client(siege.daemon.socket());
-      const auto kept = client.get(8, "half");
-      BOOST_TEST(kept.has_value() == (stage == committed), "stage " << stage);
-      if (kept) BOOST_TEST(is_generated(kept->bytes(), 3 * kMiB, 2));
-      client.drop(8);
+      if (while_down) daemon.start();
+      if (auto kept = client.get(8, "half")) {
+        BOOST_TEST(stage == committed);
+        BOOST_TEST(is_generated(kept->bytes(), 3 * kMiB, 2));
+        kept.reset();
+        client.drop(8);
+      } else {
+        BOOST_TEST(stage != committed);
+      }
       BOOST_TEST(is_generated(client.get(7, "viewed")->bytes(), kMiB, 1));
+      client.flush();  // its own block goes, too, when what was dropped is written
+      BOOST_TEST(eventually([&] { return held(client) == baseline; }, kGivenBackWithin),
+                 (while_down ? "daemon down, stage " : "stage ")
+                     << stage << ": it was " << text_of(baseline) << "and is " << text_of(held(client)));
     }
   }
-  BOOST_TEST(eventually(
-      [&] {
-        const nlohmann::json all = stats(siege.client);
-        return all.at("segment").at("retired_blocks") == 0 && all.at("open_views") <= 1;  // the good client's, perhaps
-      },
-      kGivenBackWithin));
-  siege.lift_after_restart();
 }
 
 // ---- standing still ------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@
 struct faults {
   atomic_long allocations; /* since it was set to 0 */
   atomic_long fail_at;     /* this one fails; 0: none */
-  atomic_long fail_on;     /* not 0: and all after it */
   atomic_long io_errno;    /* not 0: what pwrite64, fsync and fdatasync fail with */
+  atomic_long read_errno;  /* not 0: what pread64 fails with */
 };
 
 static struct faults* control;
@@ -33,7 +33,7 @@ static int allocation_fails(void) {
   if (control == NULL) return 0;
   const long at = atomic_load(&control->fail_at);
   const long number = atomic_fetch_add(&control->allocations, 1) + 1;
-  if (at == 0 || (number != at && (number < at || atomic_load(&control->fail_on) == 0))) return 0;
+  if (number != at) return 0;
   errno = ENOMEM;
   return 1;
 }
@@ -47,12 +47,13 @@ void* malloc(size_t bytes) { return allocation_fails() ? NULL : __libc_malloc(by
 void* calloc(size_t count, size_t bytes) { return allocation_fails() ? NULL : __libc_calloc(count, bytes); }
 void* realloc(void* old, size_t bytes) { return allocation_fails() ? NULL : __libc_realloc(old, bytes); }
 
-static int io_fails(void) {
-  const long error = control != NULL ? atomic_load(&control->io_errno) : 0;
+static int fails_with(long error) {
   if (error == 0) return 0;
   errno = (int)error;
   return 1;
 }
+static int reads_fail(void) { return fails_with(control != NULL ? atomic_load(&control->read_errno) : 0); }
+static int writes_fail(void) { return fails_with(control != NULL ? atomic_load(&control->io_errno) : 0); }
 
 static void* next_of(void* _Atomic* place, const char* name) {
   void* found = atomic_load(place);
@@ -63,20 +64,26 @@ static void* next_of(void* _Atomic* place, const char* name) {
   return found;
 }
 
+ssize_t pread64(int fd, void* bytes, size_t count, off64_t at) {
+  static void* _Atomic place;
+  if (reads_fail()) return -1;
+  return ((ssize_t(*)(int, void*, size_t, off64_t))next_of(&place, "pread64"))(fd, bytes, count, at);
+}
+
 ssize_t pwrite64(int fd, const void* bytes, size_t count, off64_t at) {
   static void* _Atomic place;
-  if (io_fails()) return -1;
+  if (writes_fail()) return -1;
   return ((ssize_t(*)(int, const void*, size_t, off64_t))next_of(&place, "pwrite64"))(fd, bytes, count, at);
 }
 
 int fsync(int fd) {
   static void* _Atomic place;
-  if (io_fails()) return -1;
+  if (writes_fail()) return -1;
   return ((int (*)(int))next_of(&place, "fsync"))(fd);
 }
 
 int fdatasync(int fd) {
   static void* _Atomic place;
-  if (io_fails()) return -1;
+  if (writes_fail()) return -1;
   return ((int (*)(int))next_of(&place, "fdatasync"))(fd);
 }

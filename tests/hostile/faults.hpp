@@ -35,10 +35,9 @@ class Faults {
   Faults(const Faults&) = delete;
   Faults& operator=(const Faults&) = delete;
 
-  /// From now on the `nth` allocation fails; with `on` all after it, too. 0: none does.
-  void fail_allocation(long nth, bool on = false) {
+  /// From now on the `nth` allocation fails. 0: none does.
+  void fail_allocation(long nth) {
     control_->fail_at = 0;
-    control_->fail_on = on ? 1 : 0;
     control_->allocations = 0;
     control_->fail_at = nth;
   }
@@ -46,10 +45,12 @@ class Faults {
   long allocations() const { return control_->allocations; }
   /// What writing to the database fails with; 0: it works.
   void fail_io(int error) { control_->io_errno = error; }
+  /// What reading it fails with.
+  void fail_reads(int error) { control_->read_errno = error; }
 
  private:
   struct Control {
-    std::atomic<long> allocations, fail_at, fail_on, io_errno;
+    std::atomic<long> allocations, fail_at, io_errno, read_errno;
   };
   TempDir directory_;
   Control* control_ = nullptr;

@@ -127,15 +127,6 @@ class Siege : public Served {
     BOOST_TEST(client.get(kGoodBuild, "small")->text().starts_with("small "));
   }
 
-  /// The same where the test ran other daemons on the segment meanwhile: each counts from anew.
-  void lift_after_restart() {
-    pid_ = daemon.pid();
-    // Its threads, rings and tables come with the first requests of the good client.
-    private_kib_ = private_kib() + kGrowthKib;
-    client.set(50, "large", generated(200 * kKiB, 1));  // settle() drops it
-    lift();
-  }
-
   std::uint64_t private_kib() const { return kib_of(pid_, "VmRSS") - kib_of(pid_, "RssShmem"); }
   std::uint64_t private_kib_before() const { return private_kib_; }
   const Account& before() const { return before_; }

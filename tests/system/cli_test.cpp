@@ -9,30 +9,12 @@
 #include <fstream>
 #include <iterator>
 
-#include "tests/system/harness.hpp"
+#include "tests/system/command.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;
 
 namespace {
-
-struct Command {
-  explicit Command(std::vector<std::string> options = {}) : daemon(std::move(options)) { daemon.start(); }
-
-  Outcome cli(std::vector<std::string> words, RunOptions options = {}) const {
-    words.insert(words.begin(), STEPSTASH_CLI_PATH);
-    options.environment.push_back("STEPSTASH_SOCKET=" + daemon.socket());
-    return run(words, options);
-  }
-  std::string file(std::string_view name) const { return daemon.directory().file(name); }
-
-  DaemonProcess daemon;
-};
-
-std::string content(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
 
 /// Names in a directory, hidden ones too.
 std::vector<std::string> names_in(const std::filesystem::path& directory) {
@@ -65,86 +47,6 @@ BOOST_AUTO_TEST_CASE(what_is_set_is_got) {
   BOOST_TEST(empty.out == "");
   BOOST_TEST(served.cli({"list", "7"}).status == 0);
   BOOST_TEST(contains(served.cli({"stat", "7", "from file"}).out, "step 1"));
-}
-
-BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_until_it_is_set_anew) {
-  Command served({"--flush-interval=1h", "--segment-size=16MiB"});
-  const std::string value = generated(200 * kKiB, 1);
-  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = "older"}).status == 0);
-  BOOST_TEST(served.cli({"flush"}).status == 0);
-  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = value}).status == 0);
-  BOOST_TEST(served.cli({"set", "7", "sound"}, {.input = "sound"}).status == 0);
-  BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
-  // A memory error, as no rights prevent it.
-  const std::size_t at = content(served.daemon.segment_path()).find(value.substr(1000, 64));
-  BOOST_TEST_REQUIRE(at != std::string::npos);
-  {
-    std::fstream segment(served.daemon.segment_path(), std::ios::binary | std::ios::in | std::ios::out);
-    segment.seekp(static_cast<std::streamoff>(at));
-    segment.put(static_cast<char>(value[1000] ^ 1));
-  }
-  BOOST_TEST(served.cli({"flush"}).status == 0);
-  const auto named = [&](const char* when) {
-    const Outcome doctor = served.cli({"doctor"});
-    BOOST_TEST(doctor.status == 1, when);
-    BOOST_TEST(contains(doctor.out, "build 7, name \"report\""), when << ": " << doctor.out);
-    const Outcome get = served.cli({"get", "7", "report"});
-    BOOST_TEST(get.status == 74, when);
-    BOOST_TEST(get.out == "", when);  // neither what is damaged nor what was there before
-    BOOST_TEST(served.cli({"get", "7", "sound"}).out == "sound", when);
-  };
-  named("found by the flush");
-  BOOST_TEST(served.cli({"flush"}).status == 0);
-  served.daemon.kill();
-  served.daemon.start();
-  named("after SIGKILL");
-  served.daemon.terminate();
-  served.daemon.remove_segment();
-  served.daemon.start();
-  named("with the database alone");
-  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = "anew"}).status == 0);
-  BOOST_TEST(served.cli({"doctor"}).status == 0);
-  BOOST_TEST(served.cli({"get", "7", "report"}).out == "anew");
-}
-
-BOOST_AUTO_TEST_CASE(a_database_of_a_newer_schema_is_left_alone_and_the_segment_is_served) {
-  Command served({"--flush-interval=20ms", "--segment-size=16MiB"});
-  const std::string large = generated(6 * 1024 * kKiB, 1);
-  std::ofstream(served.file("large"), std::ios::binary) << large;
-  BOOST_TEST(served.cli({"set", "7", "old"}, {.input = "in the database"}).status == 0);
-  BOOST_TEST(served.cli({"set", "7", "large", served.file("large")}).status == 0);
-  BOOST_TEST(served.cli({"flush"}).status == 0);
-  BOOST_TEST(served.daemon.terminate() == 0);
-  const std::int64_t version = query(served.daemon.db(), "SELECT user_version FROM pragma_user_version");
-  const auto set_version = [&](std::int64_t number) {
-    return run({"sqlite3", served.daemon.db(), "PRAGMA user_version = " + std::to_string(number)}).status;
-  };
-  BOOST_TEST_REQUIRE(set_version(version + 1) == 0);
-  served.daemon.start();
-  BOOST_TEST(served.cli({"get", "7", "old"}).out == "in the database");
-  BOOST_TEST(served.cli({"set", "7", "new"}, {.input = "set meanwhile"}).status == 0);
-  const Outcome durable = served.cli({"set", "7", "durable", "--durable", "--timeout=300ms"}, {.input = "too"});
-  BOOST_TEST(durable.status == 74);
-  BOOST_TEST(contains(durable.err, "newer"), durable.err);
-  BOOST_TEST(contains(served.cli({"doctor"}).out, "newer"));
-  // Nothing makes way that could not come back.
-  BOOST_TEST(served.cli({"set", "8", "a", served.file("large")}).status == 0);
-  BOOST_TEST(served.cli({"set", "8", "b", served.file("large"), "--timeout=300ms"}).status == 75);
-  BOOST_TEST((served.cli({"get", "7", "large"}).out == large));
-  BOOST_TEST(served.daemon.terminate() == 74);  // what could not be written stays in the segment
-  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 2);
-  BOOST_TEST_REQUIRE(set_version(version) == 0);
-  served.daemon.start();
-  BOOST_TEST(served.cli({"flush"}).status == 0);
-  BOOST_TEST(served.cli({"get", "7", "new"}).out == "set meanwhile");
-  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 5);
-  BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
-  // With nothing to serve there is nothing to start for.
-  BOOST_TEST(served.daemon.terminate() == 0);
-  BOOST_TEST_REQUIRE(set_version(version + 1) == 0);
-  served.daemon.remove_segment();
-  BOOST_TEST(served.daemon.start_refused() == 78);
-  BOOST_TEST(contains(served.daemon.log(), "no segment"));
 }
 
 BOOST_AUTO_TEST_CASE(absent_data_is_status_1_and_not_found) {

@@ -285,69 +285,6 @@ BOOST_AUTO_TEST_CASE(a_small_value_can_be_read_with_plain_sql) {
                    "WHERE buildid = 77 AND name = 'report' AND source = 'unit tests' AND length = 2") == 42);
 }
 
-BOOST_AUTO_TEST_CASE(a_database_damaged_on_any_page_keeps_nobody_from_what_the_segment_has) {
-  constexpr std::uint64_t kPage = 16 * kKiB;
-  int set_aside = 0;
-  for (const bool warm : {true, false}) {
-    for (std::uint64_t page = 0, pages = 1; page < std::min<std::uint64_t>(pages, 12); ++page) {
-      DaemonProcess daemon({"--flush-interval=10ms", "--segment-size=16MiB"});
-      daemon.start();
-      {
-        Client client(daemon.socket());
-        for (std::uint64_t i = 0; i < 40; ++i) client.set(1, std::to_string(i), generated(i * 200, i));
-        client.set(2, "in chunks", generated(kMiB, 99));
-        client.finish(2);
-      }
-      BOOST_TEST_REQUIRE(daemon.terminate() == 0);
-      pages = std::filesystem::file_size(daemon.db()) / kPage;
-      if (!warm) daemon.remove_segment();
-      {
-        std::fstream file(daemon.db(), std::ios::binary | std::ios::in | std::ios::out);
-        file.seekp(static_cast<std::streamoff>(page * kPage));
-        file << std::string(kPage, 'Z');
-      }
-      daemon.start();
-      Client client(daemon.socket());
-      const auto exact = [&] {
-        try {
-          const auto view = client.get(1, "7");
-          return view ? is_generated(view->bytes(), 1400, 7) : !warm;
-        } catch (const Error&) {
-          return !warm;  // said to be damaged
-        }
-      };
-      BOOST_TEST(exact(), "page " << page << (warm ? ", with its segment" : ", alone"));
-      BOOST_TEST(client.set(3, "new", "value").has_value());
-      if (!stats(client)["kept_aside"].empty()) {
-        ++set_aside;
-        client.flush();
-        BOOST_TEST(contains(daemon.log(), "is damaged"));
-      }
-    }
-  }
-  BOOST_TEST(set_aside >= 6);
-}
-
-BOOST_AUTO_TEST_CASE(a_start_that_waits_for_a_locked_database_serves_when_it_is_free_and_ends_when_told_to) {
-  DaemonProcess daemon;
-  std::ofstream(daemon.db());
-  std::optional<WriteLock> lock(daemon.db());
-  daemon.start_unready();
-  const auto waiting = [&] { return daemon.log().find("trying again") != std::string::npos; };
-  BOOST_TEST_REQUIRE(eventually(waiting));
-  BOOST_TEST(daemon.terminate() == 128 + SIGTERM);
-  daemon.start_unready();
-  lock.reset();
-  const auto serves = [&] {
-    try {
-      return Client(daemon.socket()).set(1, "v", "value").has_value();
-    } catch (const Error&) {
-      return false;
-    }
-  };
-  BOOST_TEST(eventually(serves));
-}
-
 BOOST_AUTO_TEST_CASE(a_daemon_that_finds_another_database_writes_its_values_there) {
   DaemonProcess daemon({"--flush-interval=10ms"});
   daemon.start();

@@ -1,0 +1,31 @@
+/// The command line tool as a test runs it, on a daemon of its own.
+#pragma once
+
+#include <fstream>
+#include <iterator>
+
+#include "tests/system/harness.hpp"
+
+namespace stepstash::test {
+
+/// A daemon, and the command run against it.
+struct Command {
+  explicit Command(std::vector<std::string> options = {}) : daemon(std::move(options)) { daemon.start(); }
+
+  Outcome cli(std::vector<std::string> words, RunOptions options = {}) const {
+    words.insert(words.begin(), STEPSTASH_CLI_PATH);
+    options.environment.push_back("STEPSTASH_SOCKET=" + daemon.socket());
+    return run(words, options);
+  }
+  std::string file(std::string_view name) const { return daemon.directory().file(name); }
+
+  DaemonProcess daemon;
+};
+
+/// A file, whole.
+inline std::string content(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+}  // namespace stepstash::test

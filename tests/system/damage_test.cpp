@@ -1,0 +1,404 @@
+// Segments and databases that are damaged, of another version, locked, gone or replaced: the service starts wherever
+// anything can be served, keeps what it does not trust under another name, and says so in `stats`, the log and
+// `doctor`.
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <boost/test/unit_test.hpp>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+
+#include "shm/layout.hpp"
+#include "tests/system/command.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+namespace fs = std::filesystem;
+
+void overwrite(const std::string& path, std::uint64_t at, std::string_view bytes) {
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(static_cast<std::streamoff>(at));
+  file << bytes;
+}
+
+/// A segment and a database as a killed daemon left them, to be put back and damaged as often as is wanted: ten values
+/// of build 1 that are in both, ten of build 2 that only the segment has.
+class Image {
+ public:
+  Image() : command_({"--flush-interval=1h", "--segment-size=4MiB"}) {
+    Client client(daemon().socket());
+    for (std::uint64_t i = 0; i < 10; ++i) client.set(1, std::to_string(i), generated(3000 + i, i));
+    client.flush();
+    for (std::uint64_t i = 0; i < 10; ++i) client.set(2, std::to_string(i), generated(2000 + i, 100 + i));
+    daemon().kill();
+    segment_ = content(daemon().segment_path());
+    for (const char* suffix : kFiles) files_.push_back(content(daemon().db() + suffix));
+  }
+
+  DaemonProcess& daemon() { return command_.daemon; }
+  const Command& command() const { return command_; }
+  const std::string& segment() const { return segment_; }
+
+  /// Everything as it was, but for the segment.
+  void put_back(std::string_view segment) {
+    if (daemon().running()) daemon().kill();
+    daemon().remove_segment();
+    for (const auto& entry : fs::directory_iterator(daemon().directory().path())) {
+      if (entry.path().string().starts_with(daemon().db())) fs::remove(entry.path());
+    }
+    for (std::size_t i = 0; i < files_.size(); ++i) std::ofstream(daemon().db() + kFiles[i]) << files_[i];
+    const UniqueFd fd(::open(daemon().segment_path().c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    BOOST_TEST_REQUIRE(::write(fd.get(), segment.data(), segment.size()) == static_cast<ssize_t>(segment.size()));
+  }
+
+  /// How many of the ten values are there. None is another than was set.
+  std::uint64_t served(std::int64_t build, const std::string& when) {
+    const Client client(daemon().socket());
+    std::uint64_t count = 0;
+    for (std::uint64_t i = 0; i < 10; ++i) {
+      const auto view = client.get(build, std::to_string(i));
+      if (!view) continue;
+      ++count;
+      BOOST_TEST(
+          (build == 1 ? is_generated(view->bytes(), 3000 + i, i) : is_generated(view->bytes(), 2000 + i, 100 + i)),
+          when << ": build " << build << ", value " << i << " is another");
+    }
+    return count;
+  }
+
+  /// What is set aside is told by everybody.
+  void told(const std::string& when, const std::string& kept) {
+    const nlohmann::json all = stats(Client(daemon().socket()));
+    BOOST_TEST(!all.at("last_recovery").at("set_aside").empty(), when);
+    const Outcome doctor = command_.cli({"doctor"});
+    BOOST_TEST(doctor.status == 1, when << ": " << doctor.out << doctor.err);
+    BOOST_TEST(contains(doctor.out, "set aside at the last start"), when << ": " << doctor.out);
+    if (kept.empty()) return;
+    BOOST_TEST(contains(all.at("kept_aside").dump(), kept), when << ": " << all.at("kept_aside").dump());
+    BOOST_TEST(contains(doctor.out, "kept for examination: " + kept), when << ": " << doctor.out);
+    BOOST_TEST(contains(daemon().log(), kept), when);
+    BOOST_TEST(fs::exists(kept), when);
+  }
+
+ private:
+  static constexpr std::array kFiles = {"", "-wal"};
+  Command command_;
+  std::string segment_;
+  std::vector<std::string> files_;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(damage)
+
+// ---- the segment ---------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_segment_that_is_no_segment_is_kept_aside_and_the_database_is_served) {
+  Image image;
+  const std::string whole = image.segment();
+  std::string other_layout = whole;
+  ++other_layout[offsetof(shm::Header, layout_version)];
+  std::string later = whole;
+  later.replace(0, shm::kPageBytes, shm::kPageBytes, '\0');
+  std::vector<std::pair<std::string, std::string>> all = {{"all zeros", std::string(whole.size(), '\0')},
+                                                          {"a zero header", later},
+                                                          {"another layout", other_layout},
+                                                          {"a text", "this is no segment\n"}};
+  for (const std::size_t length : {std::size_t{0}, std::size_t{1}, shm::kPageBytes - 1, std::size_t{shm::kPageBytes},
+                                   whole.size() / 2, whole.size() - shm::kPageBytes, whole.size() - 1}) {
+    all.emplace_back("cut to " + std::to_string(length), whole.substr(0, length));
+  }
+  for (const auto& [what, segment] : all) {
+    image.put_back(segment);
+    image.daemon().start();
+    BOOST_TEST(image.served(1, what) == 10u, what);
+    image.served(2, what);
+    const std::string kept = image.daemon().segment_path() + ".damaged.1";
+    image.told(what, kept);
+    BOOST_TEST((content(kept) == segment), what);  // for whoever wants to examine it
+    BOOST_TEST(image.command().cli({"set", "3", "n"}, {.input = "v"}).status == 0, what);
+    BOOST_TEST(image.command().cli({"flush"}).status == 0, what);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(whatever_byte_of_the_header_flips_nothing_is_lost_without_a_word) {
+  Image image;
+  std::uint64_t aside = 0;
+  for (std::size_t at = 0; at < sizeof(shm::Header); at += kScale) {
+    std::string segment = image.segment();
+    segment[at] = static_cast<char>(segment[at] ^ (1 << at % 8));
+    const std::string what = "header byte " + std::to_string(at);
+    image.put_back(segment);
+    image.daemon().start();
+    BOOST_TEST(image.served(1, what) == 10u, what);
+    const std::uint64_t dirty = image.served(2, what);
+    const bool said = !stats(Client(image.daemon().socket())).at("last_recovery").at("set_aside").empty();
+    if (said) {
+      ++aside;
+      image.told(what, "");
+    }
+    BOOST_TEST((dirty == 10 || said), what << ": " << dirty << " of 10");
+    BOOST_TEST(image.command().cli({"flush"}).status == 0, what);
+  }
+  BOOST_TEST(aside >= 40 / kScale);
+}
+
+BOOST_AUTO_TEST_CASE(with_segment_and_database_damaged_what_is_sound_in_the_segment_is_served) {
+  Image image;
+  std::string segment = image.segment();
+  segment[offsetof(shm::Header, segment_id)] ^= 1;
+  image.put_back(segment);
+  fs::remove(image.daemon().db() + "-wal");
+  overwrite(image.daemon().db(), 0, std::string(16 * kKiB, 'Z'));
+  image.daemon().start();
+  // Those of build 1 count as clean, and yet the segment alone has them.
+  BOOST_TEST(image.served(1, "both damaged") == 10u);
+  BOOST_TEST(image.served(2, "both damaged") == 10u);
+  image.told("both damaged", image.daemon().segment_path() + ".damaged.1");
+  image.told("both damaged", image.daemon().db() + ".damaged-1");
+  BOOST_TEST(image.command().cli({"flush"}).status == 0);
+  BOOST_TEST(query(image.daemon().db(), "SELECT count(*) FROM build_data") == 20);
+}
+
+// ---- values --------------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_until_it_is_set_anew) {
+  Command served({"--flush-interval=1h", "--segment-size=16MiB"});
+  const std::string value = generated(200 * kKiB, 1);
+  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = "older"}).status == 0);
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = value}).status == 0);
+  BOOST_TEST(served.cli({"set", "7", "sound"}, {.input = "sound"}).status == 0);
+  BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
+  // A memory error, as no rights prevent it.
+  const std::size_t at = content(served.daemon.segment_path()).find(value.substr(1000, 64));
+  BOOST_TEST_REQUIRE(at != std::string::npos);
+  {
+    std::fstream segment(served.daemon.segment_path(), std::ios::binary | std::ios::in | std::ios::out);
+    segment.seekp(static_cast<std::streamoff>(at));
+    segment.put(static_cast<char>(value[1000] ^ 1));
+  }
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  const auto named = [&](const char* when) {
+    const Outcome doctor = served.cli({"doctor"});
+    BOOST_TEST(doctor.status == 1, when);
+    BOOST_TEST(contains(doctor.out, "build 7, name \"report\""), when << ": " << doctor.out);
+    const Outcome get = served.cli({"get", "7", "report"});
+    BOOST_TEST(get.status == 74, when);
+    BOOST_TEST(get.out == "", when);  // neither what is damaged nor what was there before
+    BOOST_TEST(served.cli({"get", "7", "sound"}).out == "sound", when);
+  };
+  named("found by the flush");
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  served.daemon.kill();
+  served.daemon.start();
+  named("after SIGKILL");
+  served.daemon.terminate();
+  served.daemon.remove_segment();
+  served.daemon.start();
+  named("with the database alone");
+  BOOST_TEST(served.cli({"set", "7", "report"}, {.input = "anew"}).status == 0);
+  BOOST_TEST(served.cli({"doctor"}).status == 0);
+  BOOST_TEST(served.cli({"get", "7", "report"}).out == "anew");
+}
+
+BOOST_AUTO_TEST_CASE(rows_that_break_the_contract_are_named) {
+  Image image;
+  image.put_back(image.segment());
+  BOOST_TEST_REQUIRE(
+      run({"sqlite3", image.daemon().db(),
+           "UPDATE build_data SET length = -5 WHERE name = '4'; UPDATE build_data SET buildid = -1 WHERE "
+           "name = '6';"})
+          .status == 0);
+  image.daemon().remove_segment();
+  image.daemon().start();
+  BOOST_TEST(image.served(1, "two rows spoiled") == 8u);
+  image.told("two rows spoiled", "");
+  const std::string doctor = image.command().cli({"doctor"}).out;
+  BOOST_TEST(contains(doctor, "name \"4\", length -5"), doctor);
+  BOOST_TEST(contains(doctor, "(build -1, name \"6\""), doctor);
+}
+
+// ---- the database --------------------------------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_database_damaged_on_any_page_keeps_nobody_from_what_the_segment_has) {
+  constexpr std::uint64_t kPage = 16 * kKiB;
+  int set_aside = 0;
+  for (const bool warm : {true, false}) {
+    for (std::uint64_t page = 0, pages = 1; page < std::min<std::uint64_t>(pages, 12); ++page) {
+      DaemonProcess daemon({"--flush-interval=10ms", "--segment-size=16MiB"});
+      daemon.start();
+      {
+        Client client(daemon.socket());
+        for (std::uint64_t i = 0; i < 40; ++i) client.set(1, std::to_string(i), generated(i * 200, i));
+        client.set(2, "in chunks", generated(kMiB, 99));
+        client.finish(2);
+      }
+      BOOST_TEST_REQUIRE(daemon.terminate() == 0);
+      pages = std::filesystem::file_size(daemon.db()) / kPage;
+      if (!warm) daemon.remove_segment();
+      {
+        std::fstream file(daemon.db(), std::ios::binary | std::ios::in | std::ios::out);
+        file.seekp(static_cast<std::streamoff>(page * kPage));
+        file << std::string(kPage, 'Z');
+      }
+      daemon.start();
+      Client client(daemon.socket());
+      const auto exact = [&] {
+        try {
+          const auto view = client.get(1, "7");
+          return view ? is_generated(view->bytes(), 1400, 7) : !warm;
+        } catch (const Error&) {
+          return !warm;  // said to be damaged
+        }
+      };
+      BOOST_TEST(exact(), "page " << page << (warm ? ", with its segment" : ", alone"));
+      BOOST_TEST(client.set(3, "new", "value").has_value());
+      if (!stats(client)["kept_aside"].empty()) {
+        ++set_aside;
+        client.flush();
+        BOOST_TEST(contains(daemon.log(), "is damaged"));
+      }
+    }
+  }
+  BOOST_TEST(set_aside >= 6);
+}
+
+BOOST_AUTO_TEST_CASE(a_database_of_a_newer_schema_is_left_alone_and_the_segment_is_served) {
+  Command served({"--flush-interval=20ms", "--segment-size=16MiB"});
+  const std::string large = generated(6 * 1024 * kKiB, 1);
+  std::ofstream(served.file("large"), std::ios::binary) << large;
+  BOOST_TEST(served.cli({"set", "7", "old"}, {.input = "in the database"}).status == 0);
+  BOOST_TEST(served.cli({"set", "7", "large", served.file("large")}).status == 0);
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(served.daemon.terminate() == 0);
+  const std::int64_t version = query(served.daemon.db(), "SELECT user_version FROM pragma_user_version");
+  const auto set_version = [&](std::int64_t number) {
+    return run({"sqlite3", served.daemon.db(), "PRAGMA user_version = " + std::to_string(number)}).status;
+  };
+  BOOST_TEST_REQUIRE(set_version(version + 1) == 0);
+  served.daemon.start();
+  BOOST_TEST(served.cli({"get", "7", "old"}).out == "in the database");
+  BOOST_TEST(served.cli({"set", "7", "new"}, {.input = "set meanwhile"}).status == 0);
+  const Outcome durable = served.cli({"set", "7", "durable", "--durable", "--timeout=300ms"}, {.input = "too"});
+  BOOST_TEST(durable.status == 74);
+  BOOST_TEST(contains(durable.err, "newer"), durable.err);
+  BOOST_TEST(contains(served.cli({"doctor"}).out, "newer"));
+  // Nothing makes way that could not come back.
+  BOOST_TEST(served.cli({"set", "8", "a", served.file("large")}).status == 0);
+  BOOST_TEST(served.cli({"set", "8", "b", served.file("large"), "--timeout=300ms"}).status == 75);
+  BOOST_TEST((served.cli({"get", "7", "large"}).out == large));
+  BOOST_TEST(served.daemon.terminate() == 74);  // what could not be written stays in the segment
+  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 2);
+  BOOST_TEST_REQUIRE(set_version(version) == 0);
+  served.daemon.start();
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(served.cli({"get", "7", "new"}).out == "set meanwhile");
+  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 5);
+  BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
+  // With nothing to serve there is nothing to start for.
+  BOOST_TEST(served.daemon.terminate() == 0);
+  BOOST_TEST_REQUIRE(set_version(version + 1) == 0);
+  served.daemon.remove_segment();
+  BOOST_TEST(served.daemon.start_refused() == 78);
+  BOOST_TEST(contains(served.daemon.log(), "no segment"));
+}
+
+BOOST_AUTO_TEST_CASE(a_start_that_waits_for_a_locked_database_serves_when_it_is_free_and_ends_when_told_to) {
+  DaemonProcess daemon;
+  std::ofstream(daemon.db());
+  std::optional<WriteLock> lock(daemon.db());
+  daemon.start_unready();
+  const auto waiting = [&] { return daemon.log().find("trying again") != std::string::npos; };
+  BOOST_TEST_REQUIRE(eventually(waiting));
+  BOOST_TEST(daemon.terminate() == 128 + SIGTERM);
+  daemon.start_unready();
+  lock.reset();
+  const auto serves = [&] {
+    try {
+      return Client(daemon.socket()).set(1, "v", "value").has_value();
+    } catch (const Error&) {
+      return false;
+    }
+  };
+  BOOST_TEST(eventually(serves));
+}
+
+BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_once) {
+  for (const bool schema : {true, false}) {
+    Command served({"--flush-interval=10ms", "--segment-size=16MiB"});
+    DaemonProcess& daemon = served.daemon;
+    Client client(daemon.socket());
+    for (std::uint64_t i = 0; i < 40; ++i) client.set(1, std::to_string(i), generated(i * 2000, i));
+    client.finish(1, epoch(1000));
+    client.flush();
+    const auto view = client.get(1, "7");
+    const pid_t pid = stats(client).at("pid");
+    if (schema) {
+      BOOST_TEST_REQUIRE(
+          run({"sqlite3", "-cmd", ".dbconfig defensive off", daemon.db(),
+               "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE TABLE builds(' WHERE "
+               "name = 'builds'; PRAGMA schema_version = 4711;"})
+              .status == 0);
+    } else {
+      BOOST_TEST_REQUIRE(run({"sqlite3", daemon.db(), "PRAGMA wal_checkpoint(TRUNCATE)"}).status == 0);
+      overwrite(daemon.db(), 0, std::string(fs::file_size(daemon.db()), 'Z'));
+    }
+    for (std::uint64_t i = 0; i < 20; ++i) client.set(2, std::to_string(i), generated(i * 3000, 100 + i));
+    const std::string kept = daemon.db() + ".damaged-1";
+    BOOST_TEST(eventually([&] { return fs::exists(kept) && fs::exists(daemon.db()); }), daemon.log());
+    client.set(3, "durable", "value", "", {.durable = true, .deadline = 20s});
+    client.flush(20s);
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 61);
+    BOOST_TEST(query(daemon.db(), "SELECT complete_at FROM builds WHERE id = 1") == 1000);
+    BOOST_TEST(is_generated(view->bytes(), 14'000, 7));
+    for (std::uint64_t i = 0; i < 40; ++i) {
+      BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), i * 2000, i));
+    }
+    BOOST_TEST(stats(client).at("pid") == pid);  // the very same process
+    BOOST_TEST(stats(client).at("last_flush_error") == "");
+    const Outcome doctor = served.cli({"doctor"});
+    BOOST_TEST(doctor.status == 1);
+    BOOST_TEST(contains(doctor.out, "kept for examination: " + kept), doctor.out);
+    BOOST_TEST(contains(daemon.log(), "is damaged"), daemon.log());
+    BOOST_TEST(daemon.terminate() == 0);
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 61);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_database_deleted_while_it_is_in_use_is_written_anew_by_the_next_daemon) {
+  Command served({"--flush-interval=10ms", "--segment-size=16MiB"});
+  DaemonProcess& daemon = served.daemon;
+  const auto set_all = [&](const char* build) {
+    for (const char* name : {"a", "b", "c"}) {
+      BOOST_TEST(served.cli({"set", build, name}, {.input = std::string(build) + name}).status == 0);
+    }
+  };
+  set_all("1");
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  for (const char* suffix : {"", "-wal", "-shm"}) fs::remove(daemon.db() + suffix);
+  set_all("2");
+  const Outcome durable = served.cli({"set", "3", "d", "--durable", "--timeout=300ms"}, {.input = "durable"});
+  BOOST_TEST(durable.status == 74);
+  BOOST_TEST(contains(durable.err, "deleted, renamed or replaced"), durable.err);
+  const Outcome doctor = served.cli({"doctor"});
+  BOOST_TEST(doctor.status == 1);
+  BOOST_TEST(contains(doctor.out, "deleted, renamed or replaced"), doctor.out);
+  daemon.kill();
+  daemon.start();
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 7);
+  for (const char* build : {"1", "2"}) {
+    for (const char* name : {"a", "b", "c"}) {
+      BOOST_TEST(served.cli({"get", build, name}).out == std::string(build) + name);
+    }
+  }
+  BOOST_TEST(served.cli({"get", "3", "d"}).out == "durable");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
