@@ -293,6 +293,37 @@ void damaged_database(Run& run) {
   run.terminate();
 }
 
+/// What a start reads of the database is sound, and what the next commit needs is not.
+void database_damaged_in_use(Run& run) {
+  run.start_armed(options("8MiB"));
+  some_data(run);
+  run.flush();
+  run.expect_damage();
+  const Outcome damaged = test::run({"sqlite3", "-cmd", ".dbconfig defensive off", run.daemon().db(),
+                                     "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE TABLE "
+                                     "builds(' WHERE name = 'builds'; PRAGMA schema_version = 4711;"});
+  if (damaged.status != 0) throw Broken("sqlite3: " + damaged.err);
+  run.set(3, "dirty", 3000);
+  const auto unless_dead = [&run](const std::function<bool()>& does) {
+    try {
+      return does();
+    } catch (const Gone&) {  // it starts over, or was killed
+      run.detach();
+      if (run.dead()) throw;
+      return false;
+    }
+  };
+  unless_dead([&run] {
+    run.flush();
+    return true;
+  });
+  const auto replaced = [&run] { return !run.stats().at("kept_aside").empty(); };
+  if (!eventually([&] { return unless_dead(replaced); })) throw Broken("the database is not replaced");
+  run.set(3, "new", 100);
+  run.flush();
+  run.terminate();
+}
+
 /// Another database than the segment was written to, which gave the same ids to other names.
 void other_database(Run& run) {
   run.start(options("4MiB"));
@@ -486,6 +517,8 @@ const std::vector<Scenario>& scenarios() {
       {"damaged_segment", "the segment is refused as a whole, what is sound is saved out of it", damaged_segment},
       {"damaged_values", "a value's bytes, a build's record and slots are damaged", damaged_values},
       {"damaged_database", "the database is set aside, a new one is filled from the segment", damaged_database},
+      {"database_damaged_in_use", "a commit meets damage; the same process starts over with a new database",
+       database_damaged_in_use},
       {"other_database", "the segment was written to another database, which gave the same ids", other_database},
       {"older_copy", "an older copy of the database took its place", older_copy},
       {"ids_run_out", "the range of ids that was reserved is nearly used up", ids_run_out},
