@@ -107,6 +107,11 @@ void Flusher::stop(TimePoint give_up) {
   pause_.wake();
 }
 
+void Flusher::abandon() {
+  abandoned_ = true;
+  stop(std::chrono::steady_clock::now());
+}
+
 // ---- batches -------------------------------------------------------------------------------------------------------
 
 bool Flusher::due() const { return kicked_ || give_up_ || dirty_bytes_ >= kBatchBytes || oldest_age() >= interval_; }
@@ -252,6 +257,7 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome,
     note_failure(outcome.committed.error());
   } else if (outcome.commit_count) {
     ++counters_.flushes;
+    database_damaged_ = false;
     if (!counters_.last_error.empty() && !builds_only) {
       spdlog::info("the database takes writes again");
       counters_.last_error.clear();
@@ -278,7 +284,9 @@ void Flusher::note_failure(std::error_code error) {
                   dirty_values_);
   }
   counters_.last_error = text;
-  if (error == Errc::corrupt_database && on_damaged_database) on_damaged_database(text);
+  if (error != Errc::corrupt_database) return;
+  database_damaged_ = true;
+  if (on_damaged_database) on_damaged_database(text);
 }
 
 bool Flusher::ids_low() const noexcept {
@@ -345,6 +353,7 @@ awaitable<void> Flusher::run() {
     const Outcome outcome = co_await run_on(thread_, job);
     builds_first = !outcome.committed && !batch->entries.empty();
     settle(flights, outcome, builds_only);
+    if (abandoned_) break;
     if (outcome.committed) {
       if (!builds_only) backoff = 100ms;
       if (!queue_.empty() && !committed_.empty()) kicked_ = true;  // more than one batch was asked for
@@ -352,7 +361,7 @@ awaitable<void> Flusher::run() {
     }
     kicked_ = true;  // after the pause at once: whoever waits for it must not wait for the interval
     const auto now = std::chrono::steady_clock::now();
-    if (give_up_ && (now >= *give_up_ || outcome.committed.error() == Errc::newer_database)) break;
+    if (give_up_ && (now >= *give_up_ || store_.unusable() || database_damaged_)) break;
     co_await pause_.sleep_until(give_up_ ? std::min(*give_up_, now + 100ms) : now + backoff);
     backoff = std::min(backoff * 2, 2000ms);
   }

@@ -68,6 +68,12 @@ class Flusher {
   /// The flush loop. Returns after stop() when everything is written, or when `give_up` has passed.
   awaitable<void> run();
   void stop(TimePoint give_up);
+  /// Makes run() return after the batch under way, whatever waits.
+  void abandon();
+  /// The database said at the last commit that it is damaged: what goes there may not come back.
+  bool database_damaged() const noexcept { return database_damaged_; }
+  /// Ends the thread. Only after run() has returned.
+  void stop_thread() { thread_.join(); }
 
   std::uint64_t dirty_bytes() const noexcept { return dirty_bytes_; }
   std::uint64_t dirty_values() const noexcept { return dirty_values_; }
@@ -133,6 +139,8 @@ class Flusher {
   bool vacuum_due_ = false;
   TimePoint next_id_try_{};
   std::optional<TimePoint> give_up_;
+  bool abandoned_ = false;
+  bool database_damaged_ = false;
   WaitList committed_;
   std::set<std::uint64_t> damaged_places_;  // while somebody waits
   Counters counters_;

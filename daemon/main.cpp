@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <optional>
 
 #include "daemon/log.hpp"
 #include "daemon/notify.hpp"
@@ -33,24 +34,23 @@ int main(int argc, char** argv) {
 
   ::umask(0077);
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGHUP, SIG_IGN);   // until there is something to reload
   ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(2), not the end
   raise_descriptor_limit();
   set_up_log(command.reading->config.log_level);
   for (const std::string& line : command.reading->warnings) spdlog::warn("{}", line);
 
   Config config = std::move(command.reading->config);
-  const stepstash::UniqueFd listening_socket = Notifier::listening_socket();
-  Server::Circumstances circumstances{.listening_socket = listening_socket.get()};
+  std::optional<Server::Circumstances> circumstances{{.listening_socket = Notifier::listening_socket()}};
   for (;;) {
-    ::signal(SIGHUP, SIG_IGN);  // until there is something to reload
-    auto server = Server::open(std::move(config), command.inputs, circumstances);
+    auto server = Server::open(std::move(config), command.inputs, std::move(*circumstances));
     if (!server) {
       spdlog::error("{}", server.error().message);
       return server.error().exit_status;
     }
     const int status = server.value()->run();
-    if (server.value()->damage().empty()) return status;
+    circumstances = server.value()->successor();
+    if (!circumstances) return status;
     config = server.value()->config();
-    circumstances.damage = server.value()->damage();
   }
 }

@@ -1,5 +1,7 @@
 #include "daemon/metrics.hpp"
 
+#include <sys/resource.h>
+
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -18,9 +20,11 @@ nlohmann::ordered_json first_lines(const std::vector<std::string>& lines) {
 /// Of this process, the one that counts them not counted. O(descriptors) in the kernel.
 std::size_t open_descriptors() {
   std::error_code error;
+  rlimit limit{};
   std::size_t count = 0;
   for (std::filesystem::directory_iterator at("/proc/self/fd", error), end; !error && at != end; at.increment(error))
     ++count;
+  if (error == std::errc::too_many_files_open && ::getrlimit(RLIMIT_NOFILE, &limit) == 0) return limit.rlim_cur;
   return count > 0 ? count - 1 : 0;
 }
 

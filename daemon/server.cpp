@@ -3,12 +3,14 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <malloc.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/asio/co_spawn.hpp>
 #include <cstring>
 #include <thread>
@@ -50,6 +52,16 @@ constexpr auto kAcceptPause = 100ms;
 constexpr std::size_t kLinesLogged = 1000;
 /// So soon a new database that is found damaged is not replaced once more: that is a broken disk.
 constexpr auto kDamagedAgain = 60s;
+
+constexpr std::array kSignals = {SIGTERM, SIGINT, SIGHUP};
+
+/// On this thread.
+void block_signals(int how) {
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  for (const int signal : kSignals) ::sigaddset(&signals, signal);
+  ::pthread_sigmask(how, &signals, nullptr);
+}
 
 ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
 
@@ -99,7 +111,10 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
 
 Configured<> Server::open_database() {
   notifier_.starting("opening the database");
-  if (!circumstances_.damage.empty()) return replace_database(circumstances_.damage);
+  if (!circumstances_.damage.empty()) {
+    replace_database(circumstances_.damage);
+    return success();
+  }
   const persist::SqliteStore::Options options{.path = config_.db};
   std::string why;
   auto opened = persist::SqliteStore::open(options, &why);
@@ -110,7 +125,10 @@ Configured<> Server::open_database() {
     wait_for_database(why);
     opened = persist::SqliteStore::open(options, &why);
   }
-  if (!opened && opened.error() == Errc::corrupt_database) return replace_database(why);
+  if (!opened && opened.error() == Errc::corrupt_database) {
+    replace_database(why);
+    return success();
+  }
   // Whoever went back a version has the values of the builds that run, and loses nothing by going forward again.
   if (!opened && opened.error() == Errc::newer_database) {
     database_ = std::make_unique<persist::UnavailableStore>(opened.error(), why);
@@ -131,22 +149,22 @@ void Server::wait_for_database(const std::string& why) {
 }
 
 /// Keeps a damaged database under another name, and opens a new one.
-Configured<> Server::replace_database(const std::string& why) {
+/// Where that cannot be, what is in the segment is served without one.
+void Server::replace_database(const std::string& why) {
   database_.reset();
+  const auto do_without = [this, &why](const std::string& obstacle) {
+    database_ = std::make_unique<persist::UnavailableStore>(
+        Errc::not_durable, fmt::format("{} is damaged ({}), and {}", config_.db, why, obstacle));
+  };
   auto aside = persist::SqliteStore::set_aside(config_.db);
-  if (!aside)
-    return fail(kExitIo, fmt::format("{}: damaged, and cannot be renamed: {}", config_.db, aside.error().message()));
+  if (!aside) return do_without("cannot be renamed: " + aside.error().message());
   STEPSTASH_CRASH_POINT("daemon.server.database.set_aside");
   spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
   set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
   std::string again;
   auto opened = persist::SqliteStore::open({.path = config_.db}, &again);
-  if (!opened) {
-    return fail(exit_status_of(opened.error()),
-                fmt::format("database {}: {}: {}", config_.db, opened.error().message(), again));
-  }
+  if (!opened) return do_without(fmt::format("no new one can be made: {}: {}", opened.error().message(), again));
   database_ = std::move(opened).value();
-  return success();
 }
 
 Configured<> Server::open_segment_and_store() {
@@ -157,14 +175,15 @@ Configured<> Server::open_segment_and_store() {
   }
   directory_ = std::move(directory).value();
   const std::string name = config_.segment_directory + "/" + config_.segment_name;
-  const bool alone = static_cast<bool>(database_->unusable());
+  const auto alone = [this] { return static_cast<bool>(database_->unusable()); };
   const auto without_database = [this] {
     return fmt::format("database {}: {}: {}", config_.db, database_->unusable().message(), database_->last_error());
   };
   const auto open = [&] {
-    if (alone) return open_segment_alone(*directory_, config_.segment_name);
-    return open_segment(*directory_, config_.segment_name, config_.segment_size, *database_,
-                        [this](const std::string& what) { notifier_.starting(what); });
+    if (alone()) return open_segment_alone(*directory_, config_.segment_name);
+    return open_segment(
+        *directory_, config_.segment_name, config_.segment_size, *database_,
+        [this](const std::string& what) { notifier_.starting(what); }, set_aside_);
   };
   auto opened = open();
   const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
@@ -174,12 +193,12 @@ Configured<> Server::open_segment_and_store() {
   }
   // Opening a database reads little of it: damage inside shows when its lists are read.
   if (!opened && opened.error() == Errc::corrupt_database) {
-    STEPSTASH_TRY(replace_database(database_->last_error()));
+    replace_database(database_->last_error());
     opened = open();
   }
-  if (!opened && alone) {
-    return fail(kExitConfig, fmt::format("{}; and no segment {} to serve without it: {}", without_database(), name,
-                                         opened.error().message()));
+  if (!opened && alone()) {
+    return fail(exit_status_of(database_->unusable()), fmt::format("{}; and no segment {} to serve without it: {}",
+                                                                   without_database(), name, opened.error().message()));
   }
   if (!opened) {
     return fail(exit_status_of(opened.error()),
@@ -187,10 +206,11 @@ Configured<> Server::open_segment_and_store() {
   }
   startup_ = std::move(opened).value();
   startup_.set_aside.insert(startup_.set_aside.begin(), set_aside_.begin(), set_aside_.end());
-  if (alone) {
+  if (alone()) {
+    const bool newer = database_->unusable() == Errc::newer_database;
     startup_.set_aside.push_back(without_database() +
-                                 "; what is in the segment is served, and nothing written, until a stepstashd that "
-                                 "knows this database takes over");
+                                 "; what is in the segment is served, and nothing written, until " +
+                                 (newer ? "a stepstashd that knows this database takes over" : "a restart"));
   }
   for (std::string& path : persist::SqliteStore::kept_aside(config_.db)) startup_.kept.push_back(std::move(path));
   for (std::size_t i = 0; i < startup_.set_aside.size(); ++i) {
@@ -212,7 +232,7 @@ Configured<> Server::open_segment_and_store() {
   store_->adopt(startup_.all_dirty, startup_.lost);
   STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
   // Last: killed before, the next start finds the old identity and marks everything again.
-  if (!alone) {
+  if (!alone()) {
     segment.header().store_id.store(database_->store_id());
     STEPSTASH_CRASH_POINT("daemon.server.store_id.stored");
     segment.header().commit_count.store(database_->commit_count());
@@ -232,20 +252,22 @@ Configured<> Server::open_segment_and_store() {
 
 /// Until here SIGTERM has ended the process at once: there is nothing to finish, and a start may wait for a minute.
 Configured<> Server::catch_signals() {
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+  for (const int signal : kSignals) {
     boost::system::error_code error;
     signals_.add(signal, error);
     if (error) return fail(kExitCannotCreate, fmt::format("cannot handle signal {}: {}", signal, error.message()));
   }
+  block_signals(SIG_UNBLOCK);
   return success();
 }
 
 Configured<> Server::listen() {
   std::string path = config_.socket;
   UniqueFd socket;
-  if (circumstances_.listening_socket >= 0) {
-    socket = UniqueFd(::fcntl(circumstances_.listening_socket, F_DUPFD_CLOEXEC, 0));
-    if (!socket) return fail(kExitCannotCreate, fmt::format("the socket of the unit: {}", std::strerror(errno)));
+  if (circumstances_.socket_is_ours) locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
+  if (circumstances_.listening_socket) {
+    socket = std::move(circumstances_.listening_socket);
+    socket_is_ours_ = circumstances_.socket_is_ours;
     sockaddr_un address{};
     socklen_t size = sizeof address;
     if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0 && address.sun_path[0] == '/') {
@@ -325,7 +347,7 @@ awaitable<void> Server::accept() {
     boost::system::error_code error;
     Connection::Socket socket(loop_);
     co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
-    if (!error) {
+    if (!error && !stopping_) {
       greet(std::move(socket));
       continue;
     }
@@ -489,7 +511,7 @@ awaitable<void> Server::keep_time() {
 }
 
 awaitable<void> Server::handle_signals() {
-  for (;;) {
+  while (damage_.empty()) {
     boost::system::error_code error;
     const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (error) co_return;
@@ -521,26 +543,53 @@ awaitable<void> Server::handle_signals() {
 /// Opening a database reads little of it: damage may show when something is written. Trying again does not mend it, nor
 /// does the next start find it. Clients notice what they notice of any restart.
 void Server::start_over(const std::string& damage) {
-  if (stopping_ || !damage_.empty()) return;
-  if (!circumstances_.damage.empty() && std::chrono::steady_clock::now() - started_ < kDamagedAgain) return;
+  if (stopping_ || !damage_.empty() || damaged_again_) return;
+  if (!circumstances_.damage.empty() && std::chrono::steady_clock::now() - started_ < kDamagedAgain) {
+    damaged_again_ = true;
+    spdlog::error("the new database is damaged already, and not replaced again before a restart: is the disk sound?");
+    return;
+  }
   damage_ = damage;
   boost::system::error_code ignored;
   signals_.cancel(ignored);
+}
+
+/// While nobody else waits for them.
+awaitable<void> Server::keep_signals() {
+  for (;;) {
+    boost::system::error_code error;
+    const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (error) co_return;
+    kept_signals_.push_back(signal);
+  }
+}
+
+std::optional<Server::Circumstances> Server::successor() {
+  if (damage_.empty()) return std::nullopt;
+  Circumstances next;
+  boost::system::error_code ignored;
+  next.listening_socket = UniqueFd(acceptor_.release(ignored));
+  next.socket_is_ours = socket_is_ours_;
+  next.damage = damage_;
+  return next;
 }
 
 /// The order matters: nothing new, then what is under way, then everything to the database, then the rest.
 awaitable<void> Server::stop() {
   stopping_ = true;
   const bool over = !damage_.empty();  // and then neither requests nor the flush can end
+  boost::system::error_code ignored;
   if (over) {
     notifier_.reloading();
+    asio::co_spawn(
+        loop_, [this] { return keep_signals(); }, kOrDie);
+    acceptor_.cancel(ignored);  // who connects waits in its queue for the next server
   } else {
     notifier_.stopping("finishing requests");
+    if (socket_is_ours_) ::unlink(config_.socket.c_str());
+    STEPSTASH_CRASH_POINT("daemon.server.stop.socket_removed");
+    acceptor_.close(ignored);
   }
-  boost::system::error_code ignored;
-  if (socket_is_ours_) ::unlink(config_.socket.c_str());
-  STEPSTASH_CRASH_POINT("daemon.server.stop.socket_removed");
-  acceptor_.close(ignored);
   accept_pause_.hang_up();
   Waiter pause(loop_);
   const TimePoint requests_end = std::chrono::steady_clock::now() + (over ? 0s : kFinishRequests);
@@ -563,7 +612,11 @@ awaitable<void> Server::stop() {
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
 
   if (!over) notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
-  flusher_->stop(std::chrono::steady_clock::now() + (over ? 0s : kFinalFlush));
+  if (over) {
+    flusher_->abandon();
+  } else {
+    flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
+  }
   while (!flusher_done_) {
     notifier_.alive();
     co_await pause.sleep_until(std::chrono::steady_clock::now() + kTick);
@@ -578,6 +631,13 @@ awaitable<void> Server::stop() {
   }
   store_->stop_threads();
   services_->copiers.join();
+  flusher_->stop_thread();
+  if (over) {
+    // No other thread is left that could take them: from here on they are pending, until the next server catches them.
+    block_signals(SIG_BLOCK);
+    co_await asio::post(loop_, asio::use_awaitable);
+    for (const int signal : kept_signals_) ::kill(::getpid(), signal);
+  }
   signals_.cancel(ignored);
   tick_.hang_up();
   spdlog::info("{}; segment {}/{} is left for the next start", over ? "starting over" : "stopped",

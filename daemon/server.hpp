@@ -27,8 +27,9 @@ class Server {
  public:
   /// What a process has besides its configuration.
   struct Circumstances {
-    int listening_socket = -1;  ///< handed over by systemd; borrowed. -1: none
-    std::string damage{};       ///< not empty: what is wrong with the database, found by the server before this one
+    UniqueFd listening_socket{};  ///< handed over by systemd, or by the server before this one
+    bool socket_is_ours = false;  ///< it was not systemd
+    std::string damage{};         ///< not empty: what is wrong with the database, found by the server before this one
   };
 
   /// Locks segment, database and socket, opens them, recovers, listens. `inputs` are kept for SIGHUP.
@@ -40,16 +41,16 @@ class Server {
   /// is closed, the segment stays. Returns the exit status: 74 when something could not be flushed (the segment
   /// still has it).
   int run();
-  /// After run(): not empty when the database turned out to be damaged and another server is to take over, which keeps
-  /// it aside and fills a new one.
-  const std::string& damage() const noexcept { return damage_; }
+  /// After run(): with a value the database turned out to be damaged, and another server is to take over, which keeps
+  /// it aside and fills a new one. Signals that come meanwhile wait for it (catch_signals).
+  std::optional<Circumstances> successor();
   const Config& config() const noexcept { return config_; }
 
  private:
   Server(Config config, Inputs inputs, Circumstances circumstances);
   Configured<> open_database();
   void wait_for_database(const std::string& why);
-  Configured<> replace_database(const std::string& why);
+  void replace_database(const std::string& why);
   Configured<> open_segment_and_store();
   Configured<> listen();
   Configured<> catch_signals();
@@ -63,6 +64,7 @@ class Server {
   awaitable<void> handle_signals();
   awaitable<void> stop();
   void start_over(const std::string& damage);
+  awaitable<void> keep_signals();
   bool shed_ring();
   void give_back_memory();
   bool free_page();
@@ -73,7 +75,9 @@ class Server {
   Config config_;
   Inputs inputs_;
   Circumstances circumstances_;
-  std::string damage_;
+  std::string damage_;             // not empty: starting over
+  bool damaged_again_ = false;     // and not starting over any more
+  std::vector<int> kept_signals_;  // for the next server
   std::vector<LockFile> locks_;
   SystemClock clock_;
   asio::io_context loop_{1};

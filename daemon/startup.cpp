@@ -55,7 +55,6 @@ Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t 
 
 /// Copies one sound entry of another segment into ours.
 Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
-  if (segment.find(entry.buildid, shm::entry_name(entry)) != nullptr) return success();
   STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
   STEPSTASH_TRY(segment.make_room());
   STEPSTASH_TRY(republish(segment, entry, entry.id, entry.revision));
@@ -86,11 +85,10 @@ enum class Saved { dirty, and_evicted, and_clean };
 /// Saves entries and all builds' facts out of another segment.
 void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup, Saved saved) {
   const auto entry = [&](const shm::Entry& found) {
+    const bool clean = found.state.load() == shm::EntryState::clean;
     const bool evicted = found.value_offset == 0;
-    if (found.state.load() != shm::EntryState::dirty && saved != Saved::and_clean &&
-        !(evicted && saved == Saved::and_evicted)) {
-      return;
-    }
+    if (clean && saved != Saved::and_clean && !(evicted && saved == Saved::and_evicted)) return;
+    if (startup.segment->find(found.buildid, shm::entry_name(found)) != nullptr) return;
     if (auto copied = copy_entry(*startup.segment, found)) {
       ++startup.entries_salvaged;
     } else {
@@ -315,13 +313,15 @@ std::vector<std::string> kept_aside(const shm::ObjectDirectory& directory, const
 }  // namespace
 
 Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                             persist::BackingStore& database, const std::function<void(const std::string&)>& progress) {
+                             persist::BackingStore& database, const std::function<void(const std::string&)>& progress,
+                             std::vector<std::string>& told) {
   const auto start = std::chrono::steady_clock::now();
   Startup startup;
+  // First, for it may fail, and attaching changes what the next try would find.
+  const persist::BackingStore::Census census = STEPSTASH_TRY(database.census());
   shm::Recovery recovery;
   progress("attaching segment " + name);
   auto attached = shm::Writer::attach(directory, name, recovery);
-  const persist::BackingStore::Census census = STEPSTASH_TRY(database.census());
   const std::uint64_t needed = shm::Writer::bytes_for(census.builds_with_data, census.entries, census.text_bytes);
   std::uint64_t size = std::max(bytes, needed);
   bool resized = false;
@@ -348,13 +348,19 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     if (!damaged && why != std::errc::no_such_file_or_directory) return why;
     shm::Writer::Former former;
     if (damaged) former = STEPSTASH_TRY(shm::Writer::former(directory, name));
-    other_database = former.store_id != 0 && of_another(database, former.store_id, former.commit_count);
-    if (other_database) size = std::max(size, needed + former.bytes);  // both
-    startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, size, census.builds_with_data));
+    other_database = former.bytes != 0 && of_another(database, former.store_id, former.commit_count);
+    std::uint64_t builds = census.builds_with_data;
+    if (other_database) {  // room for both
+      builds += former.builds;
+      const std::uint64_t both = shm::Writer::bytes_for(builds, census.entries, census.text_bytes) + former.bytes;
+      size = std::max(size, both);
+    }
+    startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, size, builds));
     if (damaged) {
       progress("saving what is sound out of segment " + name);
       startup.set_aside.assign(1, fmt::format("segment {}: {}", name, why.message()));
-      salvage(directory, name, startup, other_database ? Saved::and_clean : Saved::dirty);
+      salvage(directory, name, startup, Saved::dirty);
+      if (other_database) salvage(directory, name, startup, Saved::and_clean);  // where room is left
       STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
     }
   }
@@ -378,7 +384,10 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
         reconciled = reconcile(database, startup, other_database);
       }
     }
-    STEPSTASH_TRY(reconciled);
+    if (!reconciled) {
+      if (warm) told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
+      return reconciled.error();
+    }
     for (std::string& row : database.skipped()) startup.set_aside.push_back(std::move(row));
   }
   shm::Header& header = startup.segment->header();

@@ -30,10 +30,12 @@ struct Startup {
 };
 
 /// Attaches to the segment `name`, or makes one of `bytes` bytes (more when the database's entries need more room), and
-/// completes it from the database. `progress` is called now and then with what is being done. O(entries + dirty bytes).
+/// completes it from the database. `progress` is called now and then with what is being done. What could not be trusted
+/// is added to `told` when it fails: the next try does not find it again. O(entries + dirty bytes).
 /// Errors: those of making a segment (ENOSPC, EACCES, Errc::unsafe_object), and of the database's reading calls.
 Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                             persist::BackingStore& database, const std::function<void(const std::string&)>& progress);
+                             persist::BackingStore& database, const std::function<void(const std::string&)>& progress,
+                             std::vector<std::string>& told);
 
 /// Attaches to the segment `name` where the database cannot be used at all: what is in the segment is served as it is,
 /// and nothing about its database changes. O(entries + dirty bytes). Errors: those of shm::Writer::attach.

@@ -148,7 +148,7 @@ Result<BuildState*> Store::ensure_build(BuildId build, bool spare) {
 }
 
 bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
-  if (database_.unusable()) return false;  // what is evicted could not be brought back
+  if (!may_evict()) return false;
   // What readers touched goes to the back first. A hint may be any number: only blocks of entries count.
   segment_.pins().recent([&](shm::Offset block) {
     Node* node = catalog_.at_block(block);
@@ -193,7 +193,7 @@ void Store::note_moved(Node& node, const shm::Entry& record, bool evicted) {
 Store::Cleared Store::clear_run(std::uint64_t bytes) {
   const auto start = clock_.monotonic();
   if (start < next_walk_ && bytes >= walked_for_) return Cleared::nothing;
-  const bool evictable = !database_.unusable();
+  const bool evictable = may_evict();
   struct Block {
     shm::Offset at;
     std::uint64_t bytes;
@@ -294,6 +294,9 @@ Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view sour
   }
   return draft;
 }
+
+/// Not where what is evicted could not be brought back.
+bool Store::may_evict() const { return !database_.unusable() && !flusher_.database_damaged(); }
 
 bool Store::free_pages(std::uint64_t bytes, bool give_back) {
   const bool evicted = evict_some(bytes, kEvictAtOnce);

@@ -164,6 +164,7 @@ class Store {
   Cleared clear_run(std::uint64_t bytes);
   /// The entry is this record now: its value was evicted, or it made way for another.
   void note_moved(Node& node, const shm::Entry& record, bool evicted);
+  bool may_evict() const;
   /// Evicts and reclaims; with `give_back` the pages return to the tmpfs. False when nothing can go.
   bool free_pages(std::uint64_t bytes, bool give_back);
   Result<const shm::Entry*> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,

@@ -420,9 +420,14 @@ std::vector<std::string> SqliteStore::kept_aside(const std::string& path) {
   for (std::filesystem::directory_iterator at(path.substr(0, path.rfind('/') + 1), error), end; !error && at != end;
        at.increment(error)) {
     const std::string found = at->path().string();
-    const bool numbered = found.starts_with(prefix) && found.size() > prefix.size() &&
-                          found.find_first_not_of("0123456789", prefix.size()) == std::string::npos;
-    if (numbered) kept.push_back(found);
+    if (!found.starts_with(prefix)) continue;
+    const std::size_t digits = std::min(found.find_first_not_of("0123456789", prefix.size()), found.size());
+    if (digits == prefix.size()) continue;
+    const std::string_view suffix = std::string_view(found).substr(digits);
+    // A companion by itself: set_aside() was killed between the two.
+    const bool alone =
+        std::count(kCompanions.begin(), kCompanions.end(), suffix) > 0 && !exists(found.substr(0, digits));
+    if (suffix.empty() || alone) kept.push_back(found);
   }
   std::sort(kept.begin(), kept.end());
   return kept;
@@ -862,9 +867,11 @@ void SqliteStore::remember(std::string text) {
 std::error_code SqliteStore::report(const char* doing, std::error_code error, const Connection& connection) {
   remember(std::string(doing) + ": " + path_ + ": " + connection.describe(error));
   const std::error_code told = boundary_error(error);
-  // SQLite tells EIO of read(2) as damage (SQLITE_IOERR_CORRUPTFS). A disk may be there again, and what is taken for
+  // SQLite tells these of read(2) as damage (SQLITE_IOERR_CORRUPTFS). A disk may be there again, and what is taken for
   // damage is set aside: after such an error this connection believes in none.
-  if (told == Errc::corrupt_database && connection && connection.last_errno() != 0) return Errc::not_durable;
+  const int number = connection ? connection.last_errno() : 0;
+  if (told == Errc::corrupt_database && (number == EIO || number == ENXIO || number == ERANGE))
+    return Errc::not_durable;
   return told;
 }
 

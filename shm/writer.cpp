@@ -328,8 +328,9 @@ Result<Writer::Former> Writer::former(const ObjectDirectory& directory, const st
   if (::pread(fd.get(), copy.data(), copy.size(), 0) != static_cast<ssize_t>(copy.size())) return found;
   const auto& head = *reinterpret_cast<const Header*>(copy.data());
   if (head.layout_version != kLayoutVersion) return found;
-  found.bytes = static_cast<std::uint64_t>(status.st_size);
-  found.store_id = head.store_id.load(std::memory_order_relaxed);  // of a copy
+  found.bytes = std::min(static_cast<std::uint64_t>(status.st_size), head.segment_bytes);
+  found.builds = std::min(found.bytes / sizeof(BuildRecord), head.builds_capacity) / 2;  // builds_for()
+  found.store_id = head.store_id.load(std::memory_order_relaxed);                        // of a copy
   found.commit_count = head.commit_count.load(std::memory_order_relaxed) & ~kUnsettled;
   return found;
 }

@@ -68,7 +68,8 @@ class Writer {
   /// What the header of a segment that attach refused says, for what it is worth: which database its clean values are
   /// in. Zeros where nothing can be read.
   struct Former {
-    std::uint64_t bytes = 0;
+    std::uint64_t bytes = 0;   ///< not more than the object has
+    std::uint64_t builds = 0;  ///< that its table holds
     std::uint64_t store_id = 0;
     std::uint64_t commit_count = 0;
   };

@@ -299,10 +299,7 @@ void database_damaged_in_use(Run& run) {
   some_data(run);
   run.flush();
   run.expect_damage();
-  const Outcome damaged = test::run({"sqlite3", "-cmd", ".dbconfig defensive off", run.daemon().db(),
-                                     "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE TABLE "
-                                     "builds(' WHERE name = 'builds'; PRAGMA schema_version = 4711;"});
-  if (damaged.status != 0) throw Broken("sqlite3: " + damaged.err);
+  damage_schema(run.daemon().db());
   run.set(3, "dirty", 3000);
   const auto unless_dead = [&run](const std::function<bool()>& does) {
     try {

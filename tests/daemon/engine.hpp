@@ -166,7 +166,10 @@ class Engine {
   static daemon::Startup open(const shm::ObjectDirectory& objects, persist::BackingStore& database,
                               std::uint64_t segment_bytes) {
     if (database.unusable()) return daemon::open_segment_alone(objects, kSegment).value();
-    return daemon::open_segment(objects, kSegment, segment_bytes, database, [](const std::string&) {}).value();
+    std::vector<std::string> told;
+    return daemon::open_segment(
+               objects, kSegment, segment_bytes, database, [](const std::string&) {}, told)
+        .value();
   }
 
   shm::ObjectDirectory objects_;

@@ -246,34 +246,97 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_read_just_now_is_an_error_and_comes_back,
   BOOST_TEST(failed > 10u);
   BOOST_TEST(figure(client, "reload_errors") > 0u);
   client.set(3, "meanwhile", "value");
-  // A start waits for it, with the segment and without.
-  served.daemon.kill();
-  const auto starts_late = [&] {
-    const std::size_t before = served.daemon.log().size();
-    served.daemon.start_unready();
-    BOOST_TEST(eventually([&] { return contains(served.daemon.log().substr(before), "trying again"); }),
-               served.daemon.log());
-    faults.fail_reads(0);
-    BOOST_TEST(eventually([&] {
-      try {
-        return Client(served.daemon.socket()).get(1, "0").has_value();
-      } catch (const Error&) {
-        return false;
-      }
-    }));
+  // A start waits for it, with the segment and without, wherever it is. Returns whether it had to.
+  const auto serves = [&] {
+    try {
+      return Client(served.daemon.socket(), 100ms).get(1, "0").has_value();
+    } catch (const Error&) {
+      return false;
+    }
   };
-  starts_late();
+  const auto starts_late = [&](long reads) {
+    served.daemon.kill();
+    const std::size_t before = served.daemon.log().size();
+    faults.fail_reads(EIO, reads);
+    served.daemon.start_unready();
+    const auto waits = [&] { return contains(served.daemon.log().substr(before), "trying again"); };
+    BOOST_REQUIRE_MESSAGE(
+        eventually([&] { return waits() || contains(served.daemon.log().substr(before), "listening"); }),
+        reads << " reads: " << served.daemon.log());
+    faults.fail_reads(0);
+    BOOST_REQUIRE_MESSAGE(eventually(serves), reads << " reads: " << served.daemon.log());
+    return waits();
+  };
+  long reads = 0;
+  for (; starts_late(reads); reads += 1 + reads / 2) continue;
+  BOOST_TEST_MESSAGE("a start reads up to " << reads << " times from the database");
+  BOOST_TEST(reads > 1);
   for (std::uint64_t i = 0; i < 60; ++i) {
     BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), 300'000, 100 + i));
   }
   BOOST_TEST(client.get(3, "meanwhile")->text() == "value");
   client.flush();
-  served.daemon.kill();
-  served.daemon.remove_segment();
-  faults.fail_reads(EIO);
-  starts_late();
+  // From the database alone it reads more, and fails in the midst of the list of entries, too.
+  for (reads = 0;; reads += 1 + reads / 2) {
+    served.daemon.kill();
+    served.daemon.remove_segment();
+    if (!starts_late(reads)) break;
+    BOOST_TEST(figure(client, "entries") == 121u, reads << " reads");
+  }
+  BOOST_TEST_MESSAGE("and with no segment up to " << reads << " times");
+  BOOST_TEST(reads > 2);
   BOOST_TEST(client.get(3, "meanwhile")->text() == "value");
   BOOST_TEST(stats(client).at("kept_aside").empty());  // and it was not taken for damage
+}
+
+BOOST_AUTO_TEST_CASE(a_damaged_database_that_cannot_be_set_aside_costs_the_service_no_more_than_its_database,
+                     *boost::unit_test::enable_if<kScale == 1>()) {
+  Faults faults;
+  Served served({"--flush-interval=10ms", "--segment-size=16MiB"});
+  DaemonProcess& daemon = served.daemon;
+  Client& client = served.client;
+  for (std::uint64_t i = 0; i < 20; ++i) client.set(1, std::to_string(i), generated(i * 1000, i));
+  client.flush();
+  faults.fail_renames(EACCES);
+  damage_schema(daemon.db());
+  client.set(2, "meets it", "value");
+  BOOST_TEST(eventually([&] { return contains(daemon.log(), "cannot be renamed"); }), daemon.log());
+  for (std::uint64_t i = 0; i < 20; ++i) {
+    BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), i * 1000, i));
+  }
+  client.set(3, "meanwhile", "value");
+  BOOST_CHECK_EXCEPTION(client.set(3, "durable", "v", "", {.durable = true, .deadline = 200ms}), Error,
+                        [](const Error& error) { return contains(error.what(), "cannot be renamed"); });
+  BOOST_TEST(contains(stats(client).at("last_recovery").at("set_aside").dump(), "cannot be renamed"));
+  daemon.kill();
+  daemon.start();  // no more than that, again
+  BOOST_TEST(client.get(2, "meets it")->text() == "value");
+  BOOST_TEST(daemon.terminate() == 74);
+  faults.fail_renames(0);
+  daemon.start();
+  client.flush(30s);
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 23);
+  BOOST_TEST(std::filesystem::exists(daemon.db() + ".damaged-1"));
+}
+
+BOOST_AUTO_TEST_CASE(a_stop_that_is_asked_for_while_the_daemon_starts_over_is_done_in_order,
+                     *boost::unit_test::enable_if<kScale == 1>()) {
+  Faults faults;
+  Served served({"--flush-interval=10ms", "--segment-size=16MiB"});
+  DaemonProcess& daemon = served.daemon;
+  for (std::uint64_t i = 0; i < 20; ++i) served.client.set(1, std::to_string(i), generated(i * 1000, i));
+  served.client.flush();
+  faults.fail_renames(-1);
+  damage_schema(daemon.db());
+  served.client.set(2, "meets it", "value");
+  BOOST_TEST(eventually([&] { return contains(daemon.log(), "starting over"); }), daemon.log());
+  ::kill(daemon.pid(), SIGHUP);
+  ::kill(daemon.pid(), SIGTERM);
+  std::this_thread::sleep_for(50ms);
+  BOOST_TEST(fate(daemon) == 0);  // what is acknowledged as durable is in no database now
+  faults.fail_renames(0);
+  BOOST_TEST(daemon.terminate() == 0, daemon.log());
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 21);
 }
 
 BOOST_AUTO_TEST_CASE(with_segment_dev_shm_and_disk_full_at_once_freeing_works_and_nothing_is_lost,

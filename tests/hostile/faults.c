@@ -6,16 +6,19 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 struct faults {
-  atomic_long allocations; /* since it was set to 0 */
-  atomic_long fail_at;     /* this one fails; 0: none */
-  atomic_long io_errno;    /* not 0: what pwrite64, fsync and fdatasync fail with */
-  atomic_long read_errno;  /* not 0: what pread64 fails with */
+  atomic_long allocations;  /* since it was set to 0 */
+  atomic_long fail_at;      /* this one fails; 0: none */
+  atomic_long io_errno;     /* not 0: what pwrite64, fsync and fdatasync fail with */
+  atomic_long read_errno;   /* not 0: what pread64 fails with, */
+  atomic_long reads_left;   /* after so many more */
+  atomic_long rename_errno; /* not 0: what rename fails with; -1: it waits */
 };
 
 static struct faults* control;
@@ -52,7 +55,10 @@ static int fails_with(long error) {
   errno = (int)error;
   return 1;
 }
-static int reads_fail(void) { return fails_with(control != NULL ? atomic_load(&control->read_errno) : 0); }
+static int reads_fail(void) {
+  const long error = control != NULL ? atomic_load(&control->read_errno) : 0;
+  return fails_with(error != 0 && atomic_fetch_sub(&control->reads_left, 1) <= 0 ? error : 0);
+}
 static int writes_fail(void) { return fails_with(control != NULL ? atomic_load(&control->io_errno) : 0); }
 
 static void* next_of(void* _Atomic* place, const char* name) {
@@ -74,6 +80,13 @@ ssize_t pwrite64(int fd, const void* bytes, size_t count, off64_t at) {
   static void* _Atomic place;
   if (writes_fail()) return -1;
   return ((ssize_t(*)(int, const void*, size_t, off64_t))next_of(&place, "pwrite64"))(fd, bytes, count, at);
+}
+
+int rename(const char* from, const char* to) {
+  static void* _Atomic place;
+  while (control != NULL && atomic_load(&control->rename_errno) == -1) usleep(1000);
+  if (fails_with(control != NULL ? atomic_load(&control->rename_errno) : 0)) return -1;
+  return ((int (*)(const char*, const char*))next_of(&place, "rename"))(from, to);
 }
 
 int fsync(int fd) {

@@ -45,12 +45,17 @@ class Faults {
   long allocations() const { return control_->allocations; }
   /// What writing to the database fails with; 0: it works.
   void fail_io(int error) { control_->io_errno = error; }
-  /// What reading it fails with.
-  void fail_reads(int error) { control_->read_errno = error; }
+  /// What reading it fails with, after `reads` that work.
+  void fail_reads(int error, long reads = 0) {
+    control_->reads_left = reads;
+    control_->read_errno = error;
+  }
+  /// What rename(2) fails with; -1: it waits.
+  void fail_renames(int error) { control_->rename_errno = error; }
 
  private:
   struct Control {
-    std::atomic<long> allocations, fail_at, io_errno, read_errno;
+    std::atomic<long> allocations, fail_at, io_errno, read_errno, reads_left, rename_errno;
   };
   TempDir directory_;
   Control* control_ = nullptr;

@@ -340,11 +340,7 @@ BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_
     const auto view = client.get(1, "7");
     const pid_t pid = stats(client).at("pid");
     if (schema) {
-      BOOST_TEST_REQUIRE(
-          run({"sqlite3", "-cmd", ".dbconfig defensive off", daemon.db(),
-               "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE TABLE builds(' WHERE "
-               "name = 'builds'; PRAGMA schema_version = 4711;"})
-              .status == 0);
+      damage_schema(daemon.db());
     } else {
       BOOST_TEST_REQUIRE(run({"sqlite3", daemon.db(), "PRAGMA wal_checkpoint(TRUNCATE)"}).status == 0);
       overwrite(daemon.db(), 0, std::string(fs::file_size(daemon.db()), 'Z'));
@@ -368,6 +364,64 @@ BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_
     BOOST_TEST(contains(daemon.log(), "is damaged"), daemon.log());
     BOOST_TEST(daemon.terminate() == 0);
     BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 61);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_again_and_nothing_goes_there) {
+  Served served({"--flush-interval=10ms", "--segment-size=16MiB"});
+  DaemonProcess& daemon = served.daemon;
+  Client& client = served.client;
+  for (std::uint64_t i = 0; i < 20; ++i) client.set(1, std::to_string(i), generated(200'000, i));
+  const auto damage = [&](std::int64_t build) {
+    client.flush();
+    damage_schema(daemon.db());
+    client.set(build, "meets it", "value");
+  };
+  damage(2);
+  BOOST_TEST(eventually([&] { return fs::exists(daemon.db() + ".damaged-1") && fs::exists(daemon.db()); }));
+  client.flush();
+  damage(3);
+  BOOST_TEST(eventually([&] { return contains(daemon.log(), "not replaced again"); }), daemon.log());
+  // Nothing is evicted in favour of what comes: when memory is full it is full.
+  std::uint64_t count = 0;
+  for (bool room = true; room && count < 200; count += room ? 1 : 0) {
+    try {
+      client.set(4, std::to_string(count), generated(200'000, 100 + count), "", {.deadline = 200ms});
+    } catch (const Error& error) {
+      BOOST_TEST(error.code() == STEPSTASH_EFULL, error.what());
+      room = false;
+    }
+  }
+  BOOST_TEST(count < 100u);
+  BOOST_TEST(figure(client, "values_evicted") == 0u);
+  BOOST_TEST(!fs::exists(daemon.db() + ".damaged-2"));
+  BOOST_TEST(daemon.terminate() == 74);
+  daemon.start();  // which replaces it
+  client.flush(30s);
+  BOOST_TEST(fs::exists(daemon.db() + ".damaged-2"));
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(22 + count));
+  for (std::uint64_t i = 0; i < 20; ++i) {
+    BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), 200'000, i));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_signal_that_comes_while_the_daemon_starts_over_is_not_lost) {
+  for (int round = 0; round < 12; ++round) {
+    DaemonProcess daemon({"--flush-interval=10ms", "--segment-size=16MiB"});
+    daemon.start();
+    Client client(daemon.socket());
+    for (std::uint64_t i = 0; i < 20; ++i) client.set(1, std::to_string(i), generated(i * 1000, i));
+    client.flush();
+    damage_schema(daemon.db());
+    client.set(2, "meets it", "value");
+    std::this_thread::sleep_for(round * 8ms);  // anywhere: before, amid and after
+    ::kill(daemon.pid(), SIGHUP);
+    const int status = daemon.terminate();
+    BOOST_TEST((status == 0 || status == 74), "round " << round << ": " << status << "\n" << daemon.log());
+    daemon.start();
+    client.flush(30s);
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 21);
+    BOOST_TEST(client.get(2, "meets it")->text() == "value");
   }
 }
 

@@ -121,6 +121,13 @@ struct WriteLock::Database {
   sqlite3* connection;
 };
 
+void damage_schema(const std::string& db) {
+  const Outcome done = run({"sqlite3", "-cmd", ".dbconfig defensive off", db,
+                            "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE TABLE builds(' WHERE "
+                            "name = 'builds'; PRAGMA schema_version = 4711;"});
+  if (done.status != 0) throw std::runtime_error("sqlite3: " + done.err);
+}
+
 WriteLock::WriteLock(const std::string& db) : database_(new Database{open_database(db)}) {
   if (::sqlite3_exec(database_->connection, "BEGIN EXCLUSIVE", nullptr, nullptr, nullptr) != SQLITE_OK) {
     const std::string why = ::sqlite3_errmsg(database_->connection);

@@ -87,6 +87,9 @@ inline std::chrono::system_clock::time_point epoch(std::time_t seconds) {
   return std::chrono::system_clock::from_time_t(seconds);
 }
 
+/// Spoils the schema of a database in use, so that the next commit meets it.
+void damage_schema(const std::string& db);
+
 /// Keeps every other process from writing the database, until it is destroyed.
 class WriteLock {
  public:

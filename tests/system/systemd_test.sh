@@ -121,6 +121,8 @@ inside sh -c "printf '[Service]\nWatchdogSec=1s\nRestartSec=100ms\n' > /run/syst
 inside systemctl daemon-reload
 inside systemctl restart stepstashd.service
 pid=$(property MainPID)
+sleep 2.5 # of real time: systemd's own
+is "the watchdog leaves a daemon alone that works" "active $pid" "$(property ActiveState) $(property MainPID)"
 inside kill -STOP "$pid"
 await "the watchdog's restart of a daemon that hangs" started_anew "$pid"
 said "a daemon that hangs is killed by the watchdog and started again"
@@ -165,3 +167,24 @@ inside systemctl reset-failed
 inside systemctl start stepstashd.socket
 value 7 large | cmp - "$scratch/large" || fail "the large value changed"
 is "after the loss of the segment everything comes back from the database" "reloaded" "$(value 9 after-reload)"
+
+# ---- damage of the database -----------------------------------------------------------------------------------------
+
+pid=$(property MainPID)
+inside sqlite3 -cmd '.dbconfig defensive off' /var/lib/stepstash/build_data.db \
+  "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE TABLE builds(' WHERE name = 'builds'; PRAGMA schema_version = 4711;" \
+  > /dev/null
+echo new | stepstash set 10 after-damage -
+aside() { inside test -e /var/lib/stepstash/build_data.db.damaged-1 -a -e /var/lib/stepstash/build_data.db; }
+await "the damaged database's being kept aside" aside
+stepstash flush
+is "the same process goes on with a new database" "active $pid" "$(property ActiveState) $(property MainPID)"
+is "behind the same socket" "new" "$(value 10 after-damage)"
+is "which is the unit's own" "active" "$(inside systemctl is-active stepstashd.socket)"
+is "what is in memory is in the new database" "3" "$(rows)"
+status=0
+stepstash doctor > "$scratch/doctor" || status=$?
+is "doctor says so" "1" "$status"
+grep -q 'build_data.db.damaged-1' "$scratch/doctor" || fail "doctor does not name what is kept: $(cat "$scratch/doctor")"
+inside systemctl stop stepstashd.service
+is "and the service still stops in order" "inactive 0" "$(property ActiveState) $(property ExecMainStatus)"
