@@ -368,7 +368,7 @@ BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_
 }
 
 BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_again_and_nothing_goes_there) {
-  Served served({"--flush-interval=10ms", "--segment-size=16MiB"});
+  Served served({"--flush-interval=10ms", "--segment-size=16MiB", "--max-dirty=16MiB"});
   DaemonProcess& daemon = served.daemon;
   Client& client = served.client;
   for (std::uint64_t i = 0; i < 20; ++i) client.set(1, std::to_string(i), generated(200'000, i));
