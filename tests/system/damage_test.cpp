@@ -3,6 +3,7 @@
 // `doctor`.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <boost/test/unit_test.hpp>
@@ -339,6 +340,12 @@ BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_
     client.flush();
     const auto view = client.get(1, "7");
     const pid_t pid = stats(client).at("pid");
+    const auto place = [&] {
+      struct stat status {};
+      BOOST_TEST(::lstat(daemon.socket().c_str(), &status) == 0);
+      return status.st_ino;
+    };
+    const ino_t socket = place();
     if (schema) {
       damage_schema(daemon.db());
     } else {
@@ -357,6 +364,7 @@ BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_
       BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), i * 2000, i));
     }
     BOOST_TEST(stats(client).at("pid") == pid);  // the very same process
+    BOOST_TEST(place() == socket);               // whoever connected meanwhile was in its queue
     BOOST_TEST(stats(client).at("last_flush_error") == "");
     const Outcome doctor = served.cli({"doctor"});
     BOOST_TEST(doctor.status == 1);
