@@ -257,7 +257,7 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome,
     note_failure(outcome.committed.error());
   } else if (outcome.commit_count) {
     ++counters_.flushes;
-    database_damaged_ = false;
+    if (!builds_only) database_damaged_ = false;
     if (!counters_.last_error.empty() && !builds_only) {
       spdlog::info("the database takes writes again");
       counters_.last_error.clear();
@@ -318,7 +318,7 @@ awaitable<void> Flusher::run() {
   auto backoff = 100ms;
   // On a full disk values cannot be written, and what would make room must not wait for them.
   bool builds_first = false;
-  for (;;) {
+  while (!abandoned_) {
     if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) co_await reserve_ids();
     if (queue_.empty()) {
       kicked_ = false;
@@ -353,7 +353,7 @@ awaitable<void> Flusher::run() {
     const Outcome outcome = co_await run_on(thread_, job);
     builds_first = !outcome.committed && !batch->entries.empty();
     settle(flights, outcome, builds_only);
-    if (abandoned_) break;
+    if (abandoned_) break;  // without a pause
     if (outcome.committed) {
       if (!builds_only) backoff = 100ms;
       if (!queue_.empty() && !committed_.empty()) kicked_ = true;  // more than one batch was asked for

@@ -146,6 +146,10 @@ void Server::wait_for_database(const std::string& why) {
   spdlog::warn("database {}: {}; trying again", config_.db, why);
   notifier_.starting("waiting for the database: " + why);
   std::this_thread::sleep_for(kDatabasePause);
+  // Where signals are blocked (stop), one that asks for the end has it, as it would at any start.
+  sigset_t pending;
+  ::sigpending(&pending);
+  if (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1) block_signals(SIG_UNBLOCK);
 }
 
 /// Keeps a damaged database under another name, and opens a new one.
@@ -163,6 +167,11 @@ void Server::replace_database(const std::string& why) {
   set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
   std::string again;
   auto opened = persist::SqliteStore::open({.path = config_.db}, &again);
+  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
+  while (!opened && opened.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
+    wait_for_database(again);
+    opened = persist::SqliteStore::open({.path = config_.db}, &again);
+  }
   if (!opened) return do_without(fmt::format("no new one can be made: {}: {}", opened.error().message(), again));
   database_ = std::move(opened).value();
 }
@@ -251,6 +260,7 @@ Configured<> Server::open_segment_and_store() {
 }
 
 /// Until here SIGTERM has ended the process at once: there is nothing to finish, and a start may wait for a minute.
+/// Where the server before this one started over, signals have been waiting since.
 Configured<> Server::catch_signals() {
   for (const int signal : kSignals) {
     boost::system::error_code error;
@@ -319,6 +329,7 @@ Configured<> Server::listen() {
 // ---- serving -------------------------------------------------------------------------------------------------------
 
 int Server::run() {
+  started_ = std::chrono::steady_clock::now();
   const auto flush = [this]() -> awaitable<void> {
     co_await flusher_->run();
     flusher_done_ = true;
@@ -416,6 +427,7 @@ void Server::greet(Connection::Socket socket) {
 
 /// Says why, and waits for the peer to have read it (kFarewell). Costs no connection of those that are counted.
 awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, Errc code, std::string why) {
+  if (stopping_) co_return;
   ++refused_;
   boost::system::error_code ignored;
   if (refusing_.size() >= kMostRefusing) {
@@ -438,6 +450,7 @@ awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, Errc 
 }
 
 awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
+  if (stopping_) co_return;
   const uid_t uid = connection->uid();
   const auto place = connections_.insert(connections_.end(), connection);
   ++open_connections_;
@@ -517,6 +530,7 @@ awaitable<void> Server::handle_signals() {
     if (error) co_return;
     if (signal != SIGHUP) {
       spdlog::info("stopping: signal {}", signal);
+      if (!damage_.empty()) kept_signals_.push_back(signal);
       co_return;
     }
     notifier_.reloading();
@@ -550,13 +564,14 @@ void Server::start_over(const std::string& damage) {
     return;
   }
   damage_ = damage;
+  flusher_->abandon();  // nothing more goes there, or what is found to be written there would be forgotten
   boost::system::error_code ignored;
   signals_.cancel(ignored);
 }
 
 /// While nobody else waits for them.
 awaitable<void> Server::keep_signals() {
-  for (;;) {
+  while (!signals_kept_) {
     boost::system::error_code error;
     const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (error) co_return;
@@ -600,7 +615,7 @@ awaitable<void> Server::stop() {
     }
     return false;
   };
-  flusher_->kick();  // durable sets that wait need not wait for the interval
+  if (!over) flusher_->kick();  // durable sets that wait need not wait for the interval
   while (any_busy() && std::chrono::steady_clock::now() < requests_end) {
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
   }
@@ -612,15 +627,12 @@ awaitable<void> Server::stop() {
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
 
   if (!over) notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
-  if (over) {
-    flusher_->abandon();
-  } else {
-    flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
-  }
-  while (!flusher_done_) {
+  if (!over) flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
+  tick_.hang_up();  // nothing more is begun by the clock: the threads are about to end
+  do {
     notifier_.alive();
-    co_await pause.sleep_until(std::chrono::steady_clock::now() + kTick);
-  }
+    co_await pause.sleep_until(std::chrono::steady_clock::now() + (over ? 10ms : kTick));
+  } while (!flusher_done_);
   STEPSTASH_CRASH_POINT("daemon.server.stop.flushed");
   if (!flusher_->empty() && !over) {
     spdlog::error(
@@ -635,11 +647,11 @@ awaitable<void> Server::stop() {
   if (over) {
     // No other thread is left that could take them: from here on they are pending, until the next server catches them.
     block_signals(SIG_BLOCK);
-    co_await asio::post(loop_, asio::use_awaitable);
+    co_await pause.sleep_until(std::chrono::steady_clock::now() + 50ms);  // those that are in the loop already
+    signals_kept_ = true;
     for (const int signal : kept_signals_) ::kill(::getpid(), signal);
   }
   signals_.cancel(ignored);
-  tick_.hang_up();
   spdlog::info("{}; segment {}/{} is left for the next start", over ? "starting over" : "stopped",
                config_.segment_directory, config_.segment_name);
 }

@@ -75,8 +75,9 @@ class Server {
   Config config_;
   Inputs inputs_;
   Circumstances circumstances_;
-  std::string damage_;             // not empty: starting over
-  bool damaged_again_ = false;     // and not starting over any more
+  std::string damage_;          // not empty: starting over
+  bool damaged_again_ = false;  // and not starting over any more
+  bool signals_kept_ = false;
   std::vector<int> kept_signals_;  // for the next server
   std::vector<LockFile> locks_;
   SystemClock clock_;

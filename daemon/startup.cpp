@@ -80,7 +80,7 @@ Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
 
 /// What of another segment's entries is saved: what it alone may know, and besides it the records of evicted values,
 /// and values that are in a database.
-enum class Saved { dirty, and_evicted, and_clean };
+enum class Saved { dirty, and_evicted, and_clean };  // and_clean: in a second pass, after `dirty`
 
 /// Saves entries and all builds' facts out of another segment.
 void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup, Saved saved) {
@@ -91,19 +91,20 @@ void salvage(const shm::ObjectDirectory& directory, const std::string& aside, St
     if (startup.segment->find(found.buildid, shm::entry_name(found)) != nullptr) return;
     if (auto copied = copy_entry(*startup.segment, found)) {
       ++startup.entries_salvaged;
-    } else {
+    } else if (clean || saved != Saved::and_clean) {  // what is dirty was told by the first pass
       startup.set_aside.push_back(fmt::format("build {}, name \"{}\", id {}: could not be saved out of {}: {}",
                                               found.buildid, printable(shm::entry_name(found)), found.id, aside,
                                               copied.error().message()));
     }
   };
   const auto build = [&](const shm::BuildRecord& record) {
+    if (saved == Saved::and_clean) return;
     if (auto copied = copy_build(*startup.segment, record); !copied) {
       startup.set_aside.push_back(fmt::format("build {}: its facts could not be saved out of {}: {}",
                                               record.buildid.load(), aside, copied.error().message()));
     }
   };
-  if (auto done = shm::Writer::salvage(directory, aside, entry, build); !done) {
+  if (auto done = shm::Writer::salvage(directory, aside, entry, build); !done && saved != Saved::and_clean) {
     startup.set_aside.push_back(fmt::format("{}: cannot be read: {}", aside, done.error().message()));
   }
 }
@@ -301,6 +302,19 @@ std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, con
   return larger;
 }
 
+/// A new segment; with what is sound of a damaged one, where `damage` says what is the matter with that. With
+/// `with_clean` clean values go along where room is left.
+Result<Startup> make_and_save(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
+                              std::uint64_t builds, std::error_code damage, bool with_clean) {
+  Startup startup;
+  startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, bytes, builds));
+  if (!damage) return startup;
+  startup.set_aside.assign(1, fmt::format("segment {}: {}", name, damage.message()));
+  salvage(directory, name, startup, Saved::dirty);
+  if (with_clean) salvage(directory, name, startup, Saved::and_clean);
+  return startup;
+}
+
 /// Paths of segments that were set aside.
 std::vector<std::string> kept_aside(const shm::ObjectDirectory& directory, const std::string& name) {
   std::vector<std::string> paths;
@@ -355,14 +369,15 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       const std::uint64_t both = shm::Writer::bytes_for(builds, census.entries, census.text_bytes) + former.bytes;
       size = std::max(size, both);
     }
-    startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, size, builds));
-    if (damaged) {
-      progress("saving what is sound out of segment " + name);
-      startup.set_aside.assign(1, fmt::format("segment {}: {}", name, why.message()));
-      salvage(directory, name, startup, Saved::dirty);
-      if (other_database) salvage(directory, name, startup, Saved::and_clean);  // where room is left
-      STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
+    if (damaged) progress("saving what is sound out of segment " + name);
+    auto made = make_and_save(directory, name, size, builds, damaged ? why : std::error_code(), other_database);
+    // What is believed of a damaged segment costs no start.
+    if (!made && other_database) {
+      size = std::max(bytes, needed);
+      made = make_and_save(directory, name, size, census.builds_with_data, why, other_database);
     }
+    startup = STEPSTASH_TRY(std::move(made));
+    if (damaged) STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
   }
 
   if (other_database) {
@@ -384,8 +399,14 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
         reconciled = reconcile(database, startup, other_database);
       }
     }
+    if (!reconciled && damaged && other_database && is_lack_of_room(reconciled.error())) {
+      // The values that were clean took the room of the database's list.
+      startup = STEPSTASH_TRY(make_and_save(directory, name, size, census.builds_with_data, Errc::corrupt_segment,
+                                            /*with_clean=*/false));
+      reconciled = reconcile(database, startup, other_database);
+    }
     if (!reconciled) {
-      if (warm) told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
+      if (!damaged) told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
       return reconciled.error();
     }
     for (std::string& row : database.skipped()) startup.set_aside.push_back(std::move(row));

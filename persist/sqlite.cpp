@@ -1,6 +1,7 @@
 #include "persist/sqlite.hpp"
 
 #include <cassert>
+#include <cerrno>
 #include <cstring>
 
 namespace stepstash::persist {
@@ -62,7 +63,7 @@ std::string Connection::describe(std::error_code error) const {
   text += " (SQLite code " + std::to_string(error.value());
   const int primary = error.value() & 0xFF;
   const bool damage = primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB;
-  const int number = !db_ ? 0 : damage ? last_errno() : sqlite3_system_errno(db_.get());
+  const int number = !db_ ? 0 : damage ? read_errno() : sqlite3_system_errno(db_.get());
   if (number != 0 && (damage || primary == SQLITE_IOERR || primary == SQLITE_CANTOPEN || primary == SQLITE_FULL)) {
     text += ", " + std::system_category().message(number);
   }
@@ -74,9 +75,10 @@ bool Connection::file_has_moved() const noexcept {
   return sqlite3_file_control(db_.get(), "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved != 0;
 }
 
-int Connection::last_errno() const noexcept {
+int Connection::read_errno() const noexcept {
+  const auto told_as_damage = [](int number) { return number == EIO || number == ENXIO || number == ERANGE; };
   int number = 0;
-  if (sqlite3_file_control(db_.get(), "main", SQLITE_FCNTL_LAST_ERRNO, &number) == SQLITE_OK && number != 0)
+  if (sqlite3_file_control(db_.get(), "main", SQLITE_FCNTL_LAST_ERRNO, &number) == SQLITE_OK && told_as_damage(number))
     return number;
   sqlite3_file* journal = nullptr;
   number = 0;
@@ -84,7 +86,7 @@ int Connection::last_errno() const noexcept {
       journal != nullptr && journal->pMethods != nullptr) {
     journal->pMethods->xFileControl(journal, SQLITE_FCNTL_LAST_ERRNO, &number);
   }
-  return number;
+  return told_as_damage(number) ? number : 0;
 }
 
 Result<Statement> Statement::prepare(const Connection& connection, std::string_view sql) {

@@ -48,8 +48,9 @@ class Connection {
   /// True when the file this connection writes is no longer the one at its path (deleted, renamed or replaced).
   bool file_has_moved() const noexcept;
 
-  /// errno of the last system call that failed on the database or its WAL; 0: none has.
-  int last_errno() const noexcept;
+  /// errno of the last system call that failed on the database or on its WAL, if it is one of those that SQLite tells
+  /// as damage when it reads (SQLITE_IOERR_CORRUPTFS); else 0.
+  int read_errno() const noexcept;
 
  private:
   struct Close {

@@ -867,11 +867,9 @@ void SqliteStore::remember(std::string text) {
 std::error_code SqliteStore::report(const char* doing, std::error_code error, const Connection& connection) {
   remember(std::string(doing) + ": " + path_ + ": " + connection.describe(error));
   const std::error_code told = boundary_error(error);
-  // SQLite tells these of read(2) as damage (SQLITE_IOERR_CORRUPTFS). A disk may be there again, and what is taken for
-  // damage is set aside: after such an error this connection believes in none.
-  const int number = connection ? connection.last_errno() : 0;
-  if (told == Errc::corrupt_database && (number == EIO || number == ENXIO || number == ERANGE))
-    return Errc::not_durable;
+  // A disk may be there again, and what is taken for damage is set aside: after such an error this connection believes
+  // in none.
+  if (told == Errc::corrupt_database && connection && connection.read_errno() != 0) return Errc::not_durable;
   return told;
 }
 
