@@ -117,14 +117,7 @@ Configured<> Server::open_database() {
   }
   const persist::SqliteStore::Options options{.path = config_.db};
   std::string why;
-  auto opened = persist::SqliteStore::open(options, &why);
-  // Another process may hold it for a while, and a disk may be away for a moment. Clients wait at the socket, and read
-  // on what they have.
-  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
-  while (!opened && opened.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
-    wait_for_database(why);
-    opened = persist::SqliteStore::open(options, &why);
-  }
+  auto opened = patiently([&] { return persist::SqliteStore::open(options, &why); }, [&] { return why; });
   if (!opened && opened.error() == Errc::corrupt_database) {
     replace_database(why);
     return success();
@@ -142,14 +135,23 @@ Configured<> Server::open_database() {
   return success();
 }
 
-void Server::wait_for_database(const std::string& why) {
-  spdlog::warn("database {}: {}; trying again", config_.db, why);
-  notifier_.starting("waiting for the database: " + why);
-  std::this_thread::sleep_for(kDatabasePause);
-  // Where signals are blocked (stop), one that asks for the end has it, as it would at any start.
-  sigset_t pending;
-  ::sigpending(&pending);
-  if (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1) block_signals(SIG_UNBLOCK);
+/// Another process may hold the database for a while, and a disk may be away for a moment: tries that again. Clients
+/// wait at the socket, and read on what they have. `why`: for people, of the last try.
+template <class Try, class Why>
+auto Server::patiently(Try attempt, Why why) -> decltype(attempt()) {
+  auto result = attempt();
+  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
+  while (!result && result.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
+    spdlog::warn("database {}: {}; trying again", config_.db, why());
+    notifier_.starting("waiting for the database: " + why());
+    std::this_thread::sleep_for(kDatabasePause);
+    // Where signals are blocked (stop), one that asks for the end has it, as it would at any start.
+    sigset_t pending;
+    ::sigpending(&pending);
+    if (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1) block_signals(SIG_UNBLOCK);
+    result = attempt();
+  }
+  return result;
 }
 
 /// Keeps a damaged database under another name, and opens a new one.
@@ -166,12 +168,8 @@ void Server::replace_database(const std::string& why) {
   spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
   set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
   std::string again;
-  auto opened = persist::SqliteStore::open({.path = config_.db}, &again);
-  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
-  while (!opened && opened.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
-    wait_for_database(again);
-    opened = persist::SqliteStore::open({.path = config_.db}, &again);
-  }
+  auto opened =
+      patiently([&] { return persist::SqliteStore::open({.path = config_.db}, &again); }, [&] { return again; });
   if (!opened) return do_without(fmt::format("no new one can be made: {}: {}", opened.error().message(), again));
   database_ = std::move(opened).value();
 }
@@ -194,12 +192,7 @@ Configured<> Server::open_segment_and_store() {
         *directory_, config_.segment_name, config_.segment_size, *database_,
         [this](const std::string& what) { notifier_.starting(what); }, set_aside_);
   };
-  auto opened = open();
-  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
-  while (!opened && opened.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
-    wait_for_database(database_->last_error());
-    opened = open();
-  }
+  auto opened = patiently(open, [this] { return database_->last_error(); });
   // Opening a database reads little of it: damage inside shows when its lists are read.
   if (!opened && opened.error() == Errc::corrupt_database) {
     replace_database(database_->last_error());

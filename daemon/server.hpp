@@ -49,7 +49,8 @@ class Server {
  private:
   Server(Config config, Inputs inputs, Circumstances circumstances);
   Configured<> open_database();
-  void wait_for_database(const std::string& why);
+  template <class Try, class Why>
+  auto patiently(Try attempt, Why why) -> decltype(attempt());
   void replace_database(const std::string& why);
   Configured<> open_segment_and_store();
   Configured<> listen();
