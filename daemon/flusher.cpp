@@ -320,6 +320,7 @@ awaitable<void> Flusher::run() {
   bool builds_first = false;
   while (!abandoned_) {
     if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) co_await reserve_ids();
+    if (abandoned_) break;  // while ids were asked for
     if (queue_.empty()) {
       kicked_ = false;
       if (give_up_) break;
@@ -353,7 +354,6 @@ awaitable<void> Flusher::run() {
     const Outcome outcome = co_await run_on(thread_, job);
     builds_first = !outcome.committed && !batch->entries.empty();
     settle(flights, outcome, builds_only);
-    if (abandoned_) break;  // without a pause
     if (outcome.committed) {
       if (!builds_only) backoff = 100ms;
       if (!queue_.empty() && !committed_.empty()) kicked_ = true;  // more than one batch was asked for
