@@ -331,7 +331,7 @@ Result<Writer::Former> Writer::former(const ObjectDirectory& directory, const st
   found.bytes = std::min(static_cast<std::uint64_t>(status.st_size), head.segment_bytes);
   found.builds = std::min(found.bytes / sizeof(BuildRecord), head.builds_capacity) / 2;  // builds_for()
   found.store_id = head.store_id.load(std::memory_order_relaxed);                        // of a copy
-  found.commit_count = head.commit_count.load(std::memory_order_relaxed) & ~kUnsettled;
+  found.commit_count = head.commit_count.load(std::memory_order_relaxed);
   return found;
 }
 

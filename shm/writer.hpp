@@ -71,7 +71,7 @@ class Writer {
     std::uint64_t bytes = 0;   ///< not more than the object has
     std::uint64_t builds = 0;  ///< that its table holds
     std::uint64_t store_id = 0;
-    std::uint64_t commit_count = 0;
+    std::uint64_t commit_count = 0;  ///< with kUnsettled, as it stands there
   };
   static Result<Former> former(const ObjectDirectory& directory, const std::string& name);
 
