@@ -24,6 +24,16 @@ struct Starting {
   void forget_segment() const { std::filesystem::remove(segment_path()); }
   /// Whether there is an object of the segment's name with this behind it.
   bool has_object(const std::string& suffix) const { return std::filesystem::exists(segment_path() + suffix); }
+  /// Sets build 1, "evicted", and then of build 2 what it takes for it to be evicted.
+  static void set_until_evicted(Engine& engine) {
+    engine.set(1, "evicted", std::string(200'000, 'e'));
+    engine.flush().value();
+    for (int i = 0; engine.value(1, "evicted") != "(evicted)"; ++i) {
+      BOOST_REQUIRE(i < 100);
+      engine.set(2, std::to_string(i), std::string(200'000, 'f'));
+      engine.flush().value();
+    }
+  }
   /// Changes one byte of the segment.
   void damage(std::uint64_t offset) const {
     std::fstream file(segment_path(), std::ios::in | std::ios::out | std::ios::binary);
@@ -204,13 +214,7 @@ BOOST_AUTO_TEST_CASE(the_same_id_and_revision_in_another_database_are_not_taken_
 BOOST_AUTO_TEST_CASE(values_that_only_the_former_database_has_are_named_and_not_served) {
   {
     Engine engine(directory, disk, clock);
-    engine.set(1, "evicted", std::string(200'000, 'e'));
-    engine.flush().value();
-    for (int i = 0; engine.value(1, "evicted") != "(evicted)"; ++i) {
-      BOOST_REQUIRE(i < 100);
-      engine.set(2, std::to_string(i), std::string(200'000, 'f'));
-      engine.flush().value();
-    }
+    set_until_evicted(engine);
   }
   MemoryStore other(0xd1ff);
   Engine engine(directory, other, clock);
@@ -281,13 +285,7 @@ BOOST_AUTO_TEST_CASE(a_damaged_segment_and_another_database_are_both_served) {
   std::vector<std::uint64_t> ids;
   {
     Engine engine(directory, disk, clock);
-    engine.set(1, "evicted", std::string(200'000, 'e'));
-    engine.flush().value();
-    for (int i = 0; engine.value(1, "evicted") != "(evicted)"; ++i) {
-      BOOST_REQUIRE(i < 100);
-      engine.set(2, std::to_string(i), std::string(200'000, 'f'));
-      engine.flush().value();
-    }
+    set_until_evicted(engine);
     ids.push_back(engine.set(1, "clean", "clean value").id);
     engine.flush().value();
     ids.push_back(engine.set(1, "dirty", "dirty value").id);

@@ -41,6 +41,24 @@ void all_there(const Client& client, std::int64_t build, std::uint64_t bytes, st
   }
 }
 
+/// Whether a signal waits for the process to take it: ShdPnd of proc(5).
+bool is_pending(pid_t pid, int signal) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("ShdPnd:")) return (std::stoull(line.substr(7), nullptr, 16) >> (signal - 1) & 1) != 0;
+  }
+  return false;
+}
+
+/// Gives the daemon a disk of 16 MiB for its database, and returns where. In a mount namespace of the caller's own.
+std::string small_disk(DaemonProcess& daemon) {
+  std::string disk = daemon.directory().file("disk");
+  require(::mkdir(disk.c_str(), 0700) == 0, disk);
+  mount_tmpfs(disk, 16 * kMiB);
+  daemon.use_db(disk + "/build_data.db");
+  return disk;
+}
+
 /// 0: it runs; else the signal that ended it, or 1000 + its exit status.
 int fate(const DaemonProcess& daemon) {
   siginfo_t info{};
@@ -160,10 +178,7 @@ BOOST_AUTO_TEST_CASE(a_dev_shm_too_small_for_a_segment_is_an_error_at_the_start,
 BOOST_AUTO_TEST_CASE(a_full_disk_delays_what_is_written_and_loses_nothing, *boost::unit_test::precondition(may_mount)) {
   with_small_shm(64 * kMiB, [] {
     DaemonProcess daemon({"--segment-size=32MiB", "--flush-interval=10ms"});
-    const std::string disk = daemon.directory().file("disk");
-    require(::mkdir(disk.c_str(), 0700) == 0, disk);
-    mount_tmpfs(disk, 16 * kMiB);
-    daemon.use_db(disk + "/build_data.db");
+    const std::string disk = small_disk(daemon);
     daemon.start();
     Client client(daemon.socket());
     for (std::uint64_t i = 0; i < 10; ++i) client.set(9, std::to_string(i), generated(500'000, i));
@@ -356,7 +371,7 @@ BOOST_AUTO_TEST_CASE(a_stop_that_is_asked_for_while_the_daemon_starts_over_is_do
   BOOST_TEST(eventually([&] { return contains(daemon.log(), "starting over"); }), daemon.log());
   ::kill(daemon.pid(), SIGHUP);
   ::kill(daemon.pid(), SIGTERM);
-  std::this_thread::sleep_for(50ms);
+  BOOST_TEST(eventually([&] { return is_pending(daemon.pid(), SIGTERM); }));
   BOOST_TEST(fate(daemon) == 0);  // what is acknowledged as durable is in no database now
   faults.fail_renames(0);
   BOOST_TEST(daemon.terminate() == 0, daemon.log());
@@ -367,10 +382,7 @@ BOOST_AUTO_TEST_CASE(with_segment_dev_shm_and_disk_full_at_once_freeing_works_an
                      *boost::unit_test::precondition(may_mount)) {
   with_small_shm(16 * kMiB, [] {
     DaemonProcess daemon({"--segment-size=32MiB", "--max-dirty=32MiB", "--flush-interval=10ms"});
-    const std::string disk = daemon.directory().file("disk");
-    require(::mkdir(disk.c_str(), 0700) == 0, disk);
-    mount_tmpfs(disk, 16 * kMiB);
-    daemon.use_db(disk + "/build_data.db");
+    const std::string disk = small_disk(daemon);
     daemon.start();
     Client client(daemon.socket());
     for (std::uint64_t i = 0; i < 10; ++i) client.set(9, std::to_string(i), generated(300'000, i));
