@@ -66,7 +66,8 @@ class Caller {
     if (what < 549) return drop(build);
     if (what < 552) return prune();
     if (what < 562) return finish(build);
-    if (what < 590) return set_in_pieces(build, name);
+    if (what < 572) return hold(build);
+    if (what < 600) return set_in_pieces(build, name);
     return set(build, name);
   }
 
@@ -193,13 +194,19 @@ class Caller {
         Action::finish, build, true, [&](Record&) { client_.finish(build_number(build), epoch(at)); }, at);
   }
 
+  bool hold(std::size_t build) {
+    const bool held = one_in(3);
+    const auto call = [&](Record&) { held ? client_.hold(build_number(build)) : client_.unhold(build_number(build)); };
+    return change(Action::hold, build, true, call, held ? 1 : 0);
+  }
+
   template <class F>
   bool change(Action action, std::size_t build, bool repeats, F&& call, std::int64_t at = 0) {
     Record* record = recorder_.begin(action, build, 0);
     if (record == nullptr) return false;
     record->repeats = repeats;
     record->at = at;
-    if (action != Action::finish) arena_.deletions.fetch_add(1);
+    if (action == Action::drop || action == Action::prune) arena_.deletions.fetch_add(1);
     try {
       call(*record);
       recorder_.end(*record, Answer::ok);

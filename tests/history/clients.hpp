@@ -1,5 +1,5 @@
-/// The clients of a round: processes with several threads each, which set, get, stat, list, finish, prune and drop as
-/// fast as they can, and record it (history.hpp).
+/// The clients of a round: processes with several threads each, which set, get, stat, list, finish, hold, prune and
+/// drop as fast as they can, and record it (history.hpp).
 #pragma once
 
 #include <atomic>

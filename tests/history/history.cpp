@@ -80,6 +80,8 @@ void HistoryChecker::expand(const Round& round, const Record& record, std::uint6
       case Action::drop:
       case Action::finish:
       case Action::completion:
+      case Action::hold:
+      case Action::holding:
         for (std::size_t name = 0; name < kNames; ++name) operations[record.build * kNames + name].push_back(made);
         break;
       default:
@@ -122,6 +124,9 @@ void HistoryChecker::expand(const Round& round, const Record& record, std::uint6
     case Action::finish:
       put_change(Kind::finish);
       return;
+    case Action::hold:
+      put_change(Kind::hold);
+      return;
     case Action::prune:
       put_change(Kind::prune);
       return;
@@ -142,6 +147,10 @@ void HistoryChecker::expand(const Round& round, const Record& record, std::uint6
       return;
     case Action::completion:
       operation.kind = Kind::read_complete;
+      put(operation);
+      return;
+    case Action::holding:
+      operation.kind = Kind::read_held;
       put(operation);
       return;
     case Action::look:
@@ -260,8 +269,8 @@ std::vector<std::string> HistoryChecker::check(const Round& round) {
 }
 
 std::string describe(const Record& record) {
-  static constexpr const char* kActions[] = {"nothing", "set",        "set if absent", "get",  "stat", "list",
-                                             "finish",  "completion", "prune",         "drop", "look"};
+  static constexpr const char* kActions[] = {"nothing",    "set",  "set if absent", "get",   "stat", "list", "finish",
+                                             "completion", "hold", "holding",       "prune", "drop", "look"};
   static constexpr const char* kAnswers[] = {"pending", "ok", "unmet", "failed", "unknown", "forbidden"};
   char text[256];
   std::snprintf(text, sizeof text, "[%lld .. %lld] %s build %d name %d: %s", static_cast<long long>(record.begin),
@@ -273,6 +282,7 @@ std::string describe(const Record& record) {
   if (record.action == Action::prune || record.action == Action::finish || record.action == Action::completion) {
     all += record.at == kUnfinished ? ", at never" : ", at " + std::to_string(record.at);
   }
+  if (record.action == Action::hold || record.action == Action::holding) all += record.at != 0 ? ", yes" : ", no";
   if (sets(record)) {
     std::snprintf(text, sizeof text, ", value %016llx", static_cast<unsigned long long>(record.value));
     all += text;

@@ -32,7 +32,21 @@ struct Sight {
   bool exact = true;  ///< length and, where they were looked at, bytes are those of `value`
 };
 
-enum class Action : std::uint8_t { none, set, set_if_absent, get, stat, list, finish, completion, prune, drop, look };
+enum class Action : std::uint8_t {
+  none,
+  set,
+  set_if_absent,
+  get,
+  stat,
+  list,
+  finish,
+  completion,  ///< what the database says of it
+  hold,
+  holding,  ///< the same
+  prune,
+  drop,
+  look
+};
 enum class Answer : std::uint8_t {
   pending,  ///< the client died, or is still waiting
   ok,
@@ -51,9 +65,9 @@ struct Record {
   std::int32_t code = 0;
   std::int64_t begin = 0;
   std::int64_t end = 0;
-  std::uint64_t value = 0;           ///< set: the one value that only this operation sets
-  std::uint64_t count = 0;           ///< prune, drop: entries deleted, by the answer
-  std::int64_t at = 0;               ///< finish: complete_at; prune: older than; completion: what the database says
+  std::uint64_t value = 0;  ///< set: the one value that only this operation sets
+  std::uint64_t count = 0;  ///< prune, drop: entries deleted, by the answer
+  std::int64_t at = 0;  ///< finish and completion: complete_at; prune: older than; hold and holding: 1, or 0 for unhold
   std::array<Sight, kNames> seen{};  ///< list: by name; else the first: what was read, or id and revision of the set
 };
 static_assert(std::is_standard_layout_v<Record> && std::atomic<Answer>::is_always_lock_free);

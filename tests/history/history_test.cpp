@@ -280,6 +280,26 @@ BOOST_AUTO_TEST_CASE(a_finish_that_the_database_does_not_have_is_found) {
   BOOST_TEST(!history.check({{0, INT64_MAX}}, 3000).empty());
 }
 
+BOOST_AUTO_TEST_CASE(a_hold_that_the_database_does_not_have_and_a_prune_of_what_is_held_are_found) {
+  Made history;
+  history.add(Action::hold, 1, 2).at = 1;
+  history.add(Action::holding, 3, 4).at = 1;
+  BOOST_TEST(history.check().empty());
+  history.next_round();
+  history.add(Action::holding, 2003, 2004).at = 0;
+  BOOST_TEST(!history.check({{0, INT64_MAX}}, 3000).empty());
+
+  Made pruned;
+  pruned.set(1, 2, kA, 1, 1);
+  pruned.add(Action::finish, 3, 4).at = 100;
+  pruned.add(Action::hold, 3, 4).at = 1;
+  Record& prune = pruned.add(Action::prune, 5, 6);
+  prune.at = 101;
+  prune.count = 1;
+  pruned.get(7, 8, 0);
+  BOOST_TEST(!pruned.check().empty());
+}
+
 BOOST_AUTO_TEST_CASE(a_prune_counts_what_it_deleted_over_all_builds) {
   Made history;
   history.set(1, 2, kA, 1, 1);

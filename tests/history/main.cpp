@@ -494,15 +494,18 @@ class Run {
       problems.push_back("the database has build " + std::to_string(key.first) + ", name \"" + key.second +
                          "\", which the segment has not");
     }
-    const Select completion = prepare(raw, "SELECT complete_at FROM builds WHERE id = ?1 AND complete_at IS NOT NULL");
-    for (std::size_t build = 0; build < kBuilds; ++build) {
-      Record* record = recorder.begin(Action::completion, build, 0);
-      ::sqlite3_reset(completion.get());
-      ::sqlite3_bind_int64(completion.get(), 1, build_number(build));
-      record->at =
-          ::sqlite3_step(completion.get()) == SQLITE_ROW ? ::sqlite3_column_int64(completion.get(), 0) : kUnfinished;
-      recorder.end(*record, Answer::ok);
-    }
+    const auto read = [&](Action action, const char* sql, std::int64_t otherwise) {
+      const Select select = prepare(raw, sql);
+      for (std::size_t build = 0; build < kBuilds; ++build) {
+        Record* record = recorder.begin(action, build, 0);
+        ::sqlite3_reset(select.get());
+        ::sqlite3_bind_int64(select.get(), 1, build_number(build));
+        record->at = ::sqlite3_step(select.get()) == SQLITE_ROW ? ::sqlite3_column_int64(select.get(), 0) : otherwise;
+        recorder.end(*record, Answer::ok);
+      }
+    };
+    read(Action::completion, "SELECT complete_at FROM builds WHERE id = ?1 AND complete_at IS NOT NULL", kUnfinished);
+    read(Action::holding, "SELECT held FROM builds WHERE id = ?1", 0);
   }
 
   Settings settings_;

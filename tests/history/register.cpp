@@ -56,10 +56,13 @@ bool apply(const KeyOperation& operation, KeyState& state) {
       become_absent(state);
       return true;
     case Kind::prune:
-      if (state.complete_at != kUnfinished && state.complete_at < operation.at) become_absent(state);
+      if (state.complete_at != kUnfinished && state.complete_at < operation.at && !state.held) become_absent(state);
       return true;
     case Kind::finish:
       state.complete_at = operation.at;
+      return true;
+    case Kind::hold:
+      state.held = operation.at != 0;
       return true;
     case Kind::read:
       return operation.value == state.value && (state.value == 0 || bind(state, operation.id, operation.revision));
@@ -67,12 +70,15 @@ bool apply(const KeyOperation& operation, KeyState& state) {
       return state.value != 0;
     case Kind::read_complete:
       return state.complete_at == operation.at;
+    case Kind::read_held:
+      return state.held == (operation.at != 0);
   }
   return false;
 }
 
 bool only_looks(const KeyOperation& operation) {
-  return operation.kind == Kind::read || operation.kind == Kind::present || operation.kind == Kind::read_complete;
+  return operation.kind == Kind::read || operation.kind == Kind::present || operation.kind == Kind::read_complete ||
+         operation.kind == Kind::read_held;
 }
 
 class Search {
@@ -188,12 +194,16 @@ const char* word(Kind kind) {
       return "prune";
     case Kind::finish:
       return "finish";
+    case Kind::hold:
+      return "hold";
     case Kind::read:
       return "read";
     case Kind::present:
       return "something was there";
     case Kind::read_complete:
       return "read completion";
+    case Kind::read_held:
+      return "read hold";
   }
   return "?";
 }
@@ -224,6 +234,10 @@ std::string describe(const KeyOperation& operation) {
     case Kind::read_complete:
       text += operation.at == kUnfinished ? " never" : " " + std::to_string(operation.at);
       break;
+    case Kind::hold:
+    case Kind::read_held:
+      text += operation.at != 0 ? " yes" : " no";
+      break;
     default:
       break;
   }
@@ -237,6 +251,7 @@ std::string describe(const KeyState& state) {
   if (state.revision != 0) text += ", revision " + std::to_string(state.revision);
   text += ", ids and revisions above " + std::to_string(state.floor);
   if (state.complete_at != kUnfinished) text += ", complete at " + std::to_string(state.complete_at);
+  if (state.held) text += ", held";
   return text;
 }
 

@@ -30,6 +30,7 @@ struct KeyState {
   std::uint64_t revision = 0;              ///< the same
   std::uint64_t floor = 0;                 ///< every id and revision that is given from now on is larger
   std::int64_t complete_at = kUnfinished;  ///< of the key's build
+  bool held = false;                       ///< the key's build
   auto operator<=>(const KeyState&) const = default;
 };
 
@@ -38,11 +39,13 @@ struct KeyOperation {
     set,            ///< value, and the id and revision that were answered
     set_if_absent,  ///< the same, and the key was absent
     remove,         ///< drop: absent from here on
-    prune,          ///< the same if the build was complete before `at`
+    prune,          ///< the same if the build was complete before `at` and not held
     finish,         ///< the build is complete at `at`
+    hold,           ///< the build is held from here on if `at` is 1, not if it is 0
     read,           ///< `value` was there, or 0: nothing was
     present,        ///< something was there (a set-if-absent that did not hold)
     read_complete,  ///< the build was complete at `at`; kUnfinished: it was not
+    read_held,      ///< the build was held if `at` is 1, not if it is 0
   };
   Kind kind = Kind::read;
   std::uint64_t value = 0;

@@ -104,6 +104,17 @@ BOOST_AUTO_TEST_CASE(a_prune_deletes_what_was_complete_before_its_time_and_nothi
   BOOST_TEST(!good({set(0, 1, kA), plain(Kind::prune, 4, 5, 100), read(6, 7, 0)}));
 }
 
+BOOST_AUTO_TEST_CASE(a_prune_passes_by_what_is_held) {
+  const auto history = [](std::int64_t held, std::uint64_t then) {
+    return good({set(0, 1, kA), plain(Kind::finish, 2, 3, 100), plain(Kind::hold, 4, 5, held),
+                 plain(Kind::prune, 6, 7, 101), read(8, 9, then)});
+  };
+  BOOST_TEST(history(1, kA));
+  BOOST_TEST(!history(1, 0));
+  BOOST_TEST(history(0, 0));
+  BOOST_TEST(!history(0, kA));
+}
+
 BOOST_AUTO_TEST_CASE(whether_a_deletion_found_something_is_told_where_it_is_certain) {
   auto removal = plain(Kind::remove, 4, 5);
   removal.label = 7;
@@ -132,11 +143,12 @@ BOOST_AUTO_TEST_CASE(whatever_an_atomic_register_does_is_explained) {
     std::vector<KeyOperation> history;
     std::uint64_t value = 0, id = 0, revision = 0, next = 1;
     std::int64_t complete_at = kUnfinished;
+    bool held = false;
     for (std::int64_t instant = 0; instant < 3000; instant += 10) {
       KeyOperation operation;
       operation.begin = instant - below(40);
       operation.end = instant + below(40);
-      switch (below(12)) {
+      switch (below(13)) {
         case 0:
           operation.kind = Kind::remove;
           value = id = revision = 0;
@@ -148,7 +160,12 @@ BOOST_AUTO_TEST_CASE(whatever_an_atomic_register_does_is_explained) {
         case 2:
           operation.kind = Kind::prune;
           operation.at = below(20);
-          if (complete_at != kUnfinished && complete_at < operation.at) value = id = revision = 0;
+          if (complete_at != kUnfinished && complete_at < operation.at && !held) value = id = revision = 0;
+          break;
+        case 12:
+          operation.kind = Kind::hold;
+          held = below(2) == 0;
+          operation.at = held ? 1 : 0;
           break;
         case 3:
         case 4:
@@ -256,6 +273,12 @@ BOOST_AUTO_TEST_CASE(a_finish_that_was_lost) {
   BOOST_TEST(!good({plain(Kind::finish, 0, 1, 100), plain(Kind::read_complete, 2, 3, kUnfinished)}));
   BOOST_TEST(
       !good({plain(Kind::finish, 0, 1, 100), plain(Kind::finish, 2, 3, 50), plain(Kind::read_complete, 4, 5, 100)}));
+}
+
+BOOST_AUTO_TEST_CASE(a_hold_that_was_lost) {
+  BOOST_TEST(good({plain(Kind::read_held, 0, 1, 0), plain(Kind::hold, 2, 3, 1), plain(Kind::read_held, 4, 5, 1)}));
+  BOOST_TEST(!good({plain(Kind::hold, 0, 1, 1), plain(Kind::read_held, 2, 3, 0)}));
+  BOOST_TEST(!good({plain(Kind::hold, 0, 1, 1), plain(Kind::hold, 2, 3, 0), plain(Kind::read_held, 4, 5, 1)}));
 }
 
 BOOST_AUTO_TEST_CASE(a_history_too_wild_to_judge_is_not_called_good) {
