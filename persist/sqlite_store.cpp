@@ -50,6 +50,9 @@ constexpr std::uint64_t kWalKeepBytes = kTransactionBytes;
 constexpr std::uint64_t kMaxInt = std::numeric_limits<std::int64_t>::max();
 /// Of rows that break the contract; of the others the number is told.
 constexpr std::uint64_t kRowsNamed = 100;
+constexpr const char* kOfEveryConnection =
+    "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;"
+    "PRAGMA foreign_keys=OFF; PRAGMA secure_delete=OFF;";
 constexpr std::array kCompanions = {"-wal", "-shm", "-journal", "-reserve"};
 
 std::int64_t signed_twin(std::uint64_t value) noexcept { return static_cast<std::int64_t>(value); }
@@ -297,19 +300,20 @@ struct SqliteStore::ReaderStatements {
   }
 };
 
-SqliteStore::SqliteStore(std::string path) : path_(std::move(path)) {}
+SqliteStore::SqliteStore(std::string path, const Options& options)
+    : path_(std::move(path)), busy_timeout_(options.busy_timeout), max_bytes_(options.max_bytes) {}
 SqliteStore::~SqliteStore() = default;
 
 Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, std::string* why) {
   const auto attempt = [&]() -> Result<std::unique_ptr<SqliteStore>> {
     std::string path = STEPSTASH_TRY(resolve_directory(options.path));  // not inside `new`: an early return would leak
-    std::unique_ptr<SqliteStore> store(new SqliteStore(path));
-    auto opened = store->open_connections(options);
+    std::unique_ptr<SqliteStore> store(new SqliteStore(path, options));
+    auto opened = store->open_connections();
     if (!opened && opened.error() != Errc::newer_database && room_beside(path) < kBytesToOpen &&
         ::unlink((path + "-reserve").c_str()) == 0) {
       STEPSTASH_CRASH_POINT("persist.open.reserve_removed");
-      store.reset(new SqliteStore(path));  // SQLite needs a few pages beside the database to open it
-      opened = store->open_connections(options);
+      store.reset(new SqliteStore(path, options));  // SQLite needs a few pages beside the database to open it
+      opened = store->open_connections();
     }
     if (!opened) {
       std::error_code error = store->report("opening", opened.error(), store->writer_);
@@ -326,13 +330,12 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
   return result;
 }
 
-Result<> SqliteStore::open_connections(const Options& options) {
+Result<> SqliteStore::open_connections() {
   for (const char* suffix : kCompanions) STEPSTASH_TRY(examine(path_ + suffix));
   last_written_ = std::max(modified_at(path_), modified_at(path_ + "-wal"));
   if (!STEPSTASH_TRY(examine(path_))) STEPSTASH_TRY(create(path_));
 
-  const auto timeout = static_cast<int>(std::clamp<std::int64_t>(options.busy_timeout.count(), 0, INT_MAX));
-  writer_ = STEPSTASH_TRY(Connection::open(path_, timeout));
+  writer_ = STEPSTASH_TRY(open_connection());
   // What was examined and what SQLite opened must be one file.
   if (writer_.file_has_moved() || !STEPSTASH_TRY(examine(path_))) return Errc::unsafe_object;
   // Of a new file only, and before anything is written. For an old one they would change nothing but write all the
@@ -341,10 +344,7 @@ Result<> SqliteStore::open_connections(const Options& options) {
     STEPSTASH_TRY(writer_.execute(("PRAGMA page_size=" + std::to_string(kPageBytes)).c_str()));
     STEPSTASH_TRY(writer_.execute("PRAGMA auto_vacuum=INCREMENTAL"));
   }
-  constexpr const char* kBoth =
-      "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;"
-      "PRAGMA foreign_keys=OFF; PRAGMA secure_delete=OFF;";
-  STEPSTASH_TRY(writer_.execute(kBoth));
+  STEPSTASH_TRY(writer_.execute(kOfEveryConnection));
   // Whose database it is comes before any change to it, the journal's mode included.
   if (const auto application = STEPSTASH_TRY(writer_.query_int("PRAGMA application_id"));
       application != kApplicationId &&
@@ -358,25 +358,11 @@ Result<> SqliteStore::open_connections(const Options& options) {
   STEPSTASH_CRASH_POINT("persist.open.wal");
   STEPSTASH_TRY(migrate(writer_));
   STEPSTASH_CRASH_POINT("persist.open.migrated");
-  const auto page_bytes = static_cast<std::uint64_t>(STEPSTASH_TRY(writer_.query_int("PRAGMA page_size")));
-  const auto pragma = [&](const char* name, std::uint64_t value) {
-    return writer_.execute(("PRAGMA " + std::string(name) + "=" + std::to_string(value)).c_str());
-  };
-  wal_pages_ = static_cast<int>(kTransactionBytes / page_bytes);
-  sqlite3_wal_autocheckpoint(writer_.get(), wal_pages_);
-  STEPSTASH_TRY(pragma("journal_size_limit", kWalKeepBytes));
-  // Half a transaction; what does not fit is spilled into the WAL, where it is going anyway.
-  STEPSTASH_TRY(writer_.execute("PRAGMA cache_size=-8192"));
-  if (options.max_bytes > 0) {
-    STEPSTASH_TRY(pragma("max_page_count", std::max<std::uint64_t>(1, options.max_bytes / page_bytes)));
-  }
+  write_ = STEPSTASH_TRY(set_up_writer(writer_));
 
-  reader_ = STEPSTASH_TRY(Connection::open(path_, timeout));
-  STEPSTASH_TRY(reader_.execute(kBoth));
+  reader_ = STEPSTASH_TRY(open_connection());
+  STEPSTASH_TRY(reader_.execute(kOfEveryConnection));
   STEPSTASH_TRY(reader_.execute("PRAGMA query_only=ON; PRAGMA cache_size=-2048"));
-
-  write_ = std::make_unique<WriterStatements>();
-  STEPSTASH_TRY(write_->prepare(writer_));
   read_ = std::make_unique<ReaderStatements>();
   STEPSTASH_TRY(read_->prepare(reader_));
   store_id_ = STEPSTASH_TRY(write_->meta("store_id"));
@@ -388,6 +374,47 @@ Result<> SqliteStore::open_connections(const Options& options) {
   make_reserve(path_ + "-reserve");
   // What a crash left half written or half deleted. Not a reason to refuse service: commits and vacuum go on with it.
   if (auto swept = collect_chunks(kChunksPerCall); !swept) (void)report("sweeping", swept.error(), writer_);
+  return success();
+}
+
+Result<Connection> SqliteStore::open_connection() const {
+  return Connection::open(path_, static_cast<int>(std::clamp<std::int64_t>(busy_timeout_.count(), 0, INT_MAX)));
+}
+
+Result<std::unique_ptr<SqliteStore::WriterStatements>> SqliteStore::set_up_writer(Connection& connection) {
+  const auto page_bytes = static_cast<std::uint64_t>(STEPSTASH_TRY(connection.query_int("PRAGMA page_size")));
+  const auto pragma = [&](const char* name, std::uint64_t value) {
+    return connection.execute(("PRAGMA " + std::string(name) + "=" + std::to_string(value)).c_str());
+  };
+  wal_pages_ = static_cast<int>(kTransactionBytes / page_bytes);
+  sqlite3_wal_autocheckpoint(connection.get(), wal_pages_);
+  STEPSTASH_TRY(pragma("journal_size_limit", kWalKeepBytes));
+  // Half a transaction; what does not fit is spilled into the WAL, where it is going anyway.
+  STEPSTASH_TRY(connection.execute("PRAGMA cache_size=-8192"));
+  if (max_bytes_ > 0) {
+    STEPSTASH_TRY(pragma("max_page_count", std::max<std::uint64_t>(1, max_bytes_ / page_bytes)));
+  }
+  auto statements = std::make_unique<WriterStatements>();
+  STEPSTASH_TRY(statements->prepare(connection));
+  return statements;
+}
+
+/// What a connection keeps of an error it keeps for good: a new one tells whether damage is what the disk has, or what
+/// SQLite makes of a disk that cannot be read.
+Result<> SqliteStore::replace_writer() {
+  Connection fresh;
+  const auto set_up = [&]() -> Result<std::unique_ptr<WriterStatements>> {
+    fresh = STEPSTASH_TRY(open_connection());
+    STEPSTASH_TRY(fresh.execute(kOfEveryConnection));
+    return set_up_writer(fresh);
+  };
+  auto statements = set_up();
+  if (!statements) return report("opening again", statements.error(), fresh);
+  STEPSTASH_TRY(check_files());  // it was the same file that was opened, if neither connection's has moved
+  if (fresh.file_has_moved()) return Errc::not_durable;
+  write_ = std::move(statements).value();  // before their connection
+  writer_ = std::move(fresh);
+  writer_doubted_ = false;
   return success();
 }
 
@@ -443,6 +470,7 @@ Result<> SqliteStore::check_files() {
 
 Result<> SqliteStore::commit(const Batch& batch) {
   STEPSTASH_TRY(check_files());
+  if (writer_doubted_) STEPSTASH_TRY(replace_writer());
   if (auto written = write_batch(batch); !written) {
     const bool full = disk_full(written.error(), writer_);
     const std::error_code error = report("committing", written.error(), writer_);
@@ -867,10 +895,11 @@ void SqliteStore::remember(std::string text) {
 std::error_code SqliteStore::report(const char* doing, std::error_code error, const Connection& connection) {
   remember(std::string(doing) + ": " + path_ + ": " + connection.describe(error));
   const std::error_code told = boundary_error(error);
-  // A disk may be there again, and what is taken for damage is set aside: after such an error this connection believes
-  // in none.
-  if (told == Errc::corrupt_database && connection && connection.read_errno() != 0) return Errc::not_durable;
-  return told;
+  // A disk may be there again, and what is taken for damage is set aside: after such an error a connection believes in
+  // none.
+  if (told != Errc::corrupt_database || !connection || connection.read_errno() == 0) return told;
+  if (&connection == &writer_) writer_doubted_ = true;
+  return Errc::not_durable;
 }
 
 }  // namespace stepstash::persist

@@ -103,8 +103,11 @@ class SqliteStore final : public BackingStore {
     bool operator==(const FileId&) const = default;
   };
 
-  explicit SqliteStore(std::string path);
-  Result<> open_connections(const Options& options);
+  SqliteStore(std::string path, const Options& options);
+  Result<> open_connections();
+  Result<Connection> open_connection() const;
+  Result<std::unique_ptr<WriterStatements>> set_up_writer(Connection& connection);
+  Result<> replace_writer();
 
   Result<> check_files();
   bool make_room(const std::vector<BuildRow>& builds);
@@ -126,10 +129,13 @@ class SqliteStore final : public BackingStore {
   void remember(std::string text);
 
   const std::string path_;
+  const std::chrono::milliseconds busy_timeout_;
+  const std::uint64_t max_bytes_;
   Connection writer_;
   Connection reader_;
   std::unique_ptr<WriterStatements> write_;  // after the connections: destroyed first
   std::unique_ptr<ReaderStatements> read_;
+  bool writer_doubted_ = false;  // it saw damage after an error of the disk
   FileId wal_;
   int wal_pages_ = 0;  // at this size the WAL is checkpointed
   std::uint64_t store_id_ = 0;

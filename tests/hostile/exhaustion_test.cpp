@@ -378,6 +378,61 @@ BOOST_AUTO_TEST_CASE(a_stop_that_is_asked_for_while_the_daemon_starts_over_is_do
   BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 21);
 }
 
+BOOST_AUTO_TEST_CASE(damage_is_told_from_an_error_of_the_disk_that_was_before_it,
+                     *boost::unit_test::enable_if<kScale == 1>()) {
+  Faults faults;
+  Served served({"--flush-interval=10ms", "--segment-size=16MiB"});
+  DaemonProcess& daemon = served.daemon;
+  Client& client = served.client;
+  client.set(1, "n", "value");
+  client.flush();
+  damage_schema(daemon.db());
+  const std::string kept = daemon.db() + ".damaged-1";
+  faults.fail_reads(EIO, 0);
+  faults.fail_io(EIO);
+  client.set(2, "meets it", "value");
+  BOOST_TEST(eventually([&] { return figure(client, "flush_errors") > 3; }));
+  BOOST_TEST(!std::filesystem::exists(kept));  // who knows what the disk has
+  faults.fail_reads(0, 0);
+  faults.fail_io(0);
+  BOOST_TEST(eventually([&] { return std::filesystem::exists(kept); }), daemon.log());
+  client.flush(30s);
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 2);
+}
+
+BOOST_AUTO_TEST_CASE(a_new_database_without_room_is_waited_for_and_clients_read_on,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(64 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=32MiB", "--flush-interval=10ms"});
+    const std::string disk = small_disk(daemon);
+    const auto wait_for = [&](const char* text) {
+      require(eventually([&] { return contains(daemon.log(), text); }), text + daemon.log());
+    };
+    daemon.start();
+    Client client(daemon.socket());
+    for (std::uint64_t i = 0; i < 20; ++i) client.set(1, std::to_string(i), generated(50'000, i));
+    client.flush();
+    {
+      damage_schema(daemon.db());
+      require(std::filesystem::remove(daemon.db() + "-reserve"), "the reserve, which would do");
+      const Filler filler(disk);
+      client.set(2, "meets it", "value");
+      wait_for("trying again");
+      all_there(client, 1, 50'000, 20);
+      require(daemon.terminate() == 128 + SIGTERM, "told to end while it waits");
+      daemon.start_unready();
+      wait_for("trying again");
+      all_there(client, 1, 50'000, 20);
+    }
+    client.set(3, "then", "value", "", {.durable = true, .deadline = 30s});
+    client.flush();
+    require(query(daemon.db(), "SELECT count(*) FROM build_data") == 22, "rows");
+    require(std::filesystem::exists(daemon.db() + ".damaged-1"), "what was damaged is kept");
+    require(!std::filesystem::exists(daemon.db() + ".damaged-2"), "and nothing else");
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
 BOOST_AUTO_TEST_CASE(with_segment_dev_shm_and_disk_full_at_once_freeing_works_and_nothing_is_lost,
                      *boost::unit_test::precondition(may_mount)) {
   with_small_shm(16 * kMiB, [] {
