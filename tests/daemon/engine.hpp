@@ -80,6 +80,7 @@ class Engine {
   const daemon::Startup& startup() const { return startup_; }
   daemon::Waiter& waiter() { return waiter_; }
   boost::asio::io_context& loop() { return loop_; }
+  bool flushing() const { return !flusher_done_; }
 
   /// Runs the loop until `condition` holds. Throws after 30 s.
   void run_until(const std::function<bool()>& condition) {

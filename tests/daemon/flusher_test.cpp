@@ -189,6 +189,42 @@ BOOST_AUTO_TEST_CASE(what_makes_room_on_a_full_disk_does_not_wait_for_values) {
   BOOST_TEST((rows(disk) == Rows{"2/w=value"}));
 }
 
+BOOST_AUTO_TEST_CASE(a_database_counts_as_damaged_until_it_takes_values_again) {
+  faulty.fail_values(Errc::corrupt_database);
+  engine.set(1, "v", "value");
+  engine.store().finish(3, 100).value();
+  engine.flusher().kick();
+  engine.run_until([&] { return disk.load_build(3).value().has_value(); });
+  BOOST_TEST(engine.flusher().database_damaged());  // that it took a build proves nothing
+  faulty.heal();
+  engine.flush().value();
+  BOOST_TEST(!engine.flusher().database_damaged());
+}
+
+BOOST_AUTO_TEST_CASE(an_abandoned_flusher_ends_after_the_batch_under_way) {
+  engine.set(1, "v", "value");
+  stop_in_commit();
+  engine.set(1, "w", "later");
+  engine.flusher().abandon();
+  faulty.release();
+  engine.run_until([&] { return !engine.flushing(); });
+  BOOST_TEST((rows(disk) == Rows{"1/v=value"}));
+  BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::clean));
+  BOOST_TEST((engine.segment().find(1, "w")->state.load() == shm::EntryState::dirty));
+}
+
+BOOST_AUTO_TEST_CASE(a_flusher_that_is_abandoned_for_damage_writes_nothing_more) {
+  engine.flusher().on_damaged_database = [&](const std::string&) { engine.flusher().abandon(); };
+  faulty.fail_nth_commit(1, Errc::corrupt_database);
+  engine.set(1, "v", "value");
+  engine.store().finish(3, 100).value();
+  engine.flusher().kick();
+  engine.run_until([&] { return !engine.flushing(); });
+  BOOST_TEST(faulty.commits() == 1u);
+  BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::dirty));
+  BOOST_TEST(!disk.load_build(3).value().has_value());
+}
+
 BOOST_AUTO_TEST_CASE(a_value_forgotten_before_its_turn_is_never_written) {
   engine.set(1, "v", "value");
   engine.drop(1);
