@@ -31,6 +31,14 @@ constexpr std::uint64_t kFirstGuess = 1 << 20;
 constexpr std::size_t kIdleBuffer = 4096;
 /// A set that is begun and gets nothing for this long is given up: it keeps room from others.
 constexpr auto kStagedIdle = 5min;
+/// Where others wait for room or for a ring, a set is given up that takes longer than this, and a second for each so
+/// many bytes that came.
+constexpr auto kStagedGrace = 5s;
+constexpr std::uint64_t kStagedBytesPerSecond = std::uint64_t{1} << 20;
+/// How long a set that grows waits for room before it looks whether it was given up.
+constexpr auto kGrowPatience = 100ms;
+/// The same of a set that waits for a ring.
+constexpr auto kRingPatience = 100ms;
 constexpr std::uint32_t kDefaultDeadlineMs = 10'000;
 
 TimePoint deadline_after(std::uint32_t ms) {
@@ -90,9 +98,28 @@ void Connection::close() {
   socket_.close(ignored);
 }
 
-bool Connection::shed_ring() {
-  if (!ring_ || staged_ || busy_ || closed_) return false;
+bool Connection::shed_ring(bool slow_too) {
+  if (!ring_ || busy_ || closed_ || (staged_ && !(slow_too && is_slow()))) return false;
   close();
+  return true;
+}
+
+bool Connection::is_slow() const {
+  const auto earned = std::chrono::seconds(staged_->received / kStagedBytesPerSecond);
+  return std::chrono::steady_clock::now() - staged_->begun > kStagedGrace + earned;
+}
+
+bool Connection::shed_set(const Waiter& waiter) {
+  if (!staged_ || staged_->failure || &waiter == &waiter_ || !is_slow()) return false;
+  const auto lasted =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - staged_->begun);
+  staged_->failure = protocol::Failure{
+      Errc::segment_full,
+      fmt::format(
+          "{} bytes of the value came in {} s, and others wait for the room that it keeps: the set was given up",
+          staged_->received, lasted.count())};
+  if (busy_) return false;  // the room comes when what is under way has ended
+  staged_->draft.reset();
   return true;
 }
 
@@ -389,7 +416,7 @@ awaitable<bool> Connection::on_set_begin(protocol::SetBegin begin) {
       co_return co_await send_failure(Errc::too_many,
                                       fmt::format("all {} staging rings are in use (max_rings)", services_.rings));
     }
-    co_await services_.ring_ended.wait(waiter_, deadline);
+    co_await services_.ring_ended.wait(waiter_, std::min(deadline, std::chrono::steady_clock::now() + kRingPatience));
   }
   if (!ring_) {
     if (auto made = make_ring(); !made) {
@@ -438,7 +465,7 @@ awaitable<bool> Connection::on_pieces() {
       staged_->failure = protocol::Failure{
           Errc::invalid_argument,
           fmt::format("{} bytes came of a value that was announced with {}", needed, staged_->length)};
-    } else if (auto room = co_await grow(needed); !room) {
+    } else if (auto room = co_await grow(needed); !room && !staged_->failure) {
       staged_->failure = failure(room.error(), needed);
     }
   }
@@ -449,7 +476,7 @@ awaitable<bool> Connection::on_pieces() {
     while (!copied && services_.store.made_room_in_tmpfs(copied.error(), total)) {
       copied = co_await run_on(services_.copiers, job);
     }
-    if (!copied) staged_->failure = failure(copied.error(), received + total);
+    if (!copied && !staged_->failure) staged_->failure = failure(copied.error(), received + total);
   }
   for (const protocol::Piece& piece : pieces_) {
     received += piece.bytes;
@@ -500,19 +527,15 @@ Result<> Connection::copy_pieces() {
 awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   Staged& staged = *staged_;
   if (needed <= staged.draft->capacity) co_return success();
-  shm::Writer& segment = services_.segment;
-  const std::uint64_t doubled = std::min(std::max(needed, 2 * staged.draft->capacity), segment.max_value_bytes());
+  const std::uint64_t doubled =
+      std::min(std::max(needed, 2 * staged.draft->capacity), services_.segment.max_value_bytes());
   if (needed > doubled) co_return Errc::too_large;
-  auto extended = segment.extend(*staged.draft, doubled);
+  auto extended = services_.store.extend(staged.draft, doubled);
   if (!extended) co_return extended.error();
   STEPSTASH_CRASH_POINT("daemon.staged.room.extended");
   if (extended.value()) co_return success();
-  auto larger =
-      co_await services_.store.reserve(staged.params, doubled, waiter_, deadline_after(staged.params.deadline_ms));
-  if (!larger && needed < doubled) {
-    larger =
-        co_await services_.store.reserve(staged.params, needed, waiter_, deadline_after(staged.params.deadline_ms));
-  }
+  auto larger = co_await larger_room(doubled);
+  if (!larger && needed < doubled && !staged.failure) larger = co_await larger_room(needed);
   if (!larger) co_return larger.error();
   OwnedDraft to = std::move(larger).value();
   auto job = [this, &to, &staged]() -> Result<> {
@@ -526,6 +549,20 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   STEPSTASH_CRASH_POINT("daemon.staged.value.moved");
   staged.draft = std::move(to);
   co_return success();
+}
+
+/// As Store::reserve; but the set may be given up meanwhile, for others wait for what it has.
+awaitable<Result<OwnedDraft>> Connection::larger_room(std::uint64_t length) {
+  const Staged& staged = *staged_;
+  const TimePoint deadline = deadline_after(staged.params.deadline_ms);
+  for (;;) {
+    const TimePoint now = std::chrono::steady_clock::now();
+    auto room = co_await services_.store.reserve(staged.params, length, waiter_,
+                                                 std::min(deadline, now + kGrowPatience), staged.draft.counted());
+    const bool may_come = !room && (room.error() == Errc::segment_full || room.error() == Errc::dirty_limit ||
+                                    room.error() == std::errc::no_space_on_device);
+    if (!may_come || staged.failure || waiter_.gone() || now >= deadline) co_return room;
+  }
 }
 
 awaitable<protocol::Reply> Connection::on_commit() {

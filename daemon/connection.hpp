@@ -41,7 +41,7 @@ struct Services {
   std::uint64_t rings = 0;       ///< staging rings that exist now
   WaitList ring_ended;           ///< those who wait for one
   std::function<bool()> free_page;  ///< gives a page of the tmpfs up that was kept for this; false when none is left
-  std::function<bool()> shed_ring;  ///< ends a connection that has a ring and does nothing; false when there is none
+  std::function<bool()> shed_ring;  ///< ends a connection that has a ring and is idle or slow; false: there is none
 };
 
 /// Who is on the other side, as the kernel says, at the time of connect(2).
@@ -73,8 +73,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Serves until the peer hangs up, breaks the protocol, or close() is called.
   awaitable<void> run();
   void close();
-  /// Ends the connection when it has a ring and is idle: its client connects anew when it needs to.
-  bool shed_ring();
+  /// Ends the connection when it has a ring and is idle, or is_slow() with `slow_too`: its client connects anew when it
+  /// needs to.
+  bool shed_ring(bool slow_too);
+  /// Ends the set under way when it is slow, and gives back its room; not that which itself waits for room, with
+  /// `waiter`.
+  bool shed_set(const Waiter& waiter);
   uid_t uid() const noexcept { return peer_.uid; }
   /// A request is being answered.
   bool busy() const noexcept { return busy_; }
@@ -88,6 +92,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     protocol::SetParams params;
     std::uint64_t length;  // or kUnknownLength
     OwnedDraft draft;
+    TimePoint begun = std::chrono::steady_clock::now();
     std::uint64_t received = 0;
     shm::StreamHash hash;
     std::optional<protocol::Failure> failure;
@@ -107,7 +112,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool next_is_piece(std::size_t at) const noexcept;
   awaitable<bool> on_pieces();
   Result<> copy_pieces();
+  bool is_slow() const;
   awaitable<Result<>> grow(std::uint64_t needed);
+  awaitable<Result<OwnedDraft>> larger_room(std::uint64_t length);
   awaitable<protocol::Reply> on_commit();
 
   Result<> make_ring();

@@ -70,6 +70,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"connections_accepted", server.accepted},
       {"connections_refused", server.refused},
       {"staging_rings", services.rings},
+      {"staged_bytes", services.store.staged_bytes()},
       {"descriptors", open_descriptors()},
       {"sets", store.sets},
       {"gets_asked", store.asked},

@@ -243,6 +243,9 @@ Configured<> Server::open_segment_and_store() {
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
   services_->stats = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
+  store_->shed_set = [this](const Waiter& waiter) {
+    return shed(next_set_, [&](Connection& connection) { return connection.shed_set(waiter); });
+  };
   services_->free_page = [this] { return free_page(); };
   page_reserve_ = UniqueFd(::open(config_.segment_directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   keep_pages();
@@ -480,12 +483,23 @@ void Server::keep_pages() {
   }
 }
 
-bool Server::shed_ring() {
+/// Asks one connection after the other, until one has given something up. Many may wait for that: after a round in vain
+/// the next one waits for the next tick.
+template <class Shed>
+bool Server::shed(TimePoint& next_round, Shed shed_of) {
+  const TimePoint now = std::chrono::steady_clock::now();
+  if (now < next_round) return false;
   for (const auto& weak : connections_) {
     const auto connection = weak.lock();
-    if (connection && connection->shed_ring()) return true;
+    if (connection && shed_of(*connection)) return true;
   }
+  next_round = now + kTick;
   return false;
+}
+
+bool Server::shed_ring() {
+  return shed(next_idle_, [](Connection& connection) { return connection.shed_ring(/*slow_too=*/false); }) ||
+         shed(next_slow_, [](Connection& connection) { return connection.shed_ring(/*slow_too=*/true); });
 }
 
 awaitable<void> Server::keep_time() {
@@ -553,6 +567,7 @@ void Server::start_over(const std::string& damage) {
   if (stopping_ || !damage_.empty() || damaged_again_) return;
   if (!circumstances_.damage.empty() && std::chrono::steady_clock::now() - started_ < kDamagedAgain) {
     damaged_again_ = true;
+    flusher_->abandon();  // a later commit might meet sound pages, and prove nothing
     spdlog::error("the new database is damaged already, and not replaced again before a restart: is the disk sound?");
     return;
   }

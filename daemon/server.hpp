@@ -66,6 +66,8 @@ class Server {
   awaitable<void> stop();
   void start_over(const std::string& damage);
   awaitable<void> keep_signals();
+  template <class Shed>
+  bool shed(TimePoint& next_round, Shed shed_of);
   bool shed_ring();
   void give_back_memory();
   bool free_page();
@@ -110,6 +112,9 @@ class Server {
   bool stopping_ = false;
   bool flusher_done_ = false;
   int exit_status_ = 0;
+  TimePoint next_idle_{};  // rounds of shed(): for rings of who is idle,
+  TimePoint next_slow_{};  // of who is slow,
+  TimePoint next_set_{};   // and for the room of slow sets
   TimePoint started_ = std::chrono::steady_clock::now();
   Notifier notifier_;
 };

@@ -32,12 +32,18 @@ class OwnedDraft {
  public:
   OwnedDraft() = default;
   OwnedDraft(shm::Writer& segment, shm::Draft draft) : segment_(&segment), draft_(draft) {}
-  OwnedDraft(OwnedDraft&& other) noexcept : segment_(std::exchange(other.segment_, nullptr)), draft_(other.draft_) {}
+  OwnedDraft(OwnedDraft&& other) noexcept
+      : segment_(std::exchange(other.segment_, nullptr)),
+        draft_(other.draft_),
+        sum_(std::exchange(other.sum_, nullptr)),
+        counted_(std::exchange(other.counted_, 0)) {}
   OwnedDraft& operator=(OwnedDraft&& other) noexcept {
     if (this != &other) {
       reset();
       segment_ = std::exchange(other.segment_, nullptr);
       draft_ = other.draft_;
+      sum_ = std::exchange(other.sum_, nullptr);
+      counted_ = std::exchange(other.counted_, 0);
     }
     return *this;
   }
@@ -48,22 +54,38 @@ class OwnedDraft {
   shm::Draft* operator->() noexcept { return &draft_; }
   shm::Draft release() noexcept {
     segment_ = nullptr;
+    uncount();
     return draft_;
   }
   void reset() noexcept {
     if (segment_ != nullptr) std::exchange(segment_, nullptr)->discard(draft_);
+    uncount();
   }
+  /// Has its capacity, as it is now, counted in `sum` while it lives.
+  void count_in(std::uint64_t& sum) noexcept {
+    uncount();
+    sum_ = &sum;
+    counted_ = draft_.capacity;
+    sum += counted_;
+  }
+  std::uint64_t counted() const noexcept { return counted_; }
 
  private:
+  void uncount() noexcept {
+    if (sum_ != nullptr) *std::exchange(sum_, nullptr) -= std::exchange(counted_, 0);
+  }
+
   shm::Writer* segment_ = nullptr;
   shm::Draft draft_;
+  std::uint64_t* sum_ = nullptr;
+  std::uint64_t counted_ = 0;
 };
 
 /// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it.
 class Store {
  public:
   struct Limits {
-    std::uint64_t max_dirty = 0;               ///< bytes that may wait for the database
+    std::uint64_t max_dirty = 0;  ///< bytes that may wait for the database, those of sets under way included
     std::chrono::milliseconds punch_after{0};  ///< free memory goes back to the system after this
     std::optional<std::chrono::milliseconds> horizon;
   };
@@ -90,9 +112,15 @@ class Store {
   // ---- setting ----
 
   /// Finds room for a value of `length` bytes, waiting for evictions and flushes until `deadline`. The block is not
-  /// reserved yet. Errors: invalid_argument, too_large (at once), segment_full, dirty_limit, condition_failed.
+  /// reserved yet. `replaced`: the room that the set has so far, and gives back for this. Errors: invalid_argument,
+  /// too_large (at once), segment_full, dirty_limit, condition_failed.
   awaitable<Result<OwnedDraft>> reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
-                                        TimePoint deadline);
+                                        TimePoint deadline, std::uint64_t replaced = 0);
+  /// Makes the draft larger where it is. False when there is no room behind it, or too much waits for the database.
+  Result<bool> extend(OwnedDraft& draft, std::uint64_t length);
+  /// Called where somebody waits for room: ends a set, but that of `waiter`, which has kept room for long and fills it
+  /// slowly; false when there is none.
+  std::function<bool(const Waiter& waiter)> shed_set;
   /// Publishes a filled block: from here on every process sees it. With params.durable waits for the commit.
   awaitable<Result<protocol::SetOk>> commit(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
                                             std::uint64_t value_hash, Waiter& waiter, TimePoint deadline);
@@ -140,6 +168,8 @@ class Store {
 
   std::uint64_t resident_values() const noexcept { return catalog_.nodes().size() - evicted_; }
   std::uint64_t evicted_values() const noexcept { return evicted_; }
+  /// Bytes that sets under way have reserved.
+  std::uint64_t staged_bytes() const noexcept { return staged_bytes_; }
   const Limits& limits() const noexcept { return limits_; }
 
  private:
@@ -147,9 +177,14 @@ class Store {
   Result<> check_condition(const protocol::SetParams& params) const;
   Result<std::uint64_t> next_id();
   Result<BuildState*> ensure_build(BuildId build, bool spare);
-  /// Waits until there is room; `dirty_bytes` is what the value will add to what waits for the database.
+  /// Waits until there is room; `dirty_bytes` is what the value will add to what waits for the database, and
+  /// `replaced` what it adds to already.
   awaitable<Result<OwnedDraft>> find_room(std::string_view name, std::string_view source, std::uint64_t length,
-                                          std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline);
+                                          std::uint64_t dirty_bytes, std::uint64_t replaced, Waiter& waiter,
+                                          TimePoint deadline);
+  /// Whether so much more may wait for the database. One value may exceed the limit when nothing else waits: it could
+  /// never be set otherwise.
+  bool within_limit(std::uint64_t dirty_bytes, std::uint64_t replaced) const;
   /// One try: draft, reclaim, evict a bounded number, draft again.
   Result<shm::Draft> try_draft(std::string_view name, std::string_view source, std::uint64_t length);
   /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
@@ -215,6 +250,7 @@ class Store {
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
   std::chrono::nanoseconds ask_again_{0};
   std::uint64_t evicted_ = 0;
+  std::uint64_t staged_bytes_ = 0;
   std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for
   std::uint64_t walked_for_ = 0;
   Counters counters_;

@@ -327,6 +327,54 @@ BOOST_AUTO_TEST_CASE(a_ring_whose_pages_are_taken_away_harms_its_owner_only) {
 
 // ---- namespaces ----------------------------------------------------------------------------------------------------
 
+BOOST_AUTO_TEST_CASE(who_reserves_memory_and_does_not_fill_it_keeps_nobody_from_it_for_long) {
+  constexpr std::uint64_t kBytes = 60'000;
+  Served served({"--segment-size=64MiB", "--max-dirty=48MiB"});
+  const Client& good = served.client;
+  const auto refused = [](const Error& error) { return error.code() == STEPSTASH_EFULL; };
+  for (std::uint64_t i = 0; i < 300; ++i) served.client.set(1, std::to_string(i), generated(kBytes, i));
+  served.client.flush();
+  const auto all_there = [&] {
+    for (std::uint64_t i = 0; i < 300; ++i) {
+      BOOST_TEST(is_generated(good.get(1, std::to_string(i))->bytes(), kBytes, i));
+    }
+  };
+  {
+    // Within the limit: a quarter of the segment is left for gets of what had to make way, and a little for sets.
+    Client first(served.daemon.socket()), second(served.daemon.socket());
+    auto one = first.begin(2, "one", 22 * kMiB);
+    const auto other = second.begin(2, "other", 22 * kMiB);
+    BOOST_TEST(figure(good, "staged_bytes") >= 44 * kMiB);
+    Client third(served.daemon.socket());
+    BOOST_CHECK_EXCEPTION(third.begin(2, "more", 10 * kMiB, "", {.deadline = 200ms}), Error, refused);
+    served.client.set(1, "300", "set meanwhile", "", {.deadline = 1s * kScale});
+    all_there();
+    // A value of more than the limit waits for all others; they are given up for it.
+    auto large = third.begin(2, "large", 50 * kMiB, "", {.deadline = 30s});
+    BOOST_TEST(figure(good, "staged_bytes") >= 50 * kMiB);
+    BOOST_TEST(figure(good, "staged_bytes") < 60 * kMiB);
+    const auto given_up = [&](const Error& error) { return refused(error) && contains(error.what(), "was given up"); };
+    BOOST_CHECK_EXCEPTION((one->write(generated(22 * kMiB, 1)), one->commit()), Error, given_up);
+    // And so is it, for the smallest of others.
+    served.client.set(1, "301", generated(8 * kMiB, 301), "", {.deadline = 30s});
+    BOOST_CHECK_EXCEPTION((large->write(generated(50 * kMiB, 1)), large->commit()), Error, given_up);
+    all_there();
+  }
+  BOOST_TEST(eventually([&] { return figure(good, "staged_bytes") == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(who_takes_rings_and_does_not_use_them_keeps_nobody_from_one_for_long) {
+  Served served({"--segment-size=64MiB", "--max-rings=3"});
+  std::vector<Client> hogs;
+  std::vector<std::optional<Writer>> sets;
+  for (int i = 0; i < 3; ++i)
+    sets.push_back(hogs.emplace_back(served.daemon.socket()).begin(2, std::to_string(i), 70'000));
+  BOOST_TEST(figure(served.client, "staging_rings") == 3);
+  served.client.set(1, "large", generated(kMiB, 1), "", {.deadline = 30s});
+  BOOST_TEST(is_generated(served.client.get(1, "large")->bytes(), kMiB, 1));
+  BOOST_TEST(figure(served.client, "staging_rings") <= 3);
+}
+
 BOOST_AUTO_TEST_CASE(a_client_in_a_pid_namespace_holds_and_gives_back, *boost::unit_test::precondition(may_mount)) {
   Served served({"--segment-size=16MiB", "--flush-interval=5ms"});
   Client& client = served.client;
