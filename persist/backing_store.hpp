@@ -114,6 +114,10 @@ class BackingStore {
   /// Why nothing can be read or written here as long as this program runs; no error: it can.
   virtual std::error_code unusable() const { return {}; }
 
+  /// Whether what was committed is where the next program will look for it: files can be deleted or replaced while they
+  /// are in use. Any thread.
+  virtual bool in_place() const { return true; }
+
   /// What the last failure was, for people; empty when there has been none. Any thread.
   virtual std::string last_error() const { return {}; }
 

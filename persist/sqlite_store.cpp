@@ -336,6 +336,7 @@ Result<> SqliteStore::open_connections() {
   if (!STEPSTASH_TRY(examine(path_))) STEPSTASH_TRY(create(path_));
 
   writer_ = STEPSTASH_TRY(open_connection());
+  file_ = FileId::at(path_);
   // What was examined and what SQLite opened must be one file.
   if (writer_.file_has_moved() || !STEPSTASH_TRY(examine(path_))) return Errc::unsafe_object;
   // Of a new file only, and before anything is written. For an old one they would change nothing but write all the
@@ -367,9 +368,7 @@ Result<> SqliteStore::open_connections() {
   STEPSTASH_TRY(read_->prepare(reader_));
   store_id_ = STEPSTASH_TRY(write_->meta("store_id"));
   commit_count_ = STEPSTASH_TRY(write_->meta("commit_count"));
-  struct ::stat wal {};
-  if (::lstat((path_ + "-wal").c_str(), &wal) == 0) wal_ = {wal.st_dev, wal.st_ino};
-
+  wal_ = FileId::at(path_ + "-wal");
   STEPSTASH_CRASH_POINT("persist.open.identified");
   make_reserve(path_ + "-reserve");
   // What a crash left half written or half deleted. Not a reason to refuse service: commits and vacuum go on with it.
@@ -410,8 +409,8 @@ Result<> SqliteStore::replace_writer() {
   };
   auto statements = set_up();
   if (!statements) return report("opening again", statements.error(), fresh);
-  STEPSTASH_TRY(check_files());  // it was the same file that was opened, if neither connection's has moved
   if (fresh.file_has_moved()) return Errc::not_durable;
+  STEPSTASH_TRY(check_files());            // then it is the same file
   write_ = std::move(statements).value();  // before their connection
   writer_ = std::move(fresh);
   writer_doubted_ = false;
@@ -460,10 +459,16 @@ std::vector<std::string> SqliteStore::kept_aside(const std::string& path) {
   return kept;
 }
 
+SqliteStore::FileId SqliteStore::FileId::at(const std::string& path) noexcept {
+  struct ::stat status {};
+  if (::lstat(path.c_str(), &status) != 0) return {};
+  return {status.st_dev, status.st_ino};
+}
+
+bool SqliteStore::in_place() const { return FileId::at(path_) == file_ && FileId::at(path_ + "-wal") == wal_; }
+
 Result<> SqliteStore::check_files() {
-  struct ::stat wal {};
-  const bool same_wal = ::lstat((path_ + "-wal").c_str(), &wal) == 0 && FileId{wal.st_dev, wal.st_ino} == wal_;
-  if (!writer_.file_has_moved() && same_wal) return success();
+  if (in_place()) return success();
   remember("the database file or its WAL was deleted, renamed or replaced: " + path_);
   return Errc::not_durable;
 }

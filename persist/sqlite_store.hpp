@@ -77,6 +77,8 @@ class SqliteStore final : public BackingStore {
   /// deleted file (Errc::not_durable until the daemon is started again). On a full disk what the batch frees is freed
   /// all the same, with the help of a small file kept for that (`path`-reserve).
   Result<> commit(const Batch& batch) override;
+  /// O(1): two calls of lstat(2).
+  bool in_place() const override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;
   Result<Census> census() override;
   /// No other call to this store from within `each`. Rows that break the contract are skipped, so that one of them does
@@ -101,6 +103,8 @@ class SqliteStore final : public BackingStore {
     std::uint64_t device = 0;
     std::uint64_t inode = 0;
     bool operator==(const FileId&) const = default;
+    /// Of what is at `path`, which is not followed; all zeros when nothing is.
+    static FileId at(const std::string& path) noexcept;
   };
 
   SqliteStore(std::string path, const Options& options);
@@ -136,6 +140,7 @@ class SqliteStore final : public BackingStore {
   std::unique_ptr<WriterStatements> write_;  // after the connections: destroyed first
   std::unique_ptr<ReaderStatements> read_;
   bool writer_doubted_ = false;  // it saw damage after an error of the disk
+  FileId file_;
   FileId wal_;
   int wal_pages_ = 0;  // at this size the WAL is checkpointed
   std::uint64_t store_id_ = 0;
