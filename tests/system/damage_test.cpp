@@ -388,8 +388,21 @@ BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_agai
   damage(2);
   BOOST_TEST(eventually([&] { return fs::exists(daemon.db() + ".damaged-1") && fs::exists(daemon.db()); }));
   client.flush();
+  const auto schema = [&](const std::string& sql) {
+    return run({"sqlite3", "-cmd", ".dbconfig defensive off", daemon.db(), "PRAGMA writable_schema = ON; " + sql});
+  };
+  client.flush();
+  std::string sound = schema("SELECT quote(sql) FROM sqlite_schema WHERE name = 'builds'").out;
+  sound.erase(0, sound.find('\''));  // what .dbconfig says
   damage(3);
   BOOST_TEST(eventually([&] { return contains(daemon.log(), "not replaced again"); }), daemon.log());
+  // That it would take something again proves nothing.
+  BOOST_TEST_REQUIRE(
+      schema("UPDATE sqlite_schema SET sql = " + sound + " WHERE name = 'builds'; PRAGMA schema_version = 4712;")
+          .status == 0);
+  BOOST_CHECK_EXCEPTION(client.set(3, "durable", "v", "", {.durable = true, .deadline = 3s}), Error,
+                        [](const Error& error) { return error.code() == STEPSTASH_EIO; });
+  damage_schema(daemon.db());
   // Nothing is evicted in favour of what comes: when memory is full it is full.
   std::uint64_t count = 0;
   for (bool room = true; room && count < 200; count += room ? 1 : 0) {
@@ -407,7 +420,7 @@ BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_agai
   daemon.start();  // which replaces it
   client.flush(30s);
   BOOST_TEST(fs::exists(daemon.db() + ".damaged-2"));
-  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(22 + count));
+  BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(23 + count));
   for (std::uint64_t i = 0; i < 20; ++i) {
     BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), 200'000, i));
   }
