@@ -51,6 +51,8 @@ const char* text(Errc e) noexcept {
       return "no ids left until the database can be written again";
     case Errc::too_many_builds:
       return "the segment's build table is full";
+    case Errc::foreign_database:
+      return "not a database of stepstash";
   }
   return "unknown stepstash error";
 }

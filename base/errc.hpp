@@ -32,6 +32,7 @@ enum class Errc {
   unsafe_object = 21,     ///< a path the daemon should own is a link, foreign, or not a regular file
   out_of_ids = 22,        ///< no ids left until the database takes a reservation again
   too_many_builds = 23,   ///< the segment's build table is full
+  foreign_database = 24,  ///< the database is another program's
 };
 
 const std::error_category& category() noexcept;

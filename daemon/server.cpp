@@ -71,7 +71,9 @@ int exit_status_of(std::error_code error) {
       error == std::errc::operation_not_permitted) {
     return kExitPermission;
   }
-  if (error == Errc::newer_database || error == Errc::invalid_argument) return kExitConfig;
+  if (error == Errc::newer_database || error == Errc::foreign_database || error == Errc::invalid_argument) {
+    return kExitConfig;
+  }
   if (error == Errc::not_durable) return kExitIo;
   return kExitCannotCreate;
 }
@@ -122,8 +124,9 @@ Configured<> Server::open_database() {
     replace_database(why);
     return success();
   }
-  // Whoever went back a version has the values of the builds that run, and loses nothing by going forward again.
-  if (!opened && opened.error() == Errc::newer_database) {
+  // Whoever went back a version has the values of the builds that run, and loses nothing by going forward again; nor
+  // does who names the wrong file.
+  if (!opened && (opened.error() == Errc::newer_database || opened.error() == Errc::foreign_database)) {
     database_ = std::make_unique<persist::UnavailableStore>(opened.error(), why);
     return success();
   }

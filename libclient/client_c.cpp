@@ -68,6 +68,7 @@ int code_of(Errc error) noexcept {
     case Errc::corrupt_database:
       return STEPSTASH_ECORRUPT;
     case Errc::newer_database:
+    case Errc::foreign_database:
     case Errc::not_durable:
     case Errc::unsafe_object:
       return STEPSTASH_EIO;

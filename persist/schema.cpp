@@ -64,7 +64,7 @@ Result<> migrate(Connection& connection, std::span<const MigrationStep> steps) {
     // A fresh file has neither an application nor a table. Anything else without our mark is not ours to change.
     const bool fresh = application == 0 && version == 0 &&
                        STEPSTASH_TRY(connection.query_int("SELECT count(*) FROM sqlite_schema")) == 0;
-    if (!fresh && application != kApplicationId) return Errc::invalid_argument;
+    if (!fresh && application != kApplicationId) return Errc::foreign_database;
     if (version > latest) return Errc::newer_database;
     if (version < 0 || (!fresh && version == 0)) return Errc::corrupt_database;
     return version;

@@ -28,7 +28,7 @@ using MigrationStep = Result<> (*)(Connection&);
 std::span<const MigrationStep> migration_steps() noexcept;
 
 /// Brings the database to the version of the last step, in one transaction: all of it happens or nothing.
-/// Errors: Errc::newer_database; Errc::invalid_argument when it is another program's database; those of SQLite.
+/// Errors: Errc::newer_database; Errc::foreign_database; those of SQLite.
 Result<> migrate(Connection& connection, std::span<const MigrationStep> steps = migration_steps());
 
 }  // namespace stepstash::persist

@@ -309,8 +309,8 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
     std::string path = STEPSTASH_TRY(resolve_directory(options.path));  // not inside `new`: an early return would leak
     std::unique_ptr<SqliteStore> store(new SqliteStore(path, options));
     auto opened = store->open_connections();
-    if (!opened && opened.error() != Errc::newer_database && room_beside(path) < kBytesToOpen &&
-        ::unlink((path + "-reserve").c_str()) == 0) {
+    if (!opened && opened.error() != Errc::newer_database && opened.error() != Errc::foreign_database &&
+        room_beside(path) < kBytesToOpen && ::unlink((path + "-reserve").c_str()) == 0) {
       STEPSTASH_CRASH_POINT("persist.open.reserve_removed");
       store.reset(new SqliteStore(path, options));  // SQLite needs a few pages beside the database to open it
       opened = store->open_connections();
@@ -350,7 +350,7 @@ Result<> SqliteStore::open_connections() {
   if (const auto application = STEPSTASH_TRY(writer_.query_int("PRAGMA application_id"));
       application != kApplicationId &&
       (application != 0 || STEPSTASH_TRY(writer_.query_int("SELECT count(*) FROM sqlite_schema")) != 0)) {
-    return Errc::invalid_argument;
+    return Errc::foreign_database;
   }
   if (STEPSTASH_TRY(writer_.query_int("PRAGMA user_version")) > std::ssize(migration_steps())) {
     return Errc::newer_database;

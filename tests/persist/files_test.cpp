@@ -201,7 +201,7 @@ BOOST_FIXTURE_TEST_CASE(another_programs_database_is_not_touched, Directory) {
     auto connection = persist::Connection::open(path, 100).value();
     BOOST_TEST_REQUIRE(connection.execute("CREATE TABLE masters(id)").has_value());
   }
-  BOOST_TEST(error_of(open()) == Errc::invalid_argument);
+  BOOST_TEST(error_of(open()) == Errc::foreign_database);
   auto connection = persist::Connection::open(path, 100).value();
   BOOST_TEST(connection.query_text("PRAGMA journal_mode").value() == "delete");
   BOOST_TEST(connection.query_int("SELECT count(*) FROM sqlite_schema").value() == 1);

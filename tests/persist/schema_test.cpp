@@ -76,7 +76,7 @@ BOOST_FIXTURE_TEST_CASE(a_newer_database_is_refused_and_left_alone, Fresh) {
 
 BOOST_FIXTURE_TEST_CASE(another_programs_database_is_refused_and_left_alone, Fresh) {
   BOOST_TEST_REQUIRE(connection.execute("CREATE TABLE masters(id)").has_value());
-  BOOST_TEST(error_of(migrate(connection)) == Errc::invalid_argument);
+  BOOST_TEST(error_of(migrate(connection)) == Errc::foreign_database);
   BOOST_TEST(number("SELECT count(*) FROM sqlite_schema") == 1);
 }
 
