@@ -65,8 +65,14 @@ void block_signals(int how) {
 
 ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
 
+bool lacks_descriptors(std::error_code error) {
+  return error == std::errc::too_many_files_open || error == std::errc::too_many_files_open_in_system;
+}
+
 int exit_status_of(std::error_code error) {
-  if (error == Errc::already_held) return kExitTemporary;
+  if (error == Errc::already_held || lacks_descriptors(error) || error == std::errc::not_enough_memory) {
+    return kExitTemporary;
+  }
   if (error == Errc::unsafe_object || error == std::errc::permission_denied ||
       error == std::errc::operation_not_permitted) {
     return kExitPermission;
@@ -76,6 +82,14 @@ int exit_status_of(std::error_code error) {
   }
   if (error == Errc::not_durable) return kExitIo;
   return kExitCannotCreate;
+}
+
+/// Why a segment cannot be opened, for people.
+std::string reason(std::error_code error) {
+  if (!lacks_descriptors(error)) return error.message();
+  return error.message() +
+         " (LimitNOFILE): a start needs one for each client that lives, or it would not know what "
+         "their views hold in place";
 }
 
 Configured<LockFile> lock(const std::string& path, const char* what, const std::string& object) {
@@ -202,12 +216,13 @@ Configured<> Server::open_segment_and_store() {
     opened = open();
   }
   if (!opened && alone()) {
-    return fail(exit_status_of(database_->unusable()), fmt::format("{}; and no segment {} to serve without it: {}",
-                                                                   without_database(), name, opened.error().message()));
+    const int status = lacks_descriptors(opened.error()) ? kExitTemporary : exit_status_of(database_->unusable());
+    return fail(status, fmt::format("{}; and no segment {} to serve without it: {}", without_database(), name,
+                                    reason(opened.error())));
   }
   if (!opened) {
     return fail(exit_status_of(opened.error()),
-                fmt::format("segment {} of {}: {}", name, format_size(config_.segment_size), opened.error().message()));
+                fmt::format("segment {} of {}: {}", name, format_size(config_.segment_size), reason(opened.error())));
   }
   startup_ = std::move(opened).value();
   startup_.set_aside.insert(startup_.set_aside.begin(), set_aside_.begin(), set_aside_.end());

@@ -31,6 +31,14 @@ bool DataMap::contains(std::uint64_t begin, std::uint64_t end) const noexcept {
   return after != runs_.begin() && end <= std::prev(after)->second;
 }
 
+namespace {
+
+bool is_own(const struct stat& status) noexcept {
+  return S_ISREG(status.st_mode) && status.st_uid == ::geteuid() && status.st_nlink == 1;
+}
+
+}  // namespace
+
 Result<ObjectDirectory> ObjectDirectory::open(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return last_errno();
@@ -48,10 +56,14 @@ Result<UniqueFd> ObjectDirectory::open_own(const std::string& name, Access acces
   // O_NONBLOCK: were it a FIFO, opening must not wait. It means nothing to a regular file.
   const int flags = (access == Access::read_only ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
   UniqueFd fd(::openat(fd_.get(), name.c_str(), flags));
-  if (!fd) return errno == ELOOP ? make_error_code(Errc::unsafe_object) : last_errno();
   struct stat status {};
+  if (!fd) {
+    const std::error_code error = last_errno();
+    const bool known = ::fstatat(fd_.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0;
+    return known && !is_own(status) ? make_error_code(Errc::unsafe_object) : error;
+  }
   if (::fstat(fd.get(), &status) != 0) return last_errno();
-  if (!S_ISREG(status.st_mode) || status.st_uid != ::geteuid() || status.st_nlink != 1) return Errc::unsafe_object;
+  if (!is_own(status)) return Errc::unsafe_object;
   return fd;
 }
 

@@ -41,7 +41,7 @@ class ObjectDirectory {
 
   enum class Access { read_only, read_write };
   /// Opens an object after checking that it is this user's own: a regular file, of one link, not a symbolic link.
-  /// Errors: ENOENT; Errc::unsafe_object; those of openat(2).
+  /// Errors: ENOENT; Errc::unsafe_object, whatever kept another's from being opened; those of openat(2).
   Result<UniqueFd> open_own(const std::string& name, Access access) const;
 
   /// `to` is replaced in one step when it exists. Errors: those of renameat(2).

@@ -32,17 +32,19 @@ struct flock whole_file() noexcept {
 PinRegistry::PinRegistry(const ObjectDirectory& directory, std::string prefix)
     : directory_(directory), prefix_(std::move(prefix)) {}
 
-void PinRegistry::read(const Page& page, PinPage& copy) noexcept {
+Result<> PinRegistry::read(const Page& page, PinPage& copy) noexcept {
   static_assert(sizeof(copy) == kPageBytes);
   auto* to = reinterpret_cast<std::byte*>(&copy);
   std::size_t got = 0;
   while (got < kPageBytes) {
     const ssize_t now = ::pread(page.watch.get(), to + got, kPageBytes - got, static_cast<off_t>(got));
     if (now < 0 && errno == EINTR) continue;
-    if (now <= 0) break;
+    if (now < 0) return last_errno();
+    if (now == 0) break;
     got += static_cast<std::size_t>(now);
   }
   std::memset(to + got, 0, kPageBytes - got);
+  return success();
 }
 
 bool PinRegistry::held(int watch) {
@@ -59,17 +61,20 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     const auto parsed = std::from_chars(digits, object.data() + object.size(), number);
     if (parsed.ec != std::errc{} || parsed.ptr != object.data() + object.size() || name(number) != object) continue;
     auto opened = directory_.open_own(object, ObjectDirectory::Access::read_write);
-    if (!opened) continue;  // foreign, or gone meanwhile: none of ours
-    UniqueFd fd = std::move(opened).value();
+    if (!opened && (opened.error() == std::errc::no_such_file_or_directory || opened.error() == Errc::unsafe_object)) {
+      continue;  // gone meanwhile, or none of ours
+    }
+    UniqueFd fd = STEPSTASH_TRY(std::move(opened));
     struct stat status {};
-    if (::fstat(fd.get(), &status) != 0 || status.st_size != static_cast<off_t>(kPageBytes) || !held(fd.get())) {
+    if (::fstat(fd.get(), &status) != 0) return last_errno();
+    if (status.st_size != static_cast<off_t>(kPageBytes) || !held(fd.get())) {
       STEPSTASH_TRY(directory_.remove(object));
       STEPSTASH_CRASH_POINT("shm.pins.adopt.page_removed");
       continue;
     }
     Page page{std::move(fd), segment, false, 0};
     PinPage content;
-    read(page, content);
+    STEPSTASH_TRY(read(page, content));
     page.uid = content.uid;
     page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
                    content.number == number && content.segment_id == segment;
@@ -155,14 +160,15 @@ std::size_t PinRegistry::reap() {
   });
 }
 
-void PinRegistry::collect(std::unordered_set<Offset>& pinned) const {
+Result<std::unordered_set<Offset>> PinRegistry::pinned() const {
+  std::unordered_set<Offset> pinned;
   // The stores that unpublished come first. (The kernel's copy below is no atomic load of ours. A pin that is set while
   // it is copied may be seen by half: it is set after this fence, so its reader's second look finds the slot changed.)
   full_fence();
   for (const auto& [number, page] : pages_) {
     if (!page.current) continue;  // pins into another segment, which is not reused
     PinPage content;
-    read(page, content);
+    STEPSTASH_TRY(read(page, content));
     for (const PinLine& line : content.lines) {
       for (const auto& pin : line.pins) {
         if (const Offset block = pin.load(std::memory_order_relaxed)) pinned.insert(block);  // a copy
@@ -171,6 +177,11 @@ void PinRegistry::collect(std::unordered_set<Offset>& pinned) const {
   }
   // Acquire: what is freed for want of a pin is written only after the pin was seen to be gone.
   full_fence();
+  return pinned;
+}
+
+void PinRegistry::collect(std::unordered_set<Offset>& known) const {
+  if (auto all = pinned()) known.merge(all.value());
 }
 
 std::size_t PinRegistry::pages_of(std::uint32_t uid) const noexcept {
@@ -182,7 +193,7 @@ PinRegistry::Views PinRegistry::views() const noexcept {
   Views views;
   for (const auto& [number, page] : pages_) {
     PinPage content;
-    read(page, content);
+    if (!read(page, content)) continue;
     std::size_t open = 0;
     for (const PinLine& line : content.lines) {
       for (const auto& pin : line.pins) open += pin.load(std::memory_order_relaxed) != 0;  // a figure for people

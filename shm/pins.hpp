@@ -31,6 +31,7 @@ class PinRegistry {
 
   /// Finds the pages that an earlier daemon left. Those nobody holds are removed; those of another segment are told
   /// that theirs is superseded and are kept until their clients let go. Returns how many are in use. O(pages).
+  /// Errors: those of opening and reading a page that may be somebody's (EMFILE, ENOMEM): nothing may be freed then.
   Result<std::size_t> adopt(const SegmentId& segment);
 
   /// A page for one client, locked on the description that is returned; it is to be passed to the client and closed
@@ -48,17 +49,19 @@ class PinRegistry {
   /// client made shorter or longer their length back. O(pages) system calls.
   std::size_t reap();
 
-  /// Adds every pinned offset to `pinned`. Call it after the stores that unpublish what is to be freed: a full fence
+  /// Every pinned offset. Call it after the stores that unpublish what is to be freed: a full fence
   /// stands between those stores and these reads, and between the reader's pin and its second look.
-  /// O(pages * kPinsPerPage).
-  void collect(std::unordered_set<Offset>& pinned) const;
+  /// O(pages * kPinsPerPage). Errors: those of pread(2): a page that cannot be read may pin anything.
+  Result<std::unordered_set<Offset>> pinned() const;
+  /// Adds what is known to be pinned, for a choice of what had better go: nothing is freed by it.
+  void collect(std::unordered_set<Offset>& known) const;
 
   /// Calls `each` with the hints that readers left about what they read last. O(pages * kPinLines).
   template <class F>
   void recent(F&& each) const {
     for (const auto& [number, page] : pages_) {
       PinPage content;
-      read(page, content);
+      if (!read(page, content)) continue;
       for (const PinLine& line : content.lines) {
         if (const Offset block = line.recent.load(std::memory_order_relaxed)) each(block);  // a copy, and a hint
       }
@@ -83,8 +86,8 @@ class PinRegistry {
     std::uint32_t uid;  // of the client
   };
 
-  /// A copy of a page as it is now; what its object lacks is zero.
-  static void read(const Page& page, PinPage& copy) noexcept;
+  /// A copy of a page as it is now; what its object lacks is zero. Errors: those of pread(2).
+  static Result<> read(const Page& page, PinPage& copy) noexcept;
   std::string name(std::uint32_t number) const { return prefix_ + std::to_string(number); }
   static bool held(int watch);
 

@@ -204,7 +204,10 @@ Result<> Writer::recover(Recovery& recovery) {
   if (table_block == blocks.end() || table_block->second != IndexWriter::kTableHeader + slots * sizeof(Slot)) {
     return Errc::corrupt_segment;
   }
-  // From here on nothing fails as a whole.
+  // 3. The pages of the dead daemon's clients. Where one cannot be opened nobody knows what is pinned, and nothing has
+  // been changed yet.
+  STEPSTASH_TRY(pins_.adopt(header().segment_id));
+  // From here on nothing in the segment makes it fail as a whole.
   // What is taken out may stand in the database. Until somebody has looked there, the segment says so: killed in
   // between, the next daemon looks all the same.
   const auto take_out = [&](std::string what) {
@@ -215,7 +218,7 @@ Result<> Writer::recover(Recovery& recovery) {
   if ((header().commit_count.load(std::memory_order_relaxed) & kUnsettled) != 0) {
     recovery.set_aside.push_back("segment: a start before this one set something aside, and was cut short");
   }
-  // 3. Build records.
+  // 4. Build records.
   for (std::uint64_t i = 0; i < header().builds_capacity; ++i) {
     BuildRecord& record = build_table(base)[i];
     const BuildId build = record.buildid.load(std::memory_order_acquire);
@@ -230,7 +233,7 @@ Result<> Writer::recover(Recovery& recovery) {
     BuildRecord& record = build_table(base)[i];
     if (record.buildid.load(std::memory_order_relaxed) == 0) free_builds_.push_back(&record);
   }
-  // 4. Slots: each must lead to a block of the chain with an entry whose checksums hold, found where its key says.
+  // 5. Slots: each must lead to a block of the chain with an entry whose checksums hold, found where its key says.
   std::unordered_set<Offset> live;
   std::vector<Offset> damaged;
   std::uint64_t highest = 0;
@@ -296,10 +299,8 @@ Result<> Writer::recover(Recovery& recovery) {
   if (header().next_id.load(std::memory_order_relaxed) <= highest) header().next_id.store(highest + 1);
   STEPSTASH_CRASH_POINT("shm.recover.next_id.raised");
 
-  // 5. What readers of the dead daemon hold stays; the rest is free.
-  STEPSTASH_TRY(pins_.adopt(header().segment_id));
-  std::unordered_set<Offset> pinned;
-  pins_.collect(pinned);
+  // 6. What readers of the dead daemon hold stays; the rest is free.
+  std::unordered_set<Offset> pinned = STEPSTASH_TRY(pins_.pinned());
   // A client may write anything into its page. Only an entry can have been found and pinned: what is free stays free.
   std::erase_if(pinned, [&](Offset at) { return !blocks.contains(at) || checked_entry(base, bytes(), at) == nullptr; });
   const Offset index_block = index_.table_block();
@@ -558,8 +559,9 @@ void Writer::unhold(Offset block) noexcept {
 
 std::uint64_t Writer::reclaim() {
   if (retired_.empty()) return 0;
-  std::unordered_set<Offset> pinned;
-  pins_.collect(pinned);
+  const auto collected = pins_.pinned();
+  if (!collected) return 0;
+  const std::unordered_set<Offset>& pinned = collected.value();
   const std::uint64_t before = heap_.free_bytes();
   std::erase_if(retired_, [&](Offset block) {
     if (pinned.contains(block) || holds_.contains(block)) return false;

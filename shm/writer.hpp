@@ -61,7 +61,8 @@ class Writer {
 
   /// Takes over the segment called `name`. Entries that cannot be trusted are unpublished and named in `recovery`;
   /// deletions that were under way are completed. O(entries + builds + dirty bytes). Errors: ENOENT;
-  /// Errc::format_mismatch, Errc::corrupt_segment (as a whole: nothing was changed), Errc::unsafe_object.
+  /// Errc::format_mismatch, Errc::corrupt_segment (as a whole: nothing was changed), Errc::unsafe_object; those of
+  /// PinRegistry::adopt, with nothing changed, and of pinned(), with nothing freed.
   static Result<std::unique_ptr<Writer>> attach(const ObjectDirectory& directory, const std::string& name,
                                                 Recovery& recovery);
 
@@ -155,7 +156,8 @@ class Writer {
   /// reads.
   void hold(Offset block) { ++holds_[block]; }
   void unhold(Offset block) noexcept;
-  /// Frees retired blocks that nobody pins or holds; returns the bytes. O(retired + pages * kPinsPerPage).
+  /// Frees retired blocks that nobody pins or holds; returns the bytes. None while a pin page cannot be read.
+  /// O(retired + pages * kPinsPerPage).
   std::uint64_t reclaim();
   /// reclaim(), when enough has been retired for the scan of all pin pages to be worth its price: O(1) amortised over
   /// retired blocks.

@@ -40,11 +40,9 @@ struct Registry {
   bool exists(std::uint32_t number) const {
     return ::access(dir.file("s.pin." + std::to_string(number)).c_str(), F_OK) == 0;
   }
-  std::unordered_set<Offset> pinned() const {
-    std::unordered_set<Offset> set;
-    pins->collect(set);
-    return set;
-  }
+  std::unordered_set<Offset> pinned() const { return take(pins->pinned()); }
+  /// Makes the daemon's descriptor of a page one that cannot be read; its lock can still be asked for.
+  void make_unreadable(std::uint32_t number) { test::make_unreadable(dir.file("s.pin." + std::to_string(number))); }
   std::size_t restart() {
     pins = std::make_unique<PinRegistry>(objects, "s.pin.");
     return take(pins->adopt(segment));
@@ -196,6 +194,38 @@ BOOST_FIXTURE_TEST_CASE(what_only_looks_like_a_page_is_left_alone, Registry) {
   take(objects.create("s.pin.6"));  // of the right name, but nobody holds it
   BOOST_TEST(restart() == 0u);
   BOOST_TEST(!exists(6));
+}
+
+/// What cannot be opened for want of something is not taken for gone: it may hold pins.
+BOOST_FIXTURE_TEST_CASE(without_descriptors_for_all_pages_nothing_is_adopted, Registry,
+                        *boost::unit_test::enable_if<kMayLackDescriptors>()) {
+  std::vector<ClientPage> clients;
+  for (int i = 0; i < 8; ++i) clients.emplace_back(create());
+  clients.back().pin(0) = 64;
+  pins = std::make_unique<PinRegistry>(objects, "s.pin.");
+  {
+    const FewDescriptors few(6);
+    BOOST_TEST((pins->adopt(segment).error() == std::errc::too_many_files_open));
+  }
+  for (const ClientPage& client : clients) BOOST_TEST(exists(client.number));
+  BOOST_TEST(restart() == 8u);
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+}
+
+BOOST_FIXTURE_TEST_CASE(a_page_that_cannot_be_read_is_an_error_and_not_one_without_pins, Registry) {
+  const ClientPage client(create());
+  const ClientPage other(create());
+  client.pin(0) = 64;
+  other.pin(0) = 128;
+  make_unreadable(client.number);
+  BOOST_TEST((pins->pinned().error() == std::errc::bad_file_descriptor));
+  std::unordered_set<Offset> known;
+  pins->collect(known);
+  pins->recent([](Offset) {});
+  BOOST_TEST(pins->views().open == 1u);
+  BOOST_TEST(pins->reap() == 0u);
+  BOOST_TEST(restart() == 2u);
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64, 128}));
 }
 
 BOOST_FIXTURE_TEST_CASE(a_left_over_object_does_not_stop_the_next_page_of_its_number, Registry) {

@@ -218,6 +218,26 @@ std::string disorder(const shm::Writer& writer) {
   return wrong;
 }
 
+FewDescriptors::FewDescriptors(int more) {
+  std::vector<UniqueFd> holes;  // all that are below the first that would be refused
+  for (int i = 0; i < more; ++i) holes.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  ::getrlimit(RLIMIT_NOFILE, &former_);
+  ::rlimit few = former_;
+  few.rlim_cur = static_cast<::rlim_t>(holes.back().get()) + 1;
+  ::setrlimit(RLIMIT_NOFILE, &few);
+}
+
+FewDescriptors::~FewDescriptors() { ::setrlimit(RLIMIT_NOFILE, &former_); }
+
+void make_unreadable(const std::string& path) {
+  const UniqueFd deaf(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  for (const auto& item : std::filesystem::directory_iterator("/proc/self/fd")) {
+    const int fd = std::stoi(item.path().filename());
+    std::error_code gone;
+    if (fd != deaf.get() && std::filesystem::read_symlink(item.path(), gone) == path) ::dup2(deaf.get(), fd);
+  }
+}
+
 bool eventually(const std::function<bool()>& condition) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
   while (!condition()) {

@@ -2,6 +2,7 @@
 /// processes to be killed. One thread, unless a function says otherwise.
 #pragma once
 
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include <boost/test/unit_test.hpp>
@@ -124,6 +125,28 @@ std::string found(const shm::Reader& reader, BuildId build, std::string_view nam
 /// That the blocks tile the heap, that every entry of the index has one, and that what is neither entry nor table nor
 /// retired nor the reserve is free, to the byte. Returns what is wrong; empty: nothing.
 std::string disorder(const shm::Writer& writer);
+
+/// UBSan, which comes with ASan here, takes every object for a broken one where there is no descriptor left for it.
+#ifdef __SANITIZE_ADDRESS__
+inline constexpr bool kMayLackDescriptors = false;
+#else
+inline constexpr bool kMayLackDescriptors = true;
+#endif
+
+/// Leaves this process `more` descriptors that can be opened, until it is destroyed.
+class FewDescriptors {
+ public:
+  explicit FewDescriptors(int more);
+  FewDescriptors(const FewDescriptors&) = delete;
+  FewDescriptors& operator=(const FewDescriptors&) = delete;
+  ~FewDescriptors();
+
+ private:
+  ::rlimit former_{};
+};
+
+/// Makes every descriptor that this process has of the file `path` one that cannot be read from.
+void make_unreadable(const std::string& path);
 
 /// Whether `condition` came true within 30 s, asked for every millisecond.
 bool eventually(const std::function<bool()>& condition);

@@ -278,6 +278,47 @@ BOOST_FIXTURE_TEST_CASE(what_readers_of_a_dead_daemon_hold_survives_the_attach_a
   BOOST_TEST(disorder(*writer) == "");
 }
 
+/// What is pinned on pages that the next daemon cannot open, or read, may be anything.
+BOOST_FIXTURE_TEST_CASE(an_attach_that_cannot_see_all_pins_fails_and_frees_nothing, Stash,
+                        *boost::unit_test::enable_if<kMayLackDescriptors>()) {
+  set(1, "viewed", "value");
+  std::vector<shm::Reader> readers;
+  std::vector<shm::Pinned> views(12);
+  for (shm::Pinned& view : views) {
+    readers.push_back(reader());
+    BOOST_TEST_REQUIRE((readers.back().find(1, "viewed", view) == shm::Found::resident));
+  }
+  set(1, "viewed", "another");
+  writer.reset();
+  {
+    const FewDescriptors few(8);
+    const auto attached = shm::Writer::attach(objects, kName, recovery);
+    BOOST_TEST_REQUIRE(!attached);
+    BOOST_TEST((attached.error() == std::errc::too_many_files_open));
+  }
+  for (std::size_t i = 0; i + 1 < views.size(); ++i) views[i].release();
+  restart();
+  BOOST_TEST(writer->retired() == 1u);
+  for (int i = 0; i < 100; ++i) set_pattern(2, "other", 1000);
+  BOOST_TEST(text_of(views.back().value()) == "value");
+  views.back().release();
+}
+
+BOOST_FIXTURE_TEST_CASE(nothing_is_freed_while_a_pin_page_cannot_be_read, Stash) {
+  const shm::Reader honest = reader();
+  set(1, "viewed", "value");
+  shm::Pinned view;
+  BOOST_TEST_REQUIRE((honest.find(1, "viewed", view) == shm::Found::resident));
+  set(1, "viewed", "another");
+  make_unreadable(dir.file("segment.pin.1"));
+  BOOST_TEST(writer->reclaim() == 0u);
+  BOOST_TEST(writer->retired() == 1u);
+  BOOST_TEST(text_of(view.value()) == "value");
+  view.release();
+  restart();
+  BOOST_TEST(writer->retired() == 0u);
+}
+
 BOOST_FIXTURE_TEST_CASE(evicting_keeps_the_record_and_frees_the_value, Stash) {
   const shm::Entry& entry = set(1, "x", std::string(100'000, 'x'), "src", EntryState::clean);
   const std::uint64_t id = entry.id;

@@ -103,6 +103,8 @@ void DaemonProcess::spawn() {
   if (pid_ == 0) {  // only async-signal-safe calls from here: the test may have threads
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != parent) ::_exit(127);
+    const rlimit few{descriptors_, descriptors_};
+    if (descriptors_ != 0 && ::setrlimit(RLIMIT_NOFILE, &few) != 0) ::_exit(127);
     const int null = ::open("/dev/null", O_RDONLY);
     ::dup2(null, 0);
     ::dup2(log.get(), 1);

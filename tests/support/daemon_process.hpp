@@ -7,6 +7,7 @@
 /// with the thread that started it, so that none is left behind when a test dies.
 #pragma once
 
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include <chrono>
@@ -66,6 +67,8 @@ class DaemonProcess {
   void use_socket(std::string path) { socket_ = std::move(path); }
   void use_db(std::string path) { db_ = std::move(path); }
   void use_segment(const std::string& name);
+  /// A daemon that is started from now on may have so many open; 0: as many as the test may.
+  void limit_descriptors(::rlim_t most) { descriptors_ = most; }
 
  private:
   void spawn();
@@ -79,6 +82,7 @@ class DaemonProcess {
   std::string db_;
   std::string segment_;
   bool owns_segment_ = true;
+  ::rlim_t descriptors_ = 0;
   pid_t pid_ = -1;
   UniqueFd process_;  // pidfd
   UniqueFd notify_;   // where the daemon says that it is ready

@@ -116,6 +116,29 @@ BOOST_AUTO_TEST_CASE(the_next_daemon_honours_the_pins_that_the_dead_one_gave) {
   BOOST_TEST(eventually([&] { return figure(writer, "segment.retired_bytes") == 0; }));
 }
 
+/// Each living client's page costs a start one descriptor, and without it the daemon would not know what is viewed.
+// Not with the sanitizers, which need descriptors themselves.
+BOOST_AUTO_TEST_CASE(a_start_with_fewer_descriptors_than_clients_is_refused_and_changes_nothing,
+                     *boost::unit_test::enable_if<kScale == 1>()) {
+  Served served({"--segment-size=8MiB"});
+  DaemonProcess& daemon = served.daemon;
+  served.client.set(1, "n", generated(60'000, 1));
+  std::vector<Client> clients;
+  std::vector<View> views;
+  for (int i = 0; i < 80; ++i) views.push_back(clients.emplace_back(daemon.socket()).get(1, "n").value());
+  served.client.set(1, "n", "replaced");
+  daemon.kill();
+  daemon.limit_descriptors(60);
+  BOOST_TEST(daemon.start_refused() == 75);
+  BOOST_TEST(contains(daemon.log(), "LimitNOFILE"));
+  daemon.limit_descriptors(0);
+  daemon.start();
+  BOOST_TEST(figure(served.client, "pin_pages") == 81u);
+  for (std::uint64_t i = 0; i < 200; ++i) served.client.set(2, std::to_string(i % 5), generated(60'000, 10 + i));
+  for (const View& view : views) BOOST_TEST(is_generated(view.bytes(), 60'000, 1));
+  BOOST_TEST(served.client.get(1, "n")->text() == "replaced");
+}
+
 BOOST_AUTO_TEST_CASE(a_client_that_died_with_the_daemon_leaves_no_pins) {
   DaemonProcess daemon(kNeverFlushes);
   daemon.start();
