@@ -19,6 +19,7 @@ namespace stepstash::shm {
 namespace {
 
 constexpr unsigned kAttempts = 4;
+constexpr blkcnt_t kStatBlock = 512;  // what st_blocks counts, whatever the file system's blocks
 
 struct flock whole_file() noexcept {
   struct flock lock {};
@@ -53,6 +54,15 @@ bool PinRegistry::held(int watch) {
   return lock.l_type != F_UNLCK;
 }
 
+void PinRegistry::restore(int watch) {
+  struct stat status {};
+  if (::fstat(watch, &status) != 0) return;
+  const bool whole = status.st_size == static_cast<off_t>(kPageBytes);
+  if (whole && status.st_blocks * kStatBlock <= static_cast<blkcnt_t>(kPageBytes)) return;
+  (void)!::ftruncate(watch, static_cast<off_t>(kPageBytes));  // frees what lies behind, also where the length is right
+  STEPSTASH_CRASH_POINT("shm.pins.reap.page_restored");
+}
+
 Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
   const std::vector<std::string> names = STEPSTASH_TRY(directory_.list(prefix_));
   for (const std::string& object : names) {
@@ -65,13 +75,12 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
       continue;  // gone meanwhile, or none of ours
     }
     UniqueFd fd = STEPSTASH_TRY(std::move(opened));
-    struct stat status {};
-    if (::fstat(fd.get(), &status) != 0) return last_errno();
-    if (status.st_size != static_cast<off_t>(kPageBytes) || !held(fd.get())) {
+    if (!held(fd.get())) {
       STEPSTASH_TRY(directory_.remove(object));
       STEPSTASH_CRASH_POINT("shm.pins.adopt.page_removed");
       continue;
     }
+    restore(fd.get());
     Page page{std::move(fd), segment, false, 0};
     PinPage content;
     STEPSTASH_TRY(read(page, content));
@@ -147,11 +156,7 @@ std::size_t PinRegistry::reap() {
   return std::erase_if(pages_, [&](const auto& item) {
     const int watch = item.second.watch.get();
     if (held(watch)) {
-      struct stat status {};
-      if (::fstat(watch, &status) == 0 && status.st_size != static_cast<off_t>(kPageBytes)) {
-        (void)!::ftruncate(watch, static_cast<off_t>(kPageBytes));
-        STEPSTASH_CRASH_POINT("shm.pins.reap.page_restored");
-      }
+      restore(watch);
       return false;
     }
     (void)directory_.remove(name(item.first));

@@ -275,6 +275,56 @@ BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody) {
   siege.lift();
 }
 
+namespace {
+
+/// Takes the room that is left in the tmpfs, through a page whose length stays as it is. How much that was.
+std::int64_t take_all(int page) {
+  std::int64_t taken = 0;
+  for (const ::off_t step : {1 << 20, 1 << 16, 1 << 12}) {
+    while (::fallocate(page, FALLOC_FL_KEEP_SIZE, static_cast<::off_t>(shm::kPageBytes) + taken, step) == 0)
+      taken += step;
+  }
+  return taken;
+}
+
+std::uint64_t free_bytes_of(const std::string& directory) { return std::filesystem::space(directory).available; }
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_client_that_takes_the_whole_tmpfs_through_its_page_has_it_for_a_moment,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(64 * kMiB, [] {
+    Served served({"--segment-size=32MiB", "--flush-interval=5ms"});
+    Client& client = served.client;
+    Liar liar(served.daemon.socket());
+    const std::uint64_t before = free_bytes_of("/dev/shm");
+    const auto given_back = [&] {
+      return eventually([&] { return free_bytes_of("/dev/shm") + kMiB >= before; }, 1s * kScale);
+    };
+    for (int round = 0; round < 10; ++round) {
+      require(take_all(liar.page_fd()) > 0, "nothing could be taken");
+      require(given_back(), "the room is not there again");
+      client.set(1, "n", generated(300 * kKiB, 1));
+      client.drop(1);
+      client.flush();
+    }
+    // While no daemon is there, and again and again.
+    served.daemon.kill();
+    require(take_all(liar.page_fd()) > 0, "nothing could be taken without a daemon");
+    served.daemon.start();
+    require(given_back(), "the room is not there again after a restart");
+    for (int i = 0; i < 300; ++i) {
+      (void)take_all(liar.page_fd());
+      std::this_thread::sleep_for(1ms);
+    }
+    require(given_back(), "the room is not there again in the end");
+    for (std::uint64_t i = 0; i < 40; ++i) client.set(2, std::to_string(i), generated(300 * kKiB, i));
+    for (std::uint64_t i = 0; i < 40; ++i) {
+      require(is_generated(client.get(2, std::to_string(i))->bytes(), 300 * kKiB, i), "another value");
+    }
+  });
+}
+
 BOOST_AUTO_TEST_CASE(a_pin_page_full_of_lies_does_not_confuse_the_next_daemon) {
   Served served({"--segment-size=16MiB"});
   Client& client = served.client;

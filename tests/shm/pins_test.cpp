@@ -258,8 +258,35 @@ BOOST_FIXTURE_TEST_CASE(a_client_that_takes_its_pages_memory_away_loses_its_own_
     BOOST_TEST(status.st_size == static_cast<::off_t>(shm::kPageBytes));
   }
   BOOST_TEST_REQUIRE(::ftruncate(object.get(), 0) == 0);
-  BOOST_TEST(restart() == 1u);
+  BOOST_TEST(restart() == 2u);
   BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+}
+
+/// Memory behind the end of its page's object, where the length does not tell: all of the tmpfs, if nobody took it
+/// back.
+BOOST_FIXTURE_TEST_CASE(what_a_client_takes_of_the_tmpfs_through_its_page_is_taken_back, Registry) {
+  auto made = create();
+  const UniqueFd object(::dup(made.fd.get()));
+  const ClientPage hog(std::move(made));
+  hog.pin(0) = 64;
+  const auto taken = [&] {
+    struct stat status {};
+    BOOST_TEST_REQUIRE(::fstat(object.get(), &status) == 0);
+    BOOST_TEST(status.st_size == static_cast<::off_t>(shm::kPageBytes));
+    return status.st_blocks * 512;
+  };
+  const auto whole = taken();
+  for (const bool by_the_next_daemon : {false, true}) {
+    BOOST_TEST_REQUIRE(::fallocate(object.get(), FALLOC_FL_KEEP_SIZE, 4096, 1 << 20) == 0);
+    BOOST_TEST(taken() == whole + (1 << 20));
+    if (by_the_next_daemon) {
+      BOOST_TEST(restart() == 1u);
+    } else {
+      BOOST_TEST(pins->reap() == 0u);
+    }
+    BOOST_TEST(taken() == whole);
+    BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+  }
 }
 
 /// The client scribbles over all of its page: offsets into nowhere, into other blocks, over the daemon's fields.
