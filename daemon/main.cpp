@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   ::umask(0077);
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGHUP, SIG_IGN);   // until there is something to reload
+  ::signal(SIGIO, SIG_IGN);    // somebody opens a pin page while we have it under a lease: we are about to close it
   ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(2), not the end
   raise_descriptor_limit();
   set_up_log(command.reading->config.log_level);

@@ -54,6 +54,12 @@ bool PinRegistry::held(int watch) {
   return lock.l_type != F_UNLCK;
 }
 
+bool PinRegistry::open_elsewhere(int watch) {
+  // A lease for writing is given to whoever has a file open alone, and ends as we close it. Where there are none, the
+  // lock has told.
+  return ::fcntl(watch, F_SETLEASE, F_WRLCK) != 0 && errno == EAGAIN;
+}
+
 void PinRegistry::restore(int watch) {
   struct stat status {};
   if (::fstat(watch, &status) != 0) return;
@@ -75,7 +81,7 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
       continue;  // gone meanwhile, or none of ours
     }
     UniqueFd fd = STEPSTASH_TRY(std::move(opened));
-    if (!held(fd.get())) {
+    if (!held(fd.get()) && !open_elsewhere(fd.get())) {
       STEPSTASH_TRY(directory_.remove(object));
       STEPSTASH_CRASH_POINT("shm.pins.adopt.page_removed");
       continue;
@@ -155,7 +161,8 @@ bool PinRegistry::resumable(std::uint32_t number, const SegmentId& segment) cons
 std::size_t PinRegistry::reap() {
   return std::erase_if(pages_, [&](const auto& item) {
     const int watch = item.second.watch.get();
-    if (held(watch)) {
+    // Without its lock, but open: its client could go on taking memory through it, if it were out of our sight.
+    if (held(watch) || open_elsewhere(watch)) {
       restore(watch);
       return false;
     }

@@ -45,8 +45,9 @@ class PinRegistry {
   /// Whether page `number` serves `segment` and somebody holds it: its client may go on with it.
   bool resumable(std::uint32_t number, const SegmentId& segment) const;
 
-  /// Removes the pages whose lock is gone, and with them all pins on them; returns how many. Pages that their client
-  /// made shorter or longer get their length back, and the tmpfs what they had taken of it. O(pages) system calls.
+  /// Removes the pages that nobody holds any more, and with them all pins on them; returns how many. Pages that their
+  /// client made shorter or longer get their length back, and the tmpfs what they had taken of it. O(pages) system
+  /// calls.
   std::size_t reap();
 
   /// Every pinned offset. Call it after the stores that unpublish what is to be freed: a full fence
@@ -90,6 +91,8 @@ class PinRegistry {
   static Result<> read(const Page& page, PinPage& copy) noexcept;
   std::string name(std::uint32_t number) const { return prefix_ + std::to_string(number); }
   static bool held(int watch);
+  /// Whether anybody but us has the page's object open or mapped, its lock given up or not.
+  static bool open_elsewhere(int watch);
   /// Undoes what its client did to a page's length and to the memory behind its end.
   static void restore(int watch);
 

@@ -308,6 +308,13 @@ BOOST_AUTO_TEST_CASE(a_client_that_takes_the_whole_tmpfs_through_its_page_has_it
       client.drop(1);
       client.flush();
     }
+    // Without the lock by which the daemon knows whose the page is.
+    struct flock unlock {};
+    unlock.l_type = F_UNLCK;
+    require(::fcntl(liar.page_fd(), F_OFD_SETLK, &unlock) == 0, "the lock could not be given up");
+    std::this_thread::sleep_for(300ms);  // time for a daemon to forget it
+    require(take_all(liar.page_fd()) > 0, "nothing could be taken without the lock");
+    require(given_back(), "the room is not there again from who gave up the lock");
     // While no daemon is there, and again and again.
     served.daemon.kill();
     require(take_all(liar.page_fd()) > 0, "nothing could be taken without a daemon");

@@ -262,6 +262,28 @@ BOOST_FIXTURE_TEST_CASE(a_client_that_takes_its_pages_memory_away_loses_its_own_
   BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
 }
 
+/// The lock is the client's to give up. What it could do through the object it still can, and so the page stays.
+BOOST_FIXTURE_TEST_CASE(a_page_without_its_lock_stays_until_nobody_has_it_open, Registry) {
+  auto made = create();
+  UniqueFd object(::dup(made.fd.get()));
+  std::optional<ClientPage> client(std::move(made));
+  const std::uint32_t number = client->number;
+  client->pin(0) = 64;
+  struct flock unlock {};
+  unlock.l_type = F_UNLCK;
+  BOOST_TEST_REQUIRE(::fcntl(object.get(), F_OFD_SETLK, &unlock) == 0);
+  BOOST_TEST(!pins->resumable(number, segment));
+  BOOST_TEST(pins->reap() == 0u);
+  BOOST_TEST(restart() == 1u);
+  BOOST_TEST(pins->pages_of(2) == 1u);  // it counts against its user
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+  object.reset();
+  BOOST_TEST(pins->reap() == 0u);
+  client.reset();
+  BOOST_TEST(pins->reap() == 1u);
+  BOOST_TEST(!exists(number));
+}
+
 /// Memory behind the end of its page's object, where the length does not tell: all of the tmpfs, if nobody took it
 /// back.
 BOOST_FIXTURE_TEST_CASE(what_a_client_takes_of_the_tmpfs_through_its_page_is_taken_back, Registry) {
