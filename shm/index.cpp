@@ -62,6 +62,10 @@ void IndexWriter::attach() noexcept {
   }
 }
 
+void IndexWriter::keep_former(Offset block) {
+  spares_.push_back({block + kTableHeader, (heap_.block_bytes(block) - kTableHeader) / sizeof(Slot)});
+}
+
 std::optional<std::uint64_t> IndexWriter::locate(BuildId build, std::string_view name,
                                                  std::uint64_t hash) const noexcept {
   for (std::uint64_t i = 0; i < slots_; ++i) {

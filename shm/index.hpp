@@ -46,6 +46,8 @@ class IndexWriter {
 
   std::uint64_t entries() const noexcept { return live_; }
   std::uint64_t slots() const noexcept { return slots_; }
+  /// Takes a block that held a former table, for readers that may still be in it; make_room() uses it again.
+  void keep_former(Offset block);
   /// The block that the table lies in.
   Offset table_block() const noexcept { return table_ - kTableHeader; }
 

@@ -100,8 +100,8 @@ enum class BlockKind : std::uint32_t { free = 0, entry = 1, index = 2 };
 
 /// L7: blocks tile the heap from heap_offset to segment_bytes without gaps, at every instruction. `size` includes this
 /// header and is a multiple of 64. Splitting writes the second header first, then shrinks the first block by one
-/// store; merging is one store to the first. `kind` is a remark for people and `doctor`: what is in use follows from
-/// the index word and the slots alone (L8).
+/// store; merging is one store to the first. `kind` is a remark, but for former tables: what is in use follows from the
+/// index word and the slots alone (L8).
 struct BlockHeader {
   std::uint32_t magic;
   BlockKind kind;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <new>
 #include <unordered_set>
@@ -303,9 +304,17 @@ Result<> Writer::recover(Recovery& recovery) {
   std::unordered_set<Offset> pinned = STEPSTASH_TRY(pins_.pinned());
   // A client may write anything into its page. Only an entry can have been found and pinned: what is free stays free.
   std::erase_if(pinned, [&](Offset at) { return !blocks.contains(at) || checked_entry(base, bytes(), at) == nullptr; });
+  // A client that was stopped in the middle of a probe may stand in a former table: see spare_or_new_table().
+  std::unordered_set<Offset> former;
+  if (pins_.pages() > 0) {
+    for (const auto& [at, size] : blocks) {
+      if (former_table(at, pages)) former.insert(at);
+    }
+  }
   const Offset index_block = index_.table_block();
-  STEPSTASH_TRY(
-      heap_.rebuild([&](Offset at) { return at == index_block || live.contains(at) || pinned.contains(at); }));
+  STEPSTASH_TRY(heap_.rebuild(
+      [&](Offset at) { return at == index_block || live.contains(at) || pinned.contains(at) || former.contains(at); }));
+  for (const Offset block : former) index_.keep_former(block);
   STEPSTASH_CRASH_POINT("shm.recover.heap.rebuilt");
   for (const Offset block : pinned) {
     if (!live.contains(block)) retire(block);
@@ -318,6 +327,17 @@ Result<> Writer::recover(Recovery& recovery) {
   }
   keep_slab();
   return success();
+}
+
+/// Whether a block that is in use for nothing else was once the table. Tables never become smaller: a larger one was
+/// never finished.
+bool Writer::former_table(Offset block, const DataMap& pages) const noexcept {
+  const auto& head = *reinterpret_cast<const BlockHeader*>(mapping_.data() + block);
+  const std::uint64_t size = heap_.block_bytes(block);
+  const std::uint64_t slots = (size - IndexWriter::kTableHeader) / sizeof(Slot);
+  return head.kind == BlockKind::index && block != index_.table_block() &&
+         size <= heap_.block_bytes(index_.table_block()) && std::has_single_bit(slots) &&
+         pages.contains(block, block + size);
 }
 
 Result<Writer::Former> Writer::former(const ObjectDirectory& directory, const std::string& name) {

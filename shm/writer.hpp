@@ -195,6 +195,7 @@ class Writer {
  private:
   Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
   Result<> recover(Recovery& recovery);
+  bool former_table(Offset block, const DataMap& pages) const noexcept;
   bool keep_slab() noexcept;
   Result<Offset> allocate_record(std::uint64_t bytes);
   Result<const Entry*> publish_record_of(const Entry& entry, EntryState state);

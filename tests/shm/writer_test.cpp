@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <set>
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
@@ -302,6 +303,57 @@ BOOST_FIXTURE_TEST_CASE(an_attach_that_cannot_see_all_pins_fails_and_frees_nothi
   for (int i = 0; i < 100; ++i) set_pattern(2, "other", 1000);
   BOOST_TEST(text_of(views.back().value()) == "value");
   views.back().release();
+}
+
+/// A reader that was stopped in the middle of a probe goes on in the table that was current then.
+BOOST_FIXTURE_TEST_CASE(former_tables_outlive_the_daemon_while_a_client_does_and_are_used_again, Stash) {
+  std::optional<shm::Reader> client(reader());
+  std::set<shm::Offset> tables;
+  std::uint64_t next = 0;
+  const auto set_and_drop = [&] {  // it grows, and then is cleaned of tombstones
+    for (BuildId build = 1; build <= 3; ++build) {
+      for (int i = 0; i < 500; ++i) set(build, std::to_string(++next), "");
+      tables.insert(writer->index().table_block());
+    }
+    for (BuildId build = 1; build <= 3; ++build) drop(*writer, build);
+    writer->reclaim();
+  };
+  const auto in_chain = [&] {
+    std::set<shm::Offset> found;
+    writer->for_each_block([&](shm::Offset at, std::uint64_t, bool free) {
+      const auto& block = reinterpret_cast<const shm::BlockHeader&>(writer->entry_at(at));
+      if (!free && block.kind == shm::BlockKind::index) found.insert(at);
+    });
+    return found;
+  };
+  for (int i = 0; i < 50 && tables.size() < 4; ++i) set_and_drop();
+  BOOST_TEST(tables.size() == 4u);  // of 1024 and 2048 slots, and two of 4096
+  BOOST_TEST((in_chain() == tables));
+  restart();
+  BOOST_TEST((in_chain() == tables));
+  BOOST_TEST(disorder(*writer) == "");
+  for (int i = 0; i < 10; ++i) set_and_drop();
+  BOOST_TEST(writer->index().slots() == 4096u);
+  BOOST_TEST((in_chain() == tables));  // no other was needed
+  BOOST_TEST(disorder(*writer) == "");
+  client.reset();
+  restart();
+  BOOST_TEST((in_chain() == std::set<shm::Offset>{writer->index().table_block()}));
+  BOOST_TEST(disorder(*writer) == "");
+}
+
+/// Nobody has ever been in it.
+BOOST_FIXTURE_TEST_CASE(a_larger_table_that_was_never_finished_is_freed_while_a_client_lives, Stash) {
+  const shm::Reader client = reader();
+  const shm::Offset block = take(writer->heap().allocate_high(64 + 2 * writer->index().slots() * sizeof(shm::Slot)));
+  auto* bytes_of_it = reinterpret_cast<std::byte*>(&writer->header()) + block;
+  const std::uint64_t bytes = writer->heap().block_bytes(block);
+  reinterpret_cast<shm::BlockHeader*>(bytes_of_it)->kind = shm::BlockKind::index;
+  std::memset(bytes_of_it + 64, 0, bytes - 64);
+  const std::uint64_t free_before = writer->heap().free_bytes();
+  restart();
+  BOOST_TEST(writer->heap().free_bytes() == free_before + bytes);
+  BOOST_TEST(disorder(*writer) == "");
 }
 
 BOOST_FIXTURE_TEST_CASE(nothing_is_freed_while_a_pin_page_cannot_be_read, Stash) {
