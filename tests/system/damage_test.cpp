@@ -222,6 +222,38 @@ BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_un
   BOOST_TEST(served.cli({"get", "7", "report"}).out == "anew");
 }
 
+BOOST_AUTO_TEST_CASE(doctor_names_a_value_that_a_recovery_or_a_reload_finds_damaged) {
+  Command served({"--flush-interval=1h", "--segment-size=4MiB"});
+  const auto named = [&](const std::string& name) {
+    const Outcome get = served.cli({"get", "7", name});
+    BOOST_TEST(get.status == 74, name);
+    BOOST_TEST(get.out == "", name);
+    const Outcome doctor = served.cli({"doctor"});
+    BOOST_TEST(doctor.status == 1, name);
+    BOOST_TEST(contains(doctor.out, "build 7, name \"" + name + "\""), doctor.out);
+  };
+  const std::string value = generated(200 * kKiB, 1);
+  BOOST_TEST(served.cli({"set", "7", "recovered"}, {.input = value}).status == 0);
+  served.daemon.kill();
+  const std::size_t at = content(served.daemon.segment_path()).find(value.substr(1000, 64));
+  BOOST_TEST_REQUIRE(at != std::string::npos);
+  overwrite(served.daemon.segment_path(), at, "damaged");
+  served.daemon.start();
+  named("recovered");
+
+  BOOST_TEST(served.cli({"set", "7", "reloaded"}, {.input = generated(50 * kKiB, 2)}).status == 0);
+  BOOST_TEST(served.cli({"flush"}).status == 0);
+  BOOST_TEST(served.daemon.terminate() == 0);
+  BOOST_TEST_REQUIRE(run({"sqlite3", served.daemon.db(),
+                          "UPDATE build_data SET value = CAST(replace(hex(zeroblob(25600)), '0', 'x') AS BLOB) WHERE "
+                          "name = 'reloaded'"})
+                         .status == 0);
+  served.daemon.remove_segment();
+  served.daemon.start();
+  named("reloaded");
+  named("recovered");  // still
+}
+
 BOOST_AUTO_TEST_CASE(rows_that_break_the_contract_are_named) {
   Image image;
   image.put_back(image.segment());
