@@ -10,6 +10,7 @@
 #include <bit>
 #include <cstring>
 #include <new>
+#include <tuple>
 #include <unordered_set>
 
 #include "base/crash_point.hpp"
@@ -51,6 +52,81 @@ const Entry* backed_entry(const std::byte* base, std::uint64_t bytes, Offset blo
   const std::uint64_t texts_end = sizeof(Entry) + entry->name_bytes + entry->source_bytes;
   const std::uint64_t end = entry->value_offset == 0 ? texts_end : entry->value_offset + entry->length;
   return pages.contains(block, block + std::max(end, texts_end)) ? entry : nullptr;
+}
+
+/// The blocks of a segment that attach refused, as far as one leads to the next.
+struct Chain {
+  std::unordered_map<Offset, std::uint64_t> blocks;
+  bool whole = false;
+
+  static Chain of(const std::byte* base, std::uint64_t bytes, const DataMap& pages) {
+    Chain chain;
+    const Offset begin = reinterpret_cast<const Header*>(base)->heap_offset;
+    if (begin % kPageBytes != 0 || begin < kPageBytes || begin >= bytes) return chain;
+    const auto add = [&](Offset at, std::uint64_t size) { chain.blocks.emplace(at, size); };
+    chain.whole = Heap::walk(base, begin, bytes, add, &pages).has_value();
+    return chain;
+  }
+  /// What was freed still looks like an entry where its block was merged into the one before it.
+  bool may_begin_block(Offset at) const { return !whole || blocks.contains(at); }
+};
+
+struct Table {
+  Offset at = 0;
+  std::uint64_t slots = 0;
+};
+
+Slot slot_at(const std::byte* base, Offset table, std::uint64_t i) noexcept {
+  return reinterpret_cast<const std::atomic<Slot>*>(base + table)[i].load(std::memory_order_relaxed);
+}
+
+/// The entry that a slot leads to, if there is one whose record holds.
+const Entry* sound_record(const std::byte* base, std::uint64_t bytes, const DataMap& pages, const Chain& chain,
+                          Slot slot) {
+  if (slot <= kTombstone || !chain.may_begin_block(slot_offset(slot))) return nullptr;
+  const Entry* entry = backed_entry(base, bytes, slot_offset(slot), pages);
+  if (entry == nullptr || meta_hash(*entry) != entry->meta_hash || !valid_build(entry->buildid)) return nullptr;
+  const bool its_own = make_slot(key_hash(entry->buildid, entry_name(*entry)), slot_offset(slot)) == slot;
+  return its_own ? entry : nullptr;
+}
+
+/// The table that the index word of a refused segment names; where that cannot be, for the word itself is what was
+/// damaged, the one of the chain's tables that it named. Former tables stand there, too, with slots that may lead to
+/// what was replaced or deleted since.
+Table table_to_save(const std::byte* base, std::uint64_t bytes, const DataMap& pages, const Chain& chain) {
+  const IndexWord word = reinterpret_cast<const Header*>(base)->index.load(std::memory_order_relaxed);
+  const unsigned log2 = index_log2_slots(word);
+  const Table named{index_slots_offset(word), log2 > 44 ? 0 : std::uint64_t{1} << log2};
+  const bool inside = named.slots != 0 && table_inside(named.at, named.slots, bytes);
+  const auto block = chain.blocks.find(named.at - IndexWriter::kTableHeader);
+  const bool fills_its_block =
+      block != chain.blocks.end() && block->second == IndexWriter::kTableHeader + named.slots * sizeof(Slot);
+  if (inside && (fills_its_block || !chain.whole)) return named;
+  // One bit away from the word is the one that was meant. Else the one with the newest entry: what was set after a
+  // table was left behind is not in it.
+  Table best;
+  std::tuple<bool, std::uint64_t, std::uint64_t> best_is{};
+  for (const auto& [at, size] : chain.blocks) {
+    if (size <= IndexWriter::kTableHeader || reinterpret_cast<const BlockHeader*>(base + at)->kind != BlockKind::index)
+      continue;
+    const Table table{at + IndexWriter::kTableHeader, (size - IndexWriter::kTableHeader) / sizeof(Slot)};
+    if (!std::has_single_bit(table.slots) || !pages.contains(at, at + size)) continue;
+    std::uint64_t newest = 0;
+    std::uint64_t entries = 0;
+    for (std::uint64_t i = 0; i < table.slots; ++i) {
+      const Entry* entry = sound_record(base, bytes, pages, chain, slot_at(base, table.at, i));
+      if (entry == nullptr) continue;
+      newest = std::max(newest, entry->revision);
+      ++entries;
+    }
+    const auto its_log2 = static_cast<unsigned>(std::countr_zero(table.slots));
+    const bool near = std::popcount(word ^ make_index_word(index_version(word), its_log2, table.at)) <= 1;
+    const std::tuple is{near, newest, entries};
+    if (best.slots != 0 && is <= best_is) continue;
+    best = table;
+    best_is = is;
+  }
+  return best;
 }
 
 /// Whether this object is a segment that was made to its end (Writer::install), and only waits for its name.
@@ -381,19 +457,12 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
     dropped[id] = record.drop_upto.load(std::memory_order_relaxed);
     build(record);
   }
-  // Every 64 bytes may begin a block. Of blocks that are still published none is older than its retired copies, so
-  // only those that a slot of the table refers to count; where the table is gone nothing can be told apart.
-  const IndexWord word = head.index.load(std::memory_order_relaxed);
-  const Offset table = index_slots_offset(word);
-  const std::uint64_t slots = index_log2_slots(word) > 44 ? 0 : std::uint64_t{1} << index_log2_slots(word);
-  if (slots == 0 || !table_inside(table, slots, bytes)) return success();
-  if (!pages.contains(table, table + slots * sizeof(Slot))) return success();
-  for (std::uint64_t i = 0; i < slots; ++i) {
-    const Slot here = reinterpret_cast<const std::atomic<Slot>*>(base + table)[i].load(std::memory_order_relaxed);
-    if (here <= kTombstone) continue;
-    const Entry* entry = backed_entry(base, bytes, slot_offset(here), pages);
-    if (entry == nullptr || meta_hash(*entry) != entry->meta_hash || !valid_build(entry->buildid)) continue;
-    if (make_slot(key_hash(entry->buildid, entry_name(*entry)), slot_offset(here)) != here) continue;
+  const Chain chain = Chain::of(base, bytes, pages);
+  const Table table = table_to_save(base, bytes, pages, chain);
+  if (!pages.contains(table.at, table.at + table.slots * sizeof(Slot))) return success();
+  for (std::uint64_t i = 0; i < table.slots; ++i) {
+    const Entry* entry = sound_record(base, bytes, pages, chain, slot_at(base, table.at, i));
+    if (entry == nullptr) continue;
     if (entry->value_offset != 0 && hash_bytes(entry_value(*entry)) != entry->value_hash) continue;
     const auto drop = dropped.find(entry->buildid);
     if (drop != dropped.end() && entry->id <= drop->second) continue;

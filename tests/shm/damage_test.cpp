@@ -259,6 +259,44 @@ BOOST_FIXTURE_TEST_CASE(any_byte_of_a_record_leads_to_no_wrong_value_and_is_told
   BOOST_TEST(silent == 0u);
 }
 
+/// Former tables lead to what was replaced and erased since. Its blocks are still there, for readers hold them; or what
+/// was in them is, where they were freed and became part of others.
+BOOST_AUTO_TEST_CASE(whatever_the_index_word_says_exactly_what_was_there_is_saved) {
+  for (const bool freed : {false, true}) {
+    Stash stash;
+    Writer& writer = *stash.writer;
+    const std::uint64_t first_table = writer.index().slots();
+    int count = 0;
+    while (writer.index().slots() < 4 * first_table) stash.set(1, std::to_string(count++), "value");
+    const auto erase = [&](int name) { writer.erase(*writer.find(1, std::to_string(name))); };
+    if (freed) {
+      for (int last = 3; last > 0; --last) erase(count - last);
+      writer.reclaim();
+    } else {
+      for (int first = 0; first < 3; ++first) erase(first);
+      stash.set(1, "3", "replaced");
+    }
+    std::map<std::string, std::string> expected;
+    const auto note = [](std::map<std::string, std::string>& in) {
+      return [&in](const shm::Entry& entry) { in.emplace(shm::entry_name(entry), text_of(shm::entry_value(entry))); };
+    };
+    writer.for_each(note(expected));
+    std::atomic<shm::IndexWord>& word = writer.header().index;
+    const shm::IndexWord sound = word;
+    std::vector<shm::IndexWord> words = {0, ~shm::IndexWord{0}, sound & 0xFFFF'FFFF};
+    for (unsigned bit = 0; bit < 54; ++bit) words.push_back(sound ^ shm::IndexWord{1} << bit);  // above: the version
+    for (const shm::IndexWord damaged : words) {
+      word = damaged;
+      shm::Recovery recovery;
+      BOOST_TEST((Writer::attach(stash.objects, Stash::kName, recovery).error() == Errc::corrupt_segment), damaged);
+      std::map<std::string, std::string> saved;
+      take(Writer::salvage(stash.objects, Stash::kName, note(saved), [](const shm::BuildRecord&) {}));
+      BOOST_TEST((saved == expected), damaged << ": " << saved.size() << " of " << expected.size());
+    }
+    word = sound;
+  }
+}
+
 /// Not one bit but whole words, and many at once.
 BOOST_FIXTURE_TEST_CASE(random_words_lead_nobody_out_of_the_segment, Damaged) {
   std::mt19937_64 random(20240919);
