@@ -46,7 +46,12 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
       database_(database),
       flusher_(flusher),
       clock_(clock),
-      limits_(limits) {
+      limits_(limits),
+      start_on_boot_clock_(clock.boot_time()),
+      wall_at_start_(clock.wall_seconds()) {
+  if (const std::int64_t written = database.last_written(); written != 0) {
+    wall_at_start_ = std::min(wall_at_start_, written);
+  }
   flusher_.on_settled = [this] {
     segment_.reclaim();
     room_.notify_all();
@@ -91,7 +96,7 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
     shm::BuildRecord& record = *build->record;
     if (!build->finished() || record.completed_ns.load(std::memory_order_relaxed) != 0) continue;
     const std::int64_t complete_at = record.complete_at.load(std::memory_order_relaxed);
-    record.completed_ns.store(on_boot_clock(complete_at, believed_wall()), std::memory_order_release);
+    record.completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
     STEPSTASH_CRASH_POINT("daemon.adopt.clock.stored");
   }
   // Nothing tells whether the database knows a build's facts already; writing them again is harmless.
@@ -573,23 +578,29 @@ Result<std::int64_t> Store::finish(BuildId build, std::optional<std::int64_t> co
   const bool known = catalog_.find_build(build) != nullptr;
   BuildState* state = STEPSTASH_TRY(ensure_build(build, /*spare=*/true));
   if (!known) ask_database(*state);
-  set_complete(*state, at, clock_.wall_seconds());
+  set_complete(*state, at);
   flusher_.mark_dirty(*state);
   ++counters_.finishes;
   return at;
 }
 
-std::int64_t Store::on_boot_clock(std::int64_t complete_at, std::int64_t now) const {
+std::int64_t Store::believed_wall() const {
+  const auto passed = std::chrono::duration_cast<std::chrono::seconds>(clock_.boot_time() - start_on_boot_clock_);
+  return std::min(clock_.wall_seconds(), wall_at_start_ + passed.count());
+}
+
+std::int64_t Store::on_boot_clock(std::int64_t complete_at) const {
+  const std::int64_t now = believed_wall();
   // Within a century, so that no complete_at, however odd, overflows.
   constexpr std::int64_t kCentury = 100LL * 365 * 86400;
   const std::int64_t age = now - std::clamp(complete_at, now - kCentury, now);
   return (clock_.boot_time() - std::chrono::seconds(age)).count();
 }
 
-void Store::set_complete(BuildState& build, std::int64_t complete_at, std::int64_t now) {
+void Store::set_complete(BuildState& build, std::int64_t complete_at) {
   const bool first = !build.finished();
   // What a wall clock that jumps says later is compared with this.
-  build.record->completed_ns.store(on_boot_clock(complete_at, now), std::memory_order_release);
+  build.record->completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.finish.clock.stored");
   build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
   STEPSTASH_CRASH_POINT("daemon.finish.time.stored");
@@ -735,7 +746,7 @@ awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question
   if (state != nullptr && known && known.value()) {
     // What was said here since is newer than what the database knows.
     if (known.value()->complete_at && !state->finished()) {
-      set_complete(*state, *known.value()->complete_at, believed_wall());
+      set_complete(*state, *known.value()->complete_at);
     }
     STEPSTASH_CRASH_POINT("daemon.merge.complete_at.stored");
     if (known.value()->held && state->record->hold.load(std::memory_order_relaxed) == shm::Hold::unknown) {

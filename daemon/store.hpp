@@ -209,13 +209,12 @@ class Store {
   awaitable<std::uint64_t> prune_builds(std::vector<BuildId> builds, std::int64_t older_than);
   /// The entry as of now: none while it is being deleted.
   const shm::Entry* current(BuildId build, std::string_view name) const noexcept;
-  /// `now`: the wall time that complete_at is compared with.
-  void set_complete(BuildState& build, std::int64_t complete_at, std::int64_t now);
+  void set_complete(BuildState& build, std::int64_t complete_at);
   /// When it completed on the clock that nobody can set.
-  std::int64_t on_boot_clock(std::int64_t complete_at, std::int64_t now) const;
-  /// The wall time, as far as it is believed about what happened before this start: a clock may have jumped ahead while
-  /// the machine was off.
-  std::int64_t believed_wall() const { return std::min(clock_.wall_seconds(), database_.last_written()); }
+  std::int64_t on_boot_clock(std::int64_t complete_at) const;
+  /// The wall time, as far as it is believed about how long ago something was: a clock may have jumped ahead, since
+  /// the start or while the machine was off.
+  std::int64_t believed_wall() const;
   void forget_node(Node& node);
   void ask_database(BuildState& build);
   awaitable<void> merge_from_database(BuildId build, std::uint64_t question);
@@ -238,6 +237,8 @@ class Store {
   Flusher& flusher_;
   const Clock& clock_;
   Limits limits_;
+  std::chrono::nanoseconds start_on_boot_clock_;
+  std::int64_t wall_at_start_;  // or when the database had been written to last, if the clock says more
   asio::thread_pool loader_{1};
   WaitList room_;
   WaitList merged_;

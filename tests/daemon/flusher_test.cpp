@@ -355,6 +355,29 @@ BOOST_AUTO_TEST_CASE(the_age_of_what_waits_longest_is_told) {
   BOOST_TEST((engine.flusher().oldest_age() == 0ns));
 }
 
+BOOST_AUTO_TEST_CASE(a_flush_is_due_after_its_interval_whatever_the_wall_clock_does) {
+  const std::int64_t now = clock.wall_seconds();
+  const auto look = [&] {  // wakes the flusher, which begins a batch if it is time
+    engine.flusher().set_interval(1h);
+    engine.loop().poll();
+  };
+  engine.set(1, "a", "set before");
+  clock.set_wall(now + 10 * 365 * 86400LL);
+  look();
+  engine.set(1, "b", "set when it was ahead");
+  clock.set_wall(now - 10 * 365 * 86400LL);
+  look();
+  BOOST_TEST((engine.flusher().oldest_age() == 0ns));
+  clock.advance(59min);
+  look();
+  engine.set(1, "c", "set when it was behind");
+  clock.advance(1min);
+  look();
+  engine.run_until([&] { return engine.flusher().counters().flushes > 0; });
+  // One batch, and not before.
+  BOOST_TEST((rows(disk) == Rows{"1/a=set before", "1/b=set when it was ahead", "1/c=set when it was behind"}));
+}
+
 BOOST_AUTO_TEST_CASE(a_deletion_is_as_late_as_the_value_that_it_deletes) {
   engine.set(1, "v", "what the database has");
   BOOST_TEST(engine.flush().has_value());

@@ -537,6 +537,52 @@ BOOST_AUTO_TEST_CASE(a_wall_clock_that_jumped_while_the_machine_was_off_prunes_n
   BOOST_TEST(cold.value(3, "set after it had finished") == "(miss)");
 }
 
+/// By a master on another host, or with --at.
+BOOST_AUTO_TEST_CASE(a_wall_clock_that_is_ahead_prunes_no_build_whose_true_time_is_given) {
+  const std::int64_t now = clock.wall_seconds();
+  MemoryStore written_to_before;
+  written_to_before.set_last_written(now);
+  clock.set_wall(now + 10 * 365 * 86400LL);
+  const TempDir elsewhere;
+  Engine started_late(elsewhere, written_to_before, clock);
+  for (Engine* in : {&engine, &started_late}) {
+    in->store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+    in->set(1, "finished just now", "v");
+    in->store().finish(1, now).value();
+    in->set(2, "finished a day ago", "v");
+    in->store().finish(2, now - 86400).value();
+    BOOST_TEST(in->prune(0) == 0u);
+    prune_expired(*in);
+    BOOST_TEST(in->value(1, "finished just now") == "v");
+    BOOST_TEST(in->value(2, "finished a day ago") == "(miss)");
+  }
+  clock.advance(3601s);
+  for (Engine* in : {&engine, &started_late}) {
+    prune_expired(*in);
+    BOOST_TEST(in->value(1, "finished just now") == "(miss)");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_deadline_is_as_far_away_whatever_the_wall_clock_does) {
+  const std::int64_t now = clock.wall_seconds();
+  engine.store().set_limits({1000, 10s, std::nullopt});
+  engine.set(1, "a", std::string(900, 'a'));
+  faulty.fail_commits(Errc::not_durable);
+  std::optional<Result<protocol::SetOk>> set;
+  engine.start(engine.setting(Engine::params(1, "b"), std::string(200, 'b'), engine.waiter()), set);  // within 30 s
+  for (const std::int64_t wall : {now + 10 * 365 * 86400LL, now - 10 * 365 * 86400LL}) {
+    clock.set_wall(wall);
+    const std::uint64_t failed = faulty.failed_commits();
+    engine.run_until([&] { return faulty.failed_commits() > failed; });
+    BOOST_TEST(!set.has_value());
+    const auto refused = engine.try_set(Engine::params(1, "c"), std::string(200, 'c'), 50ms);
+    BOOST_TEST((refused.error() == Errc::dirty_limit));
+  }
+  faulty.heal();
+  engine.run_until([&] { return set.has_value(); });
+  BOOST_TEST(set->has_value());
+}
+
 BOOST_AUTO_TEST_CASE(a_build_without_data_gives_up_its_record_when_the_database_has_its_facts) {
   engine.store().finish(1, 100).value();
   BOOST_TEST(engine.segment().builds() == 1u);
