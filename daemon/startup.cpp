@@ -274,6 +274,19 @@ std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const
   return copy;
 }
 
+/// A segment of `bytes` bytes with what only `from` has, and the list of the database. None where there is no room for
+/// it beside `from`, which serves on, unchanged. Errors: those of the database.
+Result<std::optional<Startup>> resize(const shm::ObjectDirectory& directory, const std::string& name,
+                                      std::uint64_t bytes, persist::BackingStore& database, const shm::Writer& from) {
+  auto copy = copy_segment(directory, name, bytes, from.builds(), from, Saved::dirty);
+  if (!copy) return std::optional<Startup>();
+  const auto listed = reconcile(database, *copy, /*verify=*/false);
+  if (listed) return copy;
+  copy->segment->abandon();
+  if (!is_lack_of_room(listed.error())) return listed.error();
+  return std::optional<Startup>();
+}
+
 /// For a segment that has no room for what the database knows: a copy that has. All that is resident goes along, for
 /// it may be the only copy, and the records of what is not, for reconcile() to look for.
 std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, const std::string& name,
@@ -341,11 +354,13 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   bool resized = false;
   if (attached && must_resize(*attached.value(), bytes, needed, database)) {
     progress("moving what is not in the database yet to a segment of the configured size");
-    const shm::Writer& from = *attached.value();
-    if (auto copy = copy_segment(directory, name, size, from.builds(), from, Saved::dirty)) {
-      startup = std::move(*copy);
-      resized = true;
+    auto copy = resize(directory, name, size, database, *attached.value());
+    if (!copy) {
+      told.insert(told.end(), recovery.set_aside.begin(), recovery.set_aside.end());
+      return copy.error();
     }
+    resized = copy.value().has_value();
+    if (resized) startup = std::move(*copy.value());
   }
   const bool warm = attached && !resized;
   bool damaged = false;
@@ -388,7 +403,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   }
   startup.all_dirty = other_database;
   bool replaced = !warm;
-  if (!startup.set_aside.empty() || !warm) {
+  if (!resized && (!startup.set_aside.empty() || !warm)) {
     progress("reading the list of entries from the database");
     auto reconciled = reconcile(database, startup, other_database);
     if (!reconciled && warm && is_lack_of_room(reconciled.error())) {
@@ -409,6 +424,8 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       if (!damaged) told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
       return reconciled.error();
     }
+  }
+  if (!startup.set_aside.empty() || !warm) {
     for (std::string& row : database.skipped()) startup.set_aside.push_back(std::move(row));
   }
   shm::Header& header = startup.segment->header();

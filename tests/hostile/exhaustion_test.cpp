@@ -140,6 +140,31 @@ BOOST_AUTO_TEST_CASE(a_full_dev_shm_survives_a_restart, *boost::unit_test::preco
   });
 }
 
+BOOST_AUTO_TEST_CASE(a_segment_that_finds_no_room_for_its_new_size_serves_on,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(8 * kMiB + 64 * kKiB, [] {
+    DaemonProcess daemon({"--flush-interval=1h", "--segment-size=8MiB"});
+    daemon.start();
+    constexpr std::uint64_t kEntries = 6000;
+    {
+      Client client(daemon.socket());
+      for (std::uint64_t i = 0; i < kEntries; ++i) client.set(1, std::to_string(i), generated(100, i));
+      for (std::uint64_t i = 0; i < 95; ++i) client.set(2, std::to_string(i), generated(60'000, i));
+      client.flush();
+    }
+    require(daemon.terminate() == 0, "the daemon's end");
+    for (int start = 0; start < 2; ++start) {
+      daemon.start({"--flush-interval=1h", "--segment-size=7MiB"});
+      Client client(daemon.socket());
+      require(stats(client).at("segment").at("total_bytes") == 8 * kMiB, "the size");
+      all_there(client, 1, 100, kEntries);
+      all_there(client, 2, 60'000, 95);
+      require(client.set(3, "new", "value").has_value(), "a set");
+      require(daemon.terminate() == 0, "the daemon's end");
+    }
+  });
+}
+
 BOOST_AUTO_TEST_CASE(of_a_damaged_segment_what_only_it_has_is_saved_first, *boost::unit_test::precondition(may_mount)) {
   with_small_shm(20 * kMiB, [] {
     DaemonProcess daemon({"--segment-size=16MiB", "--max-dirty=16MiB", "--flush-interval=1h"});
