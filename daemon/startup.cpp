@@ -32,6 +32,11 @@ shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
   return facts;
 }
 
+void raise_next_id(shm::Writer& segment, const shm::Entry& entry) {
+  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
+  next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
+}
+
 /// Publishes a copy of `entry` with this id and revision; its value, if it is there, is dirty.
 Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
   shm::Writer::EntryFacts facts = facts_of(entry);
@@ -58,9 +63,28 @@ Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
   STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
   STEPSTASH_TRY(segment.make_room());
   STEPSTASH_TRY(republish(segment, entry, entry.id, entry.revision));
-  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
-  next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
+  raise_next_id(segment, entry);
   STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
+  return success();
+}
+
+/// Writes the value of another segment's entry to the database, and publishes in ours that it is there.
+Result<> write_out(persist::BackingStore& database, shm::Writer& segment, const shm::Entry& entry) {
+  shm::Writer::EntryFacts facts = facts_of(entry);
+  facts.state = shm::EntryState::clean;
+  persist::Batch batch;
+  batch.entries.push_back({.id = facts.id,
+                           .revision = facts.revision,
+                           .buildid = facts.build,
+                           .name = facts.name,
+                           .source = facts.source,
+                           .value_hash = facts.value_hash,
+                           .value = shm::entry_value(entry)});
+  STEPSTASH_TRY(database.commit(batch));
+  STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
+  STEPSTASH_TRY(segment.make_room());
+  STEPSTASH_TRY(segment.publish_record(facts));
+  raise_next_id(segment, entry);
   return success();
 }
 
@@ -78,6 +102,18 @@ Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
   return success();
 }
 
+void save_build(Startup& startup, const shm::BuildRecord& record, const std::string& aside) {
+  if (auto copied = copy_build(*startup.segment, record); !copied) {
+    startup.set_aside.push_back(fmt::format("build {}: its facts could not be saved out of {}: {}",
+                                            record.buildid.load(), aside, copied.error().message()));
+  }
+}
+
+std::string not_saved(const shm::Entry& entry, const std::string& aside, std::error_code why) {
+  return fmt::format("build {}, name \"{}\", id {}: could not be saved out of {}: {}", entry.buildid,
+                     printable(shm::entry_name(entry)), entry.id, aside, why.message());
+}
+
 /// What of another segment's entries is saved: what it alone may know, and besides it the records of evicted values,
 /// and values that are in a database.
 enum class Saved { dirty, and_evicted, and_clean };  // and_clean: in a second pass, after `dirty`
@@ -92,17 +128,11 @@ void salvage(const shm::ObjectDirectory& directory, const std::string& aside, St
     if (auto copied = copy_entry(*startup.segment, found)) {
       ++startup.entries_salvaged;
     } else if (clean || saved != Saved::and_clean) {  // what is dirty was told by the first pass
-      startup.set_aside.push_back(fmt::format("build {}, name \"{}\", id {}: could not be saved out of {}: {}",
-                                              found.buildid, printable(shm::entry_name(found)), found.id, aside,
-                                              copied.error().message()));
+      startup.set_aside.push_back(not_saved(found, aside, copied.error()));
     }
   };
   const auto build = [&](const shm::BuildRecord& record) {
-    if (saved == Saved::and_clean) return;
-    if (auto copied = copy_build(*startup.segment, record); !copied) {
-      startup.set_aside.push_back(fmt::format("build {}: its facts could not be saved out of {}: {}",
-                                              record.buildid.load(), aside, copied.error().message()));
-    }
+    if (saved != Saved::and_clean) save_build(startup, record, aside);
   };
   if (auto done = shm::Writer::salvage(directory, aside, entry, build); !done && saved != Saved::and_clean) {
     startup.set_aside.push_back(fmt::format("{}: cannot be read: {}", aside, done.error().message()));
@@ -310,7 +340,6 @@ std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, con
   auto larger = copy_segment(directory, name, std::max(bytes, needed), builds, from, Saved::and_evicted);
   if (larger) {
     larger->set_aside = startup.set_aside;
-    larger->all_dirty = startup.all_dirty;
   }
   return larger;
 }
@@ -325,6 +354,37 @@ Result<Startup> make_and_save(const shm::ObjectDirectory& directory, const std::
   startup.set_aside.assign(1, fmt::format("segment {}: {}", name, damage.message()));
   salvage(directory, name, startup, Saved::dirty);
   if (with_clean) salvage(directory, name, startup, Saved::and_clean);
+  return startup;
+}
+
+/// make_and_save() where there is no room for what is dirty and for the list of the database: first the list, for what
+/// is not in it could not be found; then what is dirty goes to the database at once. Where that cannot be, for it is
+/// another one or its disk is full, too, it goes where room is left.
+Result<Startup> make_and_write_out(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
+                                   std::uint64_t builds, std::error_code damage, persist::BackingStore& database,
+                                   bool other_database) {
+  Startup startup;
+  startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, bytes, builds));
+  startup.set_aside.assign(1, fmt::format("segment {}: {}", name, damage.message()));
+  // Deletions, too: what they delete may still stand in the list.
+  const auto build = [&](const shm::BuildRecord& record) { save_build(startup, record, name); };
+  STEPSTASH_TRY(shm::Writer::salvage(directory, name, nullptr, build));
+  STEPSTASH_TRY(reconcile(database, startup, /*verify=*/false));
+  const auto entry = [&](const shm::Entry& found) {
+    if (found.state.load() == shm::EntryState::clean) return;
+    const shm::Entry* listed = startup.segment->find(found.buildid, shm::entry_name(found));
+    if (listed != nullptr && !other_database && listed->revision >= found.revision) return;  // is in the database
+    Result<> saved = Errc::not_durable;
+    if (!other_database && found.value_offset != 0) saved = write_out(database, *startup.segment, found);
+    if (!saved) saved = copy_entry(*startup.segment, found);
+    if (saved) {
+      ++startup.entries_salvaged;
+    } else {
+      startup.set_aside.push_back(not_saved(found, name, saved.error()));
+    }
+  };
+  STEPSTASH_TRY(shm::Writer::salvage(directory, name, entry, nullptr));
+  if (other_database) STEPSTASH_TRY(reconcile(database, startup, /*verify=*/true));
   return startup;
 }
 
@@ -363,7 +423,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     if (resized) startup = std::move(*copy.value());
   }
   const bool warm = attached && !resized;
-  bool damaged = false;
+  std::error_code damage;
   bool other_database = false;
   startup.set_aside = std::move(recovery.set_aside);
   if (warm) {
@@ -373,10 +433,10 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     other_database = of_another(database, header.store_id.load(), header.commit_count.load());
   } else if (!resized) {
     const std::error_code why = attached.error();
-    damaged = why == Errc::corrupt_segment || why == Errc::format_mismatch;
-    if (!damaged && why != std::errc::no_such_file_or_directory) return why;
+    if (why == Errc::corrupt_segment || why == Errc::format_mismatch) damage = why;
+    if (!damage && why != std::errc::no_such_file_or_directory) return why;
     shm::Writer::Former former;
-    if (damaged) former = STEPSTASH_TRY(shm::Writer::former(directory, name));
+    if (damage) former = STEPSTASH_TRY(shm::Writer::former(directory, name));
     other_database = former.bytes != 0 && of_another(database, former.store_id, former.commit_count);
     std::uint64_t builds = census.builds_with_data;
     if (other_database) {  // room for both
@@ -384,26 +444,19 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       const std::uint64_t both = shm::Writer::bytes_for(builds, census.entries, census.text_bytes) + former.bytes;
       size = std::max(size, both);
     }
-    if (damaged) progress("saving what is sound out of segment " + name);
-    auto made = make_and_save(directory, name, size, builds, damaged ? why : std::error_code(), other_database);
+    if (damage) progress("saving what is sound out of segment " + name);
+    auto made = make_and_save(directory, name, size, builds, damage, other_database);
     // What is believed of a damaged segment costs no start.
     if (!made && other_database) {
       size = std::max(bytes, needed);
-      made = make_and_save(directory, name, size, census.builds_with_data, why, other_database);
+      made = make_and_save(directory, name, size, census.builds_with_data, damage, other_database);
     }
     startup = STEPSTASH_TRY(std::move(made));
-    if (damaged) STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
+    if (damage) STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
   }
 
-  if (other_database) {
-    startup.set_aside.push_back(fmt::format(
-        "database: not the one this segment was written to, or an older copy of it; what is resident of the "
-        "{} entries is written again",
-        startup.entries_kept + startup.entries_salvaged));
-  }
-  startup.all_dirty = other_database;
   bool replaced = !warm;
-  if (!resized && (!startup.set_aside.empty() || !warm)) {
+  if (!resized && (!startup.set_aside.empty() || !warm || other_database)) {
     progress("reading the list of entries from the database");
     auto reconciled = reconcile(database, startup, other_database);
     if (!reconciled && warm && is_lack_of_room(reconciled.error())) {
@@ -414,17 +467,26 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
         reconciled = reconcile(database, startup, other_database);
       }
     }
-    if (!reconciled && damaged && other_database && is_lack_of_room(reconciled.error())) {
-      // The values that were clean took the room of the database's list.
-      startup = STEPSTASH_TRY(make_and_save(directory, name, size, census.builds_with_data, Errc::corrupt_segment,
-                                            /*with_clean=*/false));
-      reconciled = reconcile(database, startup, other_database);
+    const bool left_out = damage && !other_database && startup.set_aside.size() > 1;
+    if (left_out || (!reconciled && damage && is_lack_of_room(reconciled.error()))) {
+      progress("writing what is sound of segment " + name + " to the database: there is no room for it");
+      startup.segment.reset();  // and its memory with it
+      auto made = make_and_write_out(directory, name, size, census.builds_with_data, damage, database, other_database);
+      reconciled = made ? Result<>(success()) : made.error();
+      if (made) startup = std::move(made).value();
     }
     if (!reconciled) {
-      if (!damaged) told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
+      if (!damage) told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
       return reconciled.error();
     }
   }
+  if (other_database) {
+    startup.set_aside.push_back(fmt::format(
+        "database: not the one this segment was written to, or an older copy of it; what is resident of the "
+        "{} entries is written again",
+        startup.entries_kept + startup.entries_salvaged));
+  }
+  startup.all_dirty = other_database;
   if (!startup.set_aside.empty() || !warm) {
     for (std::string& row : database.skipped()) startup.set_aside.push_back(std::move(row));
   }
@@ -449,9 +511,9 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     STEPSTASH_CRASH_POINT("daemon.startup.commit_count.stored");
     header.store_id.store(database.store_id());
     STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
-    const std::string aside = STEPSTASH_TRY(startup.segment->install(/*keep_former=*/damaged));
+    const std::string aside = STEPSTASH_TRY(startup.segment->install(/*keep_former=*/static_cast<bool>(damage)));
     STEPSTASH_CRASH_POINT("daemon.startup.segment.installed");
-    if (damaged) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
+    if (damage) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
   }
   startup.kept = kept_aside(directory, name);
   startup.lost = census.lost;

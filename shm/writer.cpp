@@ -455,8 +455,9 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
     const BuildId id = record.buildid.load(std::memory_order_relaxed);
     if (!valid_build(id) || record.hold.load(std::memory_order_relaxed) > Hold::not_held) continue;
     dropped[id] = record.drop_upto.load(std::memory_order_relaxed);
-    build(record);
+    if (build) build(record);
   }
+  if (!each) return success();
   const Chain chain = Chain::of(base, bytes, pages);
   const Table table = table_to_save(base, bytes, pages, chain);
   if (!pages.contains(table.at, table.at + table.slots * sizeof(Slot))) return success();

@@ -77,7 +77,8 @@ class Writer {
   static Result<Former> former(const ObjectDirectory& directory, const std::string& name);
 
   /// Calls `each` with every entry of a segment that attach refused whose checksums hold, value included, and `build`
-  /// with every build record that is plausible. Trusts nothing; O(segment). The object is not changed.
+  /// with every build record that is plausible, these first. Either may be empty. Trusts nothing; O(segment). The
+  /// object is not changed.
   static Result<> salvage(const ObjectDirectory& directory, const std::string& name,
                           const std::function<void(const Entry&)>& each,
                           const std::function<void(const BuildRecord&)>& build);

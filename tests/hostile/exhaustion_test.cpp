@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 
 #include "tests/hostile/faults.hpp"
 #include "tests/hostile/namespaces.hpp"
@@ -187,6 +188,48 @@ BOOST_AUTO_TEST_CASE(of_a_damaged_segment_what_only_it_has_is_saved_first, *boos
     require(clean > 0 && clean < 20, std::to_string(clean) + " clean values");
     require(contains(daemon.log(), "could not be saved"), daemon.log());
   });
+}
+
+BOOST_AUTO_TEST_CASE(what_finds_no_room_beside_a_damaged_segment_goes_to_the_database_or_is_named,
+                     *boost::unit_test::precondition(may_mount)) {
+  // With the list, or by themselves, the dirty values have no room.
+  for (const auto& [listed, disk_full] : {std::pair{8000u, false}, {8000u, true}, {10u, false}}) {
+    with_small_shm(20 * kMiB, [listed = listed, disk_full = disk_full] {
+      DaemonProcess daemon({"--segment-size=16MiB", "--max-dirty=16MiB", "--flush-interval=1h"});
+      const std::string disk = disk_full ? small_disk(daemon) : "";
+      daemon.start();
+      constexpr std::uint64_t kDirty = 180;
+      {
+        Client client(daemon.socket());
+        for (std::uint64_t i = 0; i < listed; ++i) client.set(1, std::to_string(i), generated(100, i));
+        client.set(3, "dropped", "value");
+        client.set(2, "0", "older");
+        client.flush();
+        client.drop(3);
+        for (std::uint64_t i = 0; i < kDirty; ++i) client.set(2, std::to_string(i), generated(60'000, i));
+      }
+      daemon.kill();
+      const UniqueFd segment(::open(daemon.segment_path().c_str(), O_WRONLY | O_CLOEXEC));
+      require(::pwrite(segment.get(), "x", 1, 0) == 1, "the damage");
+      std::optional<Filler> filler;
+      if (disk_full) filler.emplace(disk);
+      daemon.start();
+      const Client client(daemon.socket());
+      require(client.list(1).size() == listed, "the list of the database");
+      require(client.list(3).empty(), "what was dropped");
+      std::uint64_t saved = 0;
+      std::uint64_t named = 0;
+      for (const auto& entry : client.list(2)) saved += entry.length == 60'000 ? 1 : 0;
+      for (std::uint64_t i = 0; i < kDirty; ++i) {
+        named += contains(daemon.log(), "build 2, name \"" + std::to_string(i) + "\"") ? 1 : 0;
+      }
+      const std::string figures = std::to_string(saved) + " saved, " + std::to_string(named) + " named";
+      require(saved + named == kDirty && (disk_full ? saved > 20 : named == 0), figures);
+      all_there(client, 2, 60'000, disk_full ? 0 : 5);
+      const std::int64_t rows = query(daemon.db(), "SELECT count(*) FROM build_data WHERE length = 60000");
+      require(rows == (disk_full ? 0 : static_cast<std::int64_t>(kDirty)), std::to_string(rows) + " rows");
+    });
+  }
 }
 
 BOOST_AUTO_TEST_CASE(a_dev_shm_too_small_for_a_segment_is_an_error_at_the_start,
