@@ -420,7 +420,10 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       return copy.error();
     }
     resized = copy.value().has_value();
-    if (resized) startup = std::move(*copy.value());
+    if (resized) {
+      startup = std::move(*copy.value());
+      attached.value().reset();  // each pin page is opened once more by the new one
+    }
   }
   const bool warm = attached && !resized;
   std::error_code damage;

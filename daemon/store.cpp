@@ -505,7 +505,8 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
     if (shm::hash_bytes(bytes) != facts.value_hash) return Errc::corrupt_value;
     return success();
   };
-  const Result<> loaded = co_await run_on(loader_, job);
+  Result<> loaded = co_await run_on(loader_, job);
+  while (!loaded && made_room_in_tmpfs(loaded.error(), facts.length)) loaded = co_await run_on(loader_, job);
   Node* node = catalog_.find(id);  // it may have been dropped or set again meanwhile
   const bool current = node != nullptr && !node->build->dropped(id) &&
                        segment_.entry_at(node->block).revision == facts.revision &&

@@ -119,6 +119,25 @@ BOOST_AUTO_TEST_CASE(a_full_dev_shm_is_an_error_to_who_wanted_more, *boost::unit
   });
 }
 
+BOOST_AUTO_TEST_CASE(on_a_full_dev_shm_values_come_back_in_place_of_others,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(16 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=32MiB", "--flush-interval=10ms"});
+    daemon.start();
+    Client client(daemon.socket());
+    for (std::uint64_t i = 0; i < 30; ++i) client.set(1, std::to_string(i), generated(300'000, i));
+    client.flush();
+    const Filler filler("/dev/shm");
+    for (std::uint64_t i = 0; i < 10; ++i) client.set(2, std::to_string(i), generated(300'000, 100 + i));
+    client.flush();
+    require(figure(client, "evictions") >= 10, "nothing was evicted");
+    for (int round = 0; round < 3; ++round) all_there(client, 1, 300'000, 30);
+    require(figure(client, "reloads") >= 10, "nothing was brought back");
+    require(figure(client, "reload_errors") == 0, "reload_errors");
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
 BOOST_AUTO_TEST_CASE(a_full_dev_shm_survives_a_restart, *boost::unit_test::precondition(may_mount)) {
   with_small_shm(8 * kMiB, [] {
     DaemonProcess daemon({"--segment-size=16MiB", "--max-dirty=16MiB", "--flush-interval=1h"});
