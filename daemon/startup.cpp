@@ -35,6 +35,7 @@ shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
 void raise_next_id(shm::Writer& segment, const shm::Entry& entry) {
   std::atomic<std::uint64_t>& next_id = segment.header().next_id;
   next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
 }
 
 /// Publishes a copy of `entry` with this id and revision; its value, if it is there, is dirty.
@@ -64,7 +65,6 @@ Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
   STEPSTASH_TRY(segment.make_room());
   STEPSTASH_TRY(republish(segment, entry, entry.id, entry.revision));
   raise_next_id(segment, entry);
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
   return success();
 }
 
