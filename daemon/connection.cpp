@@ -31,14 +31,8 @@ constexpr std::uint64_t kFirstGuess = 1 << 20;
 constexpr std::size_t kIdleBuffer = 4096;
 /// A set that is begun and gets nothing for this long is given up: it keeps room from others.
 constexpr auto kStagedIdle = 5min;
-/// Where others wait for room or for a ring, a set is given up that takes longer than this, and a second for each so
-/// many bytes that came.
-constexpr auto kStagedGrace = 5s;
-constexpr std::uint64_t kStagedBytesPerSecond = std::uint64_t{1} << 20;
-/// How long a set that grows waits for room before it looks whether it was given up.
-constexpr auto kGrowPatience = 100ms;
-/// The same of a set that waits for a ring.
-constexpr auto kRingPatience = 100ms;
+/// How often a set that waits for a ring looks whether somebody keeps one for nothing.
+constexpr auto kRingPause = 100ms;
 constexpr std::uint32_t kDefaultDeadlineMs = 10'000;
 
 TimePoint deadline_after(std::uint32_t ms) {
@@ -99,26 +93,36 @@ void Connection::close() {
 }
 
 bool Connection::shed_ring(bool slow_too) {
-  if (!ring_ || busy_ || closed_ || (staged_ && !(slow_too && is_slow()))) return false;
+  if (!ring_ || closed_) return false;
+  if (staged_ && !(slow_too && give_up_set())) return false;
+  if (!staged_ && busy_) return false;
+  if (staged_ && !busy_) {
+    std::vector<std::byte> frame;
+    protocol::encode(protocol::Reply(*staged_->failure), frame);
+    (void)::send(socket_.native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
   close();
   return true;
 }
 
-bool Connection::is_slow() const {
-  const auto earned = std::chrono::seconds(staged_->received / kStagedBytesPerSecond);
-  return std::chrono::steady_clock::now() - staged_->begun > kStagedGrace + earned;
+bool Connection::shed_set() {
+  const bool has_room = staged_ && staged_->draft;
+  return has_room && give_up_set();
 }
 
-bool Connection::shed_set(const Waiter& waiter) {
-  if (!staged_ || staged_->failure || &waiter == &waiter_ || !is_slow()) return false;
-  const auto lasted =
-      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - staged_->begun);
-  staged_->failure = protocol::Failure{
-      Errc::segment_full,
-      fmt::format(
-          "{} bytes of the value came in {} s, and others wait for the room that it keeps: the set was given up",
-          staged_->received, lasted.count())};
-  if (busy_) return false;  // the room comes when what is under way has ended
+bool Connection::keeps_waiting() const {
+  return staged_->waiting_since && std::chrono::steady_clock::now() - *staged_->waiting_since > staged_->patience;
+}
+
+/// False when its client is not to blame.
+bool Connection::give_up_set() {
+  if (!staged_->failure && !keeps_waiting()) return false;
+  if (!staged_->failure) {
+    staged_->failure = protocol::Failure{
+        Errc::segment_full, fmt::format("the set was given up: others wait for the room that it keeps, and after {} "
+                                        "bytes its client let them wait",
+                                        staged_->received)};
+  }
   staged_->draft.reset();
   return true;
 }
@@ -416,7 +420,7 @@ awaitable<bool> Connection::on_set_begin(protocol::SetBegin begin) {
       co_return co_await send_failure(Errc::too_many,
                                       fmt::format("all {} staging rings are in use (max_rings)", services_.rings));
     }
-    co_await services_.ring_ended.wait(waiter_, std::min(deadline, std::chrono::steady_clock::now() + kRingPatience));
+    co_await services_.ring_ended.wait(waiter_, std::min(deadline, std::chrono::steady_clock::now() + kRingPause));
   }
   if (!ring_) {
     if (auto made = make_ring(); !made) {
@@ -449,6 +453,7 @@ awaitable<bool> Connection::on_pieces() {
   }
   busy_ = true;
   out_.clear();
+  staged_->patience -= std::chrono::steady_clock::now() - *std::exchange(staged_->waiting_since, std::nullopt);
   std::uint64_t total = 0;
   for (const protocol::Piece& piece : pieces_) {
     if (piece.bytes == 0 || piece.bytes > ring_->mapping.size() ||
@@ -465,7 +470,7 @@ awaitable<bool> Connection::on_pieces() {
       staged_->failure = protocol::Failure{
           Errc::invalid_argument,
           fmt::format("{} bytes came of a value that was announced with {}", needed, staged_->length)};
-    } else if (auto room = co_await grow(needed); !room && !staged_->failure) {
+    } else if (auto room = co_await grow(needed); !room) {
       staged_->failure = failure(room.error(), needed);
     }
   }
@@ -476,7 +481,7 @@ awaitable<bool> Connection::on_pieces() {
     while (!copied && services_.store.made_room_in_tmpfs(copied.error(), total)) {
       copied = co_await run_on(services_.copiers, job);
     }
-    if (!copied && !staged_->failure) staged_->failure = failure(copied.error(), received + total);
+    if (!copied) staged_->failure = failure(copied.error(), received + total);
   }
   for (const protocol::Piece& piece : pieces_) {
     received += piece.bytes;
@@ -491,6 +496,9 @@ awaitable<bool> Connection::on_pieces() {
   } else {
     staged_->draft.reset();
   }
+  const std::chrono::nanoseconds earned = std::chrono::nanoseconds(1s) / (kStagedBytesPerSecond >> 10) * (total >> 10);
+  staged_->patience = std::min<std::chrono::nanoseconds>(staged_->patience + earned, kStagedPatience);
+  staged_->waiting_since = std::chrono::steady_clock::now();
   STEPSTASH_CRASH_POINT("daemon.staged.pieces.taken");
   pieces_.clear();
   busy_ = false;
@@ -534,8 +542,13 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   if (!extended) co_return extended.error();
   STEPSTASH_CRASH_POINT("daemon.staged.room.extended");
   if (extended.value()) co_return success();
-  auto larger = co_await larger_room(doubled);
-  if (!larger && needed < doubled && !staged.failure) larger = co_await larger_room(needed);
+  // A set that keeps room does not wait for more for ever, whatever its client said.
+  const TimePoint deadline =
+      std::min(deadline_after(staged.params.deadline_ms), std::chrono::steady_clock::now() + kStagedIdle);
+  auto larger = co_await services_.store.reserve(staged.params, doubled, waiter_, deadline);
+  if (!larger && needed < doubled) {
+    larger = co_await services_.store.reserve(staged.params, needed, waiter_, deadline);
+  }
   if (!larger) co_return larger.error();
   OwnedDraft to = std::move(larger).value();
   auto job = [this, &to, &staged]() -> Result<> {
@@ -549,20 +562,6 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   STEPSTASH_CRASH_POINT("daemon.staged.value.moved");
   staged.draft = std::move(to);
   co_return success();
-}
-
-/// As Store::reserve; but the set may be given up meanwhile, for others wait for what it has.
-awaitable<Result<OwnedDraft>> Connection::larger_room(std::uint64_t length) {
-  const Staged& staged = *staged_;
-  const TimePoint deadline = deadline_after(staged.params.deadline_ms);
-  for (;;) {
-    const TimePoint now = std::chrono::steady_clock::now();
-    auto room = co_await services_.store.reserve(staged.params, length, waiter_,
-                                                 std::min(deadline, now + kGrowPatience), staged.draft.counted());
-    const bool may_come = !room && (room.error() == Errc::segment_full || room.error() == Errc::dirty_limit ||
-                                    room.error() == std::errc::no_space_on_device);
-    if (!may_come || staged.failure || waiter_.gone() || now >= deadline) co_return room;
-  }
 }
 
 awaitable<protocol::Reply> Connection::on_commit() {

@@ -63,6 +63,11 @@ inline constexpr std::size_t kFarewellBytes = std::size_t{1} << 20;
 /// caller minds kFarewell.
 awaitable<void> drain(asio::local::stream_protocol::socket& socket);
 
+/// How long a client may keep a set waiting where others wait for its room or its ring, once and then as long again as
+/// the bytes that it sends would take at the pace below.
+inline constexpr auto kStagedPatience = std::chrono::seconds(5);
+inline constexpr std::uint64_t kStagedBytesPerSecond = std::uint64_t{1} << 20;
+
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   using Socket = asio::local::stream_protocol::socket;
@@ -73,12 +78,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Serves until the peer hangs up, breaks the protocol, or close() is called.
   awaitable<void> run();
   void close();
-  /// Ends the connection when it has a ring and is idle, or is_slow() with `slow_too`: its client connects anew when it
-  /// needs to.
+  /// Ends the connection when it has a ring and is idle, or keeps a set waiting with `slow_too`: its client connects
+  /// anew when it needs to.
   bool shed_ring(bool slow_too);
-  /// Ends the set under way when it is slow, and gives back its room; not that which itself waits for room, with
-  /// `waiter`.
-  bool shed_set(const Waiter& waiter);
+  /// Ends the set under way when its client keeps it waiting, and gives back its room.
+  bool shed_set();
   uid_t uid() const noexcept { return peer_.uid; }
   /// A request is being answered.
   bool busy() const noexcept { return busy_; }
@@ -92,8 +96,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
     protocol::SetParams params;
     std::uint64_t length;  // or kUnknownLength
     OwnedDraft draft;
-    TimePoint begun = std::chrono::steady_clock::now();
     std::uint64_t received = 0;
+    // The client's turn: since when, and how long it may take where others wait. Unset while it is ours.
+    std::optional<TimePoint> waiting_since = std::chrono::steady_clock::now();
+    std::chrono::nanoseconds patience = kStagedPatience;
     shm::StreamHash hash;
     std::optional<protocol::Failure> failure;
   };
@@ -112,9 +118,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool next_is_piece(std::size_t at) const noexcept;
   awaitable<bool> on_pieces();
   Result<> copy_pieces();
-  bool is_slow() const;
+  bool keeps_waiting() const;
+  bool give_up_set();
   awaitable<Result<>> grow(std::uint64_t needed);
-  awaitable<Result<OwnedDraft>> larger_room(std::uint64_t length);
   awaitable<protocol::Reply> on_commit();
 
   Result<> make_ring();

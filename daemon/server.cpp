@@ -261,9 +261,7 @@ Configured<> Server::open_segment_and_store() {
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
   services_->stats = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
-  store_->shed_set = [this](const Waiter& waiter) {
-    return shed(next_set_, [&](Connection& connection) { return connection.shed_set(waiter); });
-  };
+  store_->shed_set = [this] { return shed(next_set_, [](Connection& connection) { return connection.shed_set(); }); };
   services_->free_page = [this] { return free_page(); };
   page_reserve_ = UniqueFd(::open(config_.segment_directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   keep_pages();

@@ -80,9 +80,9 @@ Result<> write_out(persist::BackingStore& database, shm::Writer& segment, const 
                            .source = facts.source,
                            .value_hash = facts.value_hash,
                            .value = shm::entry_value(entry)});
-  STEPSTASH_TRY(database.commit(batch));
   STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
   STEPSTASH_TRY(segment.make_room());
+  STEPSTASH_TRY(database.commit(batch));
   STEPSTASH_TRY(segment.publish_record(facts));
   raise_next_id(segment, entry);
   return success();
@@ -514,7 +514,12 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     STEPSTASH_CRASH_POINT("daemon.startup.commit_count.stored");
     header.store_id.store(database.store_id());
     STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
-    const std::string aside = STEPSTASH_TRY(startup.segment->install(/*keep_former=*/static_cast<bool>(damage)));
+    auto installed = startup.segment->install(/*keep_former=*/static_cast<bool>(damage));
+    if (!installed) {  // it may have its name already, and what was not saved would not be named again
+      told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
+      return installed.error();
+    }
+    const std::string aside = std::move(installed).value();
     STEPSTASH_CRASH_POINT("daemon.startup.segment.installed");
     if (damage) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
   }

@@ -316,11 +316,11 @@ bool Store::made_room_in_tmpfs(std::error_code error, std::uint64_t bytes) {
 }
 
 awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::string_view source, std::uint64_t length,
-                                               std::uint64_t dirty_bytes, std::uint64_t replaced, Waiter& waiter,
-                                               TimePoint deadline) {
+                                               std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline) {
   for (;;) {
     std::error_code why = Errc::dirty_limit;
-    if (dirty_bytes == 0 || within_limit(dirty_bytes, replaced)) {
+    // One value may exceed the limit when nothing else waits: it could never be set otherwise.
+    if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
       const std::uint64_t way_made = counters_.evictions + counters_.moves;
       auto draft = try_draft(name, source, length);
       if (draft) co_return OwnedDraft(segment_, draft.value());
@@ -330,31 +330,25 @@ awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::strin
         co_await asio::post(loop_, asio::use_awaitable);
         continue;
       }
+      if (shed_set && shed_set()) continue;
     }
     if (waiter.gone() || expired(deadline)) co_return why;
-    if (shed_set && shed_set(waiter)) continue;
     flusher_.kick();
     // Retired blocks come free without notice when readers let go: look again by the clock, too.
     co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + std::chrono::milliseconds(50)));
   }
 }
 
-bool Store::within_limit(std::uint64_t dirty_bytes, std::uint64_t replaced) const {
-  const std::uint64_t waiting = flusher_.dirty_bytes() + staged_bytes_ - replaced;
-  return waiting == 0 || waiting + dirty_bytes <= limits_.max_dirty;
-}
-
 awaitable<Result<OwnedDraft>> Store::reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
-                                             TimePoint deadline, std::uint64_t replaced) {
+                                             TimePoint deadline) {
   if (auto ok = check(params); !ok) co_return ok.error();
   if (length > segment_.max_value_bytes()) co_return Errc::too_large;
-  auto draft = co_await find_room(params.name, params.source, length, length, replaced, waiter, deadline);
+  auto draft = co_await find_room(params.name, params.source, length, length, waiter, deadline);
   if (draft) draft.value().count_in(staged_bytes_);
   co_return draft;
 }
 
 Result<bool> Store::extend(OwnedDraft& draft, std::uint64_t length) {
-  if (!within_limit(length, draft.counted())) return false;
   const bool extended = STEPSTASH_TRY(segment_.extend(*draft, length));
   draft.count_in(staged_bytes_);
   return extended;
@@ -462,7 +456,7 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
     if (!node->loading) {
       const std::uint64_t revision = entry->revision;
       const std::string source(shm::entry_source(*entry));
-      auto draft = co_await find_room(name, source, length, 0, 0, waiter, deadline);
+      auto draft = co_await find_room(name, source, length, 0, waiter, deadline);
       if (!draft) co_return draft.error();
       node = catalog_.find(id);  // anything may have happened meanwhile
       if (node == nullptr || node->loading) continue;
@@ -506,7 +500,9 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
     return success();
   };
   Result<> loaded = co_await run_on(loader_, job);
-  while (!loaded && made_room_in_tmpfs(loaded.error(), facts.length)) loaded = co_await run_on(loader_, job);
+  while (!loaded && !stopping_ && made_room_in_tmpfs(loaded.error(), facts.length)) {
+    loaded = co_await run_on(loader_, job);
+  }
   Node* node = catalog_.find(id);  // it may have been dropped or set again meanwhile
   const bool current = node != nullptr && !node->build->dropped(id) &&
                        segment_.entry_at(node->block).revision == facts.revision &&
@@ -830,10 +826,10 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
                         length, segment_.bytes(), segment_.max_value_bytes());
   } else if (error == Errc::segment_full || error == Errc::dirty_limit) {
     text += fmt::format(
-        ": {} bytes wanted, {} of {} free in runs of at most {}; {} bytes in {} values wait for the database, and {} "
-        "bytes belong to sets under way (at most {} together)",
+        ": {} bytes wanted, {} of {} free in runs of at most {}; {} bytes in {} values wait for the database (at most "
+        "{}), {} bytes belong to sets under way",
         length, heap.free_bytes(), heap.capacity(), heap.largest_free(), flusher_.dirty_bytes(),
-        flusher_.dirty_values(), staged_bytes_, limits_.max_dirty);
+        flusher_.dirty_values(), limits_.max_dirty, staged_bytes_);
     if (segment_.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment_.retired_bytes());
     if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
     text += "; prune, enlarge the segment, or try again later";

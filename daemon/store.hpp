@@ -68,7 +68,6 @@ class OwnedDraft {
     counted_ = draft_.capacity;
     sum += counted_;
   }
-  std::uint64_t counted() const noexcept { return counted_; }
 
  private:
   void uncount() noexcept {
@@ -85,7 +84,7 @@ class OwnedDraft {
 class Store {
  public:
   struct Limits {
-    std::uint64_t max_dirty = 0;  ///< bytes that may wait for the database, those of sets under way included
+    std::uint64_t max_dirty = 0;               ///< bytes that may wait for the database
     std::chrono::milliseconds punch_after{0};  ///< free memory goes back to the system after this
     std::optional<std::chrono::milliseconds> horizon;
   };
@@ -112,15 +111,14 @@ class Store {
   // ---- setting ----
 
   /// Finds room for a value of `length` bytes, waiting for evictions and flushes until `deadline`. The block is not
-  /// reserved yet. `replaced`: the room that the set has so far, and gives back for this. Errors: invalid_argument,
-  /// too_large (at once), segment_full, dirty_limit, condition_failed.
+  /// reserved yet. Errors: invalid_argument, too_large (at once), segment_full, dirty_limit, condition_failed.
   awaitable<Result<OwnedDraft>> reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
-                                        TimePoint deadline, std::uint64_t replaced = 0);
-  /// Makes the draft larger where it is. False when there is no room behind it, or too much waits for the database.
+                                        TimePoint deadline);
+  /// Makes the draft larger where it is; false when there is no room behind it.
   Result<bool> extend(OwnedDraft& draft, std::uint64_t length);
-  /// Called where somebody waits for room: ends a set, but that of `waiter`, which has kept room for long and fills it
-  /// slowly; false when there is none.
-  std::function<bool(const Waiter& waiter)> shed_set;
+  /// Called where somebody waits for room: gives back that of a set whose client does not fill it; false when there is
+  /// none.
+  std::function<bool()> shed_set;
   /// Publishes a filled block: from here on every process sees it. With params.durable waits for the commit.
   awaitable<Result<protocol::SetOk>> commit(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
                                             std::uint64_t value_hash, Waiter& waiter, TimePoint deadline);
@@ -158,7 +156,10 @@ class Store {
   /// the next time.
   awaitable<void> prune_expired();
   void set_limits(Limits limits) { limits_ = limits; }
-  void stop_threads() { loader_.join(); }
+  void stop_threads() {
+    stopping_ = true;
+    loader_.join();
+  }
 
   const Counters& counters() const noexcept { return counters_; }
   /// The values that are damaged now, a line each, in id order.
@@ -177,14 +178,9 @@ class Store {
   Result<> check_condition(const protocol::SetParams& params) const;
   Result<std::uint64_t> next_id();
   Result<BuildState*> ensure_build(BuildId build, bool spare);
-  /// Waits until there is room; `dirty_bytes` is what the value will add to what waits for the database, and
-  /// `replaced` what it adds to already.
+  /// Waits until there is room; `dirty_bytes` is what the value will add to what waits for the database.
   awaitable<Result<OwnedDraft>> find_room(std::string_view name, std::string_view source, std::uint64_t length,
-                                          std::uint64_t dirty_bytes, std::uint64_t replaced, Waiter& waiter,
-                                          TimePoint deadline);
-  /// Whether so much more may wait for the database. One value may exceed the limit when nothing else waits: it could
-  /// never be set otherwise.
-  bool within_limit(std::uint64_t dirty_bytes, std::uint64_t replaced) const;
+                                          std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline);
   /// One try: draft, reclaim, evict a bounded number, draft again.
   Result<shm::Draft> try_draft(std::string_view name, std::string_view source, std::uint64_t length);
   /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
@@ -246,6 +242,7 @@ class Store {
   std::map<std::uint64_t, std::error_code> load_failures_;  // by id, while somebody waits
   std::map<std::pair<BuildId, std::string>, WaitList> awaited_;
   bool pruning_ = false;
+  bool stopping_ = false;  // nothing more for the loader
   std::size_t merging_ = 0;
   std::uint64_t last_question_ = 0;
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about

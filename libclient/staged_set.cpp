@@ -165,6 +165,8 @@ Result<> StagedSet::send(const protocol::Request& request) {
   while (sent.error() == Errc::unavailable && (ready_pending_ || done_pieces_ < sent_pieces_)) {
     STEPSTASH_TRY(receive_done());
   }
+  // Or it came unasked: a set that kept others waiting was given up.
+  if (sent.error() == Errc::unavailable) STEPSTASH_TRY(receive());
   return fail(sent.error());
 }
 

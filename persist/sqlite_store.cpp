@@ -660,6 +660,7 @@ Result<> SqliteStore::collect_chunks(std::size_t limit) {
 
 Result<std::uint64_t> SqliteStore::reserve_ids(std::uint64_t count, std::uint64_t at_least) {
   STEPSTASH_TRY(check_files());
+  if (writer_doubted_) STEPSTASH_TRY(replace_writer());
   auto first = reserve(count, at_least);
   if (!first) return report("reserving ids", first.error(), writer_);
   return first;

@@ -386,36 +386,35 @@ BOOST_AUTO_TEST_CASE(a_ring_whose_pages_are_taken_away_harms_its_owner_only) {
 
 BOOST_AUTO_TEST_CASE(who_reserves_memory_and_does_not_fill_it_keeps_nobody_from_it_for_long) {
   constexpr std::uint64_t kBytes = 60'000;
-  Served served({"--segment-size=64MiB", "--max-dirty=48MiB"});
-  const Client& good = served.client;
-  const auto refused = [](const Error& error) { return error.code() == STEPSTASH_EFULL; };
-  for (std::uint64_t i = 0; i < 300; ++i) served.client.set(1, std::to_string(i), generated(kBytes, i));
-  served.client.flush();
-  const auto all_there = [&] {
-    for (std::uint64_t i = 0; i < 300; ++i) {
+  constexpr std::uint64_t kReserved = 14 * kMiB;
+  Served served({"--segment-size=64MiB"});
+  Client& good = served.client;
+  for (std::uint64_t i = 0; i < 300; ++i) good.set(1, std::to_string(i), generated(kBytes, i));
+  good.flush();
+  {
+    // One that does nothing, one that came fast and stopped, one that asks for something else meanwhile.
+    Client idle(served.daemon.socket());
+    Client stopped(served.daemon.socket());
+    RawConnection asks(served.daemon.socket());
+    auto reserved = idle.begin(2, "idle", kReserved);
+    auto begun = stopped.begin(2, "stopped", kReserved);
+    begun->write(generated(12 * kMiB, 1));
+    asks.greet();
+    asks.send(protocol::SetBegin{params_of(2, "asks"), kReserved});
+    BOOST_REQUIRE(std::holds_alternative<protocol::SetReady>(asks.receive().value()));
+    asks.send(protocol::Wait{2, "never", UINT32_MAX});
+    BOOST_TEST(figure(good, "staged_bytes") >= 3 * kReserved);
+    for (std::uint64_t i = 0; i < 300; ++i) {  // what had to make way comes back
       BOOST_TEST(is_generated(good.get(1, std::to_string(i))->bytes(), kBytes, i));
     }
-  };
-  {
-    // Within the limit: a quarter of the segment is left for gets of what had to make way, and a little for sets.
-    Client first(served.daemon.socket()), second(served.daemon.socket());
-    auto one = first.begin(2, "one", 22 * kMiB);
-    const auto other = second.begin(2, "other", 22 * kMiB);
-    BOOST_TEST(figure(good, "staged_bytes") >= 44 * kMiB);
-    Client third(served.daemon.socket());
-    BOOST_CHECK_EXCEPTION(third.begin(2, "more", 10 * kMiB, "", {.deadline = 200ms}), Error, refused);
-    served.client.set(1, "300", "set meanwhile", "", {.deadline = 1s * kScale});
-    all_there();
-    // A value of more than the limit waits for all others; they are given up for it.
-    auto large = third.begin(2, "large", 50 * kMiB, "", {.deadline = 30s});
-    BOOST_TEST(figure(good, "staged_bytes") >= 50 * kMiB);
-    BOOST_TEST(figure(good, "staged_bytes") < 60 * kMiB);
-    const auto given_up = [&](const Error& error) { return refused(error) && contains(error.what(), "was given up"); };
-    BOOST_CHECK_EXCEPTION((one->write(generated(22 * kMiB, 1)), one->commit()), Error, given_up);
-    // And so is it, for the smallest of others.
-    served.client.set(1, "301", generated(8 * kMiB, 301), "", {.deadline = 30s});
-    BOOST_CHECK_EXCEPTION((large->write(generated(50 * kMiB, 1)), large->commit()), Error, given_up);
-    all_there();
+    good.set(1, "small", generated(kBytes, 1), "", {.deadline = 1s * kScale});
+    good.set(1, "large", generated(50 * kMiB, 2), "", {.deadline = 30s});
+    BOOST_TEST(is_generated(good.get(1, "large")->bytes(), 50 * kMiB, 2));
+    const auto given_up = [](const Error& error) {
+      return error.code() == STEPSTASH_EFULL && contains(error.what(), "was given up");
+    };
+    BOOST_CHECK_EXCEPTION((reserved->write(generated(kReserved, 1)), reserved->commit()), Error, given_up);
+    BOOST_CHECK_EXCEPTION((begun->write(generated(2 * kMiB, 1)), begun->commit()), Error, given_up);
   }
   BOOST_TEST(eventually([&] { return figure(good, "staged_bytes") == 0; }));
 }
@@ -424,12 +423,51 @@ BOOST_AUTO_TEST_CASE(who_takes_rings_and_does_not_use_them_keeps_nobody_from_one
   Served served({"--segment-size=64MiB", "--max-rings=3"});
   std::vector<Client> hogs;
   std::vector<std::optional<Writer>> sets;
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 3; ++i) {
     sets.push_back(hogs.emplace_back(served.daemon.socket()).begin(2, std::to_string(i), 70'000));
+  }
   BOOST_TEST(figure(served.client, "staging_rings") == 3);
   served.client.set(1, "large", generated(kMiB, 1), "", {.deadline = 30s});
   BOOST_TEST(is_generated(served.client.get(1, "large")->bytes(), kMiB, 1));
   BOOST_TEST(figure(served.client, "staging_rings") <= 3);
+  int given_up = 0;
+  for (auto& set : sets) {
+    try {
+      set->write(generated(70'000, 1));
+      set->commit();
+    } catch (const Error& error) {
+      BOOST_TEST(contains(error.what(), "was given up"), error.what());
+      ++given_up;
+    }
+  }
+  BOOST_TEST(given_up == 1);
+}
+
+BOOST_AUTO_TEST_CASE(sets_that_the_daemon_holds_back_are_not_given_up) {
+  Served served({"--segment-size=64MiB", "--max-dirty=64MiB", "--flush-interval=10ms"});
+  constexpr std::uint64_t kBytes = 12 * kMiB;
+  std::vector<std::unique_ptr<Worker>> workers;
+  std::atomic<int> set{0};
+  {
+    const WriteLock lock(served.daemon.db());
+    served.client.set(4, "cannot be written now", generated(50 * kMiB, 1), "", {.deadline = 60s});
+    for (std::uint64_t i = 0; i < 2; ++i) {
+      workers.push_back(std::make_unique<Worker>([&, i] {
+        Client client(served.daemon.socket());
+        auto writer = client.begin(3, std::to_string(i), Client::kUnknownLength, "", {.deadline = 60s});
+        const std::string bytes = generated(kBytes, i);
+        for (std::uint64_t at = 0; at < kBytes; at += kMiB) writer->write(bytes.substr(at, kMiB));
+        writer->commit();
+        ++set;
+      }));
+    }
+    BOOST_TEST(eventually([&] { return figure(served.client, "staged_bytes") >= 2 * kMiB; }));
+    // Longer than a client may let others wait, with somebody who waits for room.
+    BOOST_CHECK_EXCEPTION(served.client.set(5, "n", generated(30 * kMiB, 1), "", {.deadline = 7s}), Error,
+                          [](const Error& error) { return error.code() == STEPSTASH_EFULL; });
+  }
+  for (auto& worker : workers) worker->join();
+  BOOST_TEST(set == 2);
 }
 
 BOOST_AUTO_TEST_CASE(a_client_in_a_pid_namespace_holds_and_gives_back, *boost::unit_test::precondition(may_mount)) {
