@@ -221,6 +221,7 @@ Configured<> Server::open_segment_and_store() {
                                     reason(opened.error())));
   }
   if (!opened) {
+    for (const std::string& line : set_aside_) spdlog::error("set aside: {}", line);  // the next start may not find it
     return fail(exit_status_of(opened.error()),
                 fmt::format("segment {} of {}: {}", name, format_size(config_.segment_size), reason(opened.error())));
   }

@@ -450,7 +450,7 @@ BOOST_AUTO_TEST_CASE(sets_that_the_daemon_holds_back_are_not_given_up) {
   std::atomic<int> set{0};
   {
     const WriteLock lock(served.daemon.db());
-    served.client.set(4, "cannot be written now", generated(50 * kMiB, 1), "", {.deadline = 60s});
+    served.client.set(4, "cannot be written now", generated(40 * kMiB, 1), "", {.deadline = 60s});
     for (std::uint64_t i = 0; i < 2; ++i) {
       workers.push_back(std::make_unique<Worker>([&, i] {
         Client client(served.daemon.socket());
@@ -463,7 +463,7 @@ BOOST_AUTO_TEST_CASE(sets_that_the_daemon_holds_back_are_not_given_up) {
     }
     BOOST_TEST(eventually([&] { return figure(served.client, "staged_bytes") >= 2 * kMiB; }));
     // Longer than a client may let others wait, with somebody who waits for room.
-    BOOST_CHECK_EXCEPTION(served.client.set(5, "n", generated(30 * kMiB, 1), "", {.deadline = 7s}), Error,
+    BOOST_CHECK_EXCEPTION(served.client.set(5, "n", generated(20 * kMiB, 1), "", {.deadline = 7s}), Error,
                           [](const Error& error) { return error.code() == STEPSTASH_EFULL; });
   }
   for (auto& worker : workers) worker->join();
