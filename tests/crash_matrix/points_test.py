@@ -35,6 +35,7 @@ EXCEPT = {
     ("daemon/server.cpp", "Server::run"): "the loop",
     ("daemon/server.cpp", "Server::free_page"): "a file without a name, which ends with the process",
     ("daemon/server.cpp", "Server::keep_pages"): "the same file",
+    ("daemon/connection.cpp", "Connection::shed_ring"): "a refusal; what was begun is not acknowledged",
     ("daemon/notify.cpp", "*"): "the service manager's socket",
     ("daemon/server.cpp", "Server::refuse"): "a refusal, before anything was done",
     ("daemon/config.cpp", "*"): "directories, before anything is opened",
