@@ -105,24 +105,17 @@ bool Connection::shed_ring(bool slow_too) {
   return true;
 }
 
-bool Connection::shed_set() {
-  const bool has_room = staged_ && staged_->draft;
-  return has_room && give_up_set();
-}
-
-bool Connection::keeps_waiting() const {
-  return staged_->waiting_since && std::chrono::steady_clock::now() - *staged_->waiting_since > staged_->patience;
-}
+bool Connection::shed_set() { return staged_ && staged_->draft && give_up_set(); }
 
 /// False when its client is not to blame.
 bool Connection::give_up_set() {
-  if (!staged_->failure && !keeps_waiting()) return false;
-  if (!staged_->failure) {
-    staged_->failure = protocol::Failure{
-        Errc::segment_full, fmt::format("the set was given up: others wait for the room that it keeps, and after {} "
-                                        "bytes its client let them wait",
-                                        staged_->received)};
-  }
+  if (staged_->failure) return true;
+  const auto& since = staged_->waiting_since;
+  if (!since || std::chrono::steady_clock::now() - *since <= staged_->patience) return false;
+  staged_->failure = protocol::Failure{
+      Errc::segment_full, fmt::format("the set was given up: others wait for the room that it keeps, and after {} "
+                                      "bytes its client let them wait",
+                                      staged_->received)};
   staged_->draft.reset();
   return true;
 }

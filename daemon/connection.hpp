@@ -118,7 +118,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool next_is_piece(std::size_t at) const noexcept;
   awaitable<bool> on_pieces();
   Result<> copy_pieces();
-  bool keeps_waiting() const;
   bool give_up_set();
   awaitable<Result<>> grow(std::uint64_t needed);
   awaitable<protocol::Reply> on_commit();
