@@ -18,7 +18,7 @@ using Offset = std::uint64_t;
 using SegmentId = std::array<std::uint8_t, 16>;
 
 inline constexpr std::uint64_t kSegmentMagic = 0x68736174'73706574;  // "tepstash" in memory order
-inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::uint32_t kLayoutVersion = 2;
 inline constexpr std::size_t kPageBytes = 4096;
 inline constexpr std::size_t kBlockAlign = 64;
 /// Values from this length on start on a page boundary; shorter ones on 64 bytes (below, the padding would cost
@@ -50,7 +50,8 @@ constexpr bool slot_matches(Slot slot, std::uint64_t key_hash) noexcept {
 
 // ---- the header ----------------------------------------------------------------------------------------------------
 
-/// The segment's first page. The first line never changes after creation (L1); the second holds the facts that do.
+/// The segment's first page: what never changes after creation (L1), then the facts that do. What readers load with
+/// each get has a cache line of its own, so that sets do not take it from them.
 struct alignas(64) Header {
   std::uint64_t magic;
   std::uint32_t layout_version;
@@ -59,16 +60,20 @@ struct alignas(64) Header {
   SegmentId segment_id;  // random, new with every segment
   std::uint64_t builds_capacity;
   Offset heap_offset;
+  std::uint64_t unused1[8];
   std::uint64_t header_hash;  // XXH3-64 of the bytes before it
 
   std::atomic<IndexWord> index;
+  std::uint64_t unused2[7];
+
   std::atomic<std::uint64_t> next_id;       // L2: ids and revisions below were, or may have been, given
   std::atomic<std::uint64_t> id_limit;      // L2: the database has reserved ids below this one
   std::atomic<std::uint64_t> store_id;      // L3: "clean" speaks of this database
   std::atomic<std::uint64_t> commit_count;  // L3: ... at no earlier commit than this; and kUnsettled
-  std::uint64_t unused[3];
+  std::uint64_t unused3[4];
 };
-static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 56 && offsetof(Header, index) == 64);
+static_assert(sizeof(Header) == 256 && offsetof(Header, header_hash) == 120 && offsetof(Header, index) == 128 &&
+              offsetof(Header, next_id) == 192);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
 
 /// L3: the top bit of commit_count. Something was set aside, and the database has not been asked for it yet.
@@ -143,6 +148,13 @@ struct alignas(64) PinLine {
   std::atomic<Offset> recent;              // P3: a hint, the block read last through this line
 };
 
+/// P4: what a client may still do with its page. The client looks before it searches, and again after it has claimed a
+/// pin: a pin that is claimed while the page serves counts.
+enum class PageState : std::uint32_t {
+  serving = 0,
+  superseded = 1,  // another segment serves now: attach again
+};
+
 /// One page per client: written by the client (pins, hints) and the daemon (the rest).
 struct alignas(64) PinPage {
   std::uint64_t magic;
@@ -151,7 +163,7 @@ struct alignas(64) PinPage {
   SegmentId segment_id;  // the segment its pins speak of
   std::int32_t pid;      // of the peer at attach, for people: 0 where the peer's PID namespace hides it
   std::uint32_t uid;
-  std::atomic<std::uint32_t> superseded;  // P4: 1: another segment serves now; attach again
+  std::atomic<PageState> state;  // P4
   std::uint32_t unused[5];
   PinLine lines[kPinLines];
 };

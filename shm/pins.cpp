@@ -96,8 +96,8 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     if (!page.current) {
       // The client attaches anew, by asking the daemon: nothing else has to be ordered with this. Where the page cannot
       // be written (its client took it away, and the tmpfs is full) the client alone does not learn of it.
-      const std::uint32_t yes = 1;
-      (void)!::pwrite(page.watch.get(), &yes, sizeof(yes), offsetof(PinPage, superseded));
+      const PageState state = PageState::superseded;
+      (void)!::pwrite(page.watch.get(), &state, sizeof(state), offsetof(PinPage, state));
       STEPSTASH_CRASH_POINT("shm.pins.adopt.superseded");
     }
     pages_.emplace(number, std::move(page));

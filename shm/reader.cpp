@@ -61,7 +61,7 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
 
   for (;;) {
     // Acquire pairs with the daemon's store when it starts on another segment.
-    if (page.superseded.load(std::memory_order_acquire) != 0) return Found::superseded;
+    if (page.state.load(std::memory_order_acquire) != PageState::serving) return Found::superseded;
     // Acquire pairs with IndexWriter's swap: the table behind the word is complete.
     const IndexWord word = header.index.load(std::memory_order_acquire);
     const Offset table = index_slots_offset(word);
@@ -80,8 +80,10 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
       std::atomic<Offset>* pin = claim_pin(page, slot_offset(seen));
       if (pin == nullptr) return Found::no_pin;
       // Unchanged after the pin became visible: the block was not retired before the pin, and will not be reused
-      // while it stands. The word is read again too, for a table that was replaced may hold anything.
-      if (here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word) {
+      // while it stands. The word is read again too, for a table that was replaced may hold anything; and the page's
+      // state, for the daemon scans the pins after it has changed that (P4).
+      if (here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word ||
+          page.state.load(std::memory_order_seq_cst) != PageState::serving) {
         pin->store(0, std::memory_order_release);
         again = true;
         break;
@@ -130,7 +132,7 @@ const SegmentId& Reader::segment_id() const noexcept {
 std::uint32_t Reader::pin_page() const noexcept { return reinterpret_cast<const PinPage*>(pins_.data())->number; }
 
 bool Reader::superseded() const noexcept {
-  return reinterpret_cast<const PinPage*>(pins_.data())->superseded.load(std::memory_order_acquire) != 0;
+  return reinterpret_cast<const PinPage*>(pins_.data())->state.load(std::memory_order_acquire) == PageState::superseded;
 }
 
 std::size_t Reader::pins_in_use() const noexcept {

@@ -18,15 +18,15 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t step) noexce
   return (value + step - 1) / step * step;
 }
 
-/// L1. Errors: Errc::corrupt_segment (no segment, or its first line is damaged), Errc::format_mismatch (one of another
+/// L1. Errors: Errc::corrupt_segment (no segment, or its fixed part is damaged), Errc::format_mismatch (one of another
 /// layout).
 inline Result<> check_header(const Header& header, std::uint64_t mapped_bytes) noexcept {
   if (header.magic != kSegmentMagic) return Errc::corrupt_segment;
   if (header.layout_version != kLayoutVersion || header.fingerprint != layout_fingerprint()) {
     return Errc::format_mismatch;
   }
-  const std::span first_line(reinterpret_cast<const std::byte*>(&header), offsetof(Header, header_hash));
-  if (header.header_hash != hash_bytes(first_line)) return Errc::corrupt_segment;
+  const std::span fixed(reinterpret_cast<const std::byte*>(&header), offsetof(Header, header_hash));
+  if (header.header_hash != hash_bytes(fixed)) return Errc::corrupt_segment;
   if (header.segment_bytes != mapped_bytes || header.segment_bytes > kMaxSegmentBytes) return Errc::corrupt_segment;
   if (header.builds_capacity > mapped_bytes / sizeof(BuildRecord)) return Errc::corrupt_segment;
   if (header.heap_offset != round_up(kPageBytes + header.builds_capacity * sizeof(BuildRecord), kPageBytes)) {

@@ -141,7 +141,7 @@ BOOST_AUTO_TEST_CASE(a_superseded_segment_is_left_for_the_new_one_and_old_views_
   shm::Pinned before, after;
   BOOST_TEST(client->get(42, "a", 20s, before).value());
   serving_now = &fresh;
-  old.page(0).superseded.store(1);
+  old.page(0).state.store(shm::PageState::superseded);
   BOOST_TEST(client->get(42, "a", 20s, after).value());
   BOOST_TEST(text_of(after) == "new");
   BOOST_TEST(text_of(before) == "old");

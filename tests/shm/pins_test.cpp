@@ -59,7 +59,7 @@ BOOST_FIXTURE_TEST_CASE(a_page_says_whose_it_is_and_has_no_pins, Registry) {
   BOOST_TEST((client.page().segment_id == segment));
   BOOST_TEST(client.page().pid == 4321);
   BOOST_TEST(client.page().uid == 1000u);
-  BOOST_TEST(client.page().superseded == 0u);
+  BOOST_TEST((client.page().state.load() == shm::PageState::serving));
   BOOST_TEST(pinned().empty());
   BOOST_TEST(pins->pages() == 1u);
 }
@@ -158,7 +158,7 @@ BOOST_FIXTURE_TEST_CASE(a_new_registry_adopts_what_is_held_and_removes_what_is_n
   BOOST_TEST(restart() == 1u);
   BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
   BOOST_TEST(pins->resumable(alive.number, segment));
-  BOOST_TEST(alive.page().superseded == 0u);
+  BOOST_TEST((alive.page().state.load() == shm::PageState::serving));
   BOOST_TEST(!exists(dead));
   const ClientPage later(create());
   BOOST_TEST(later.number > alive.number);
@@ -169,7 +169,7 @@ BOOST_FIXTURE_TEST_CASE(pages_of_another_segment_are_told_so_and_kept_until_let_
   client->pin(0) = 64;
   segment = other_segment;
   BOOST_TEST(restart() == 1u);
-  BOOST_TEST(client->page().superseded == 1u);
+  BOOST_TEST((client->page().state.load() == shm::PageState::superseded));
   BOOST_TEST(pinned().empty());  // its pins speak of other blocks
   BOOST_TEST(!pins->resumable(client->number, segment));
   BOOST_TEST(pins->reap() == 0u);

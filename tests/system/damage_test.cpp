@@ -157,7 +157,8 @@ BOOST_AUTO_TEST_CASE(whatever_byte_of_the_header_flips_nothing_is_lost_without_a
       ++aside;
       image.told(what, "");
     }
-    const bool index_word = at >= offsetof(shm::Header, index) && at < offsetof(shm::Header, next_id);
+    const bool index_word =
+        at >= offsetof(shm::Header, index) && at < offsetof(shm::Header, index) + sizeof(shm::IndexWord);
     BOOST_TEST((dirty == 10 || (said && !index_word)), what << ": " << dirty << " of 10");
     BOOST_TEST(image.command().cli({"flush"}).status == 0, what);
   }
