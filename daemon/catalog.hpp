@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "base/types.hpp"
+#include "shm/hash.hpp"
 #include "shm/layout.hpp"
 
 namespace stepstash::daemon {
@@ -57,6 +58,10 @@ struct BuildState {
 /// Thread safety: the loop's thread only.
 class Catalog {
  public:
+  // Clients choose builds, and by what they keep and delete also ids and blocks.
+  using Builds = std::unordered_map<BuildId, std::unique_ptr<BuildState>, shm::SecretHash>;
+  using Nodes = std::unordered_map<std::uint64_t, std::unique_ptr<Node>, shm::SecretHash>;
+
   BuildState* find_build(BuildId build) noexcept {
     const auto found = builds_.find(build);
     return found == builds_.end() ? nullptr : found->second.get();
@@ -113,16 +118,16 @@ class Catalog {
   /// The entry is dirty or evicted: it is on no list.
   static void unlist(Node& node) { node.unlink(); }
 
-  const std::unordered_map<std::uint64_t, std::unique_ptr<Node>>& nodes() const noexcept { return nodes_; }
-  const std::unordered_map<BuildId, std::unique_ptr<BuildState>>& builds() const noexcept { return builds_; }
+  const Nodes& nodes() const noexcept { return nodes_; }
+  const Builds& builds() const noexcept { return builds_; }
 
  private:
   // Lists first: nodes unlink themselves when they go.
   UseList finished_;
   UseList running_;
-  std::unordered_map<BuildId, std::unique_ptr<BuildState>> builds_;
-  std::unordered_map<std::uint64_t, std::unique_ptr<Node>> nodes_;
-  std::unordered_map<shm::Offset, Node*> by_block_;
+  Builds builds_;
+  Nodes nodes_;
+  std::unordered_map<shm::Offset, Node*, shm::SecretHash> by_block_;
 };
 
 }  // namespace stepstash::daemon

@@ -62,7 +62,7 @@ Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t 
 /// Copies one sound entry of another segment into ours.
 Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
   STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
-  STEPSTASH_TRY(segment.make_room());
+  STEPSTASH_TRY(segment.make_room(entry.buildid, shm::entry_name(entry)));
   STEPSTASH_TRY(republish(segment, entry, entry.id, entry.revision));
   raise_next_id(segment, entry);
   return success();
@@ -81,7 +81,7 @@ Result<> write_out(persist::BackingStore& database, shm::Writer& segment, const 
                            .value_hash = facts.value_hash,
                            .value = shm::entry_value(entry)});
   STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
-  STEPSTASH_TRY(segment.make_room());
+  STEPSTASH_TRY(segment.make_room(entry.buildid, shm::entry_name(entry)));
   STEPSTASH_TRY(database.commit(batch));
   STEPSTASH_TRY(segment.publish_record(facts));
   raise_next_id(segment, entry);
@@ -164,12 +164,13 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
     std::uint64_t key_hash;
     std::uint64_t value_hash;
   };
-  std::unordered_map<std::uint64_t, Stored> stored;  // by id
-  std::unordered_set<std::uint64_t> revisions;
+  std::unordered_map<std::uint64_t, Stored, shm::SecretHash> stored;  // by id
+  std::unordered_set<std::uint64_t, shm::SecretHash> revisions;
   std::uint64_t highest = 0;
   STEPSTASH_TRY(database.load_entries([&](const persist::StoredEntry& row) {
     if (verify) {
-      stored.emplace(row.id, Stored{row.revision, shm::key_hash(row.buildid, row.name), row.value_hash});
+      stored.emplace(row.id,
+                     Stored{row.revision, shm::key_hash(shm::process_secret(), row.buildid, row.name), row.value_hash});
       revisions.insert(row.revision);
     }
     highest = std::max({highest, row.id, row.revision});
@@ -196,7 +197,7 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
     facts.length = row.length;
     facts.value_hash = row.value_hash;
     facts.state = shm::EntryState::clean;
-    auto room = segment.make_room();
+    auto room = segment.make_room(row.buildid, row.name);
     auto published = room ? segment.publish_record(facts) : Result<const shm::Entry*>(room.error());
     if (!published) {
       failed = published.error();
@@ -220,7 +221,8 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   segment.for_each([&](const shm::Entry& entry) {
     const auto row = stored.find(entry.id);
     const bool same_key =
-        row != stored.end() && row->second.key_hash == shm::key_hash(entry.buildid, shm::entry_name(entry));
+        row != stored.end() &&
+        row->second.key_hash == shm::key_hash(shm::process_secret(), entry.buildid, shm::entry_name(entry));
     const bool same = same_key && row->second.revision == entry.revision && row->second.value_hash == entry.value_hash;
     if (same) return;
     if (entry.value_offset == 0) {

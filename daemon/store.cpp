@@ -31,6 +31,11 @@ constexpr std::size_t kClearAtOnce = 1024;
 constexpr std::size_t kClearPart = 64;
 /// After a walk over all blocks that found nothing the loop does other things for this many times as long.
 constexpr int kWalkPause = 9;
+/// How often a set whose key has no slot in the index looks again.
+constexpr auto kSlotPause = std::chrono::milliseconds(20);
+/// Another table on account of such a key: not sooner after the last than this, nor than this many times what it took.
+constexpr auto kRekeyPause = std::chrono::milliseconds(100);
+constexpr int kRekeyPauseTimes = 20;
 /// Steps of eviction that a small value takes before others have the loop.
 constexpr int kStepsAtOnce = 4;
 
@@ -265,10 +270,11 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
   return done > 0 || slab_moved ? Cleared::ahead : Cleared::unchanged;
 }
 
-Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view source, std::uint64_t length) {
+Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::string_view source,
+                                    std::uint64_t length) {
   std::uint64_t wanted = length;
   const auto attempt = [&]() -> Result<shm::Draft> {
-    if (auto room = segment_.make_room(); !room) {
+    if (auto room = segment_.make_room(build, name); !room) {
       wanted = std::max(length, 2 * segment_.index().slots() * sizeof(shm::Slot));
       return room.error();
     }
@@ -315,17 +321,22 @@ bool Store::made_room_in_tmpfs(std::error_code error, std::uint64_t bytes) {
   return error == std::errc::no_space_on_device && free_pages(bytes, /*give_back=*/true);
 }
 
-awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::string_view source, std::uint64_t length,
-                                               std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline) {
+awaitable<Result<OwnedDraft>> Store::find_room(BuildId build, std::string_view name, std::string_view source,
+                                               std::uint64_t length, std::uint64_t dirty_bytes, Waiter& waiter,
+                                               TimePoint deadline) {
   for (;;) {
     std::error_code why = Errc::dirty_limit;
     // One value may exceed the limit when nothing else waits: it could never be set otherwise.
     if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
       const std::uint64_t way_made = counters_.evictions + counters_.moves;
-      auto draft = try_draft(name, source, length);
+      auto draft = try_draft(build, name, source, length);
       if (draft) co_return OwnedDraft(segment_, draft.value());
       why = draft.error();
       if (waiter.gone() || expired(deadline)) co_return why;
+      if (why == Errc::too_many) {  // the index has no slot for this key until maintain() allows it another table
+        co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
+        continue;
+      }
       if (counters_.evictions + counters_.moves != way_made) {  // progress: let others have the loop, then go on
         co_await asio::post(loop_, asio::use_awaitable);
         continue;
@@ -343,7 +354,7 @@ awaitable<Result<OwnedDraft>> Store::reserve(const protocol::SetParams& params, 
                                              TimePoint deadline) {
   if (auto ok = check(params); !ok) co_return ok.error();
   if (length > segment_.max_value_bytes()) co_return Errc::too_large;
-  auto draft = co_await find_room(params.name, params.source, length, length, waiter, deadline);
+  auto draft = co_await find_room(params.build, params.name, params.source, length, length, waiter, deadline);
   if (draft) draft.value().count_in(staged_bytes_);
   co_return draft;
 }
@@ -362,7 +373,7 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   BuildState* build = STEPSTASH_TRY(ensure_build(params.build, /*spare=*/false));
   if (!known_build) ask_database(*build);
   shm::Writer::EntryFacts facts;
-  if (old == nullptr) STEPSTASH_TRY(segment_.make_room());
+  if (old == nullptr) STEPSTASH_TRY(segment_.make_room(params.build, params.name));
   facts.revision = STEPSTASH_TRY(next_id());
   facts.id = old != nullptr ? old->id : facts.revision;
   facts.build = params.build;
@@ -401,6 +412,11 @@ awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& para
                                                  std::uint64_t length, std::uint64_t value_hash, Waiter& waiter,
                                                  TimePoint deadline) {
   std::uint64_t place = 0;
+  // Others may have taken the slots since the draft was made.
+  while (current(params.build, params.name) == nullptr && !waiter.gone() && !expired(deadline)) {
+    if (auto room = segment_.make_room(params.build, params.name); room || room.error() != Errc::too_many) break;
+    co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
+  }
   auto entry = publish(params, std::move(draft), length, value_hash, place);
   if (!entry) {
     if (BuildState* build = catalog_.find_build(params.build)) release_build_if_idle(*build);
@@ -456,7 +472,7 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
     if (!node->loading) {
       const std::uint64_t revision = entry->revision;
       const std::string source(shm::entry_source(*entry));
-      auto draft = co_await find_room(name, source, length, 0, waiter, deadline);
+      auto draft = co_await find_room(build, name, source, length, 0, waiter, deadline);
       if (!draft) co_return draft.error();
       node = catalog_.find(id);  // anything may have happened meanwhile
       if (node == nullptr || node->loading) continue;
@@ -775,6 +791,11 @@ void Store::maintain() {
   segment_.pins().reap();
   if (segment_.reclaim() > 0) room_.notify_all();
   segment_.heap().punch(now - limits_.punch_after, kPunchAtOnce);
+  if (now >= next_rekey_) {
+    segment_.allow_rekey();
+    next_rekey_ =
+        now + std::max<std::chrono::nanoseconds>(kRekeyPause, kRekeyPauseTimes * segment_.index().last_rekey());
+  }
   if (loaded_.empty()) load_failures_.clear();
   if (merging_ == 0 && now >= ask_again_) {
     ask_again_ = now + std::chrono::seconds(1);
@@ -838,6 +859,8 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
     text += "; what was set stays set, and is written when the database takes it";
   } else if (error == Errc::invalid_argument) {
     text += ": a build is 1 .. 2^63-1; a name or source is UTF-8 of 0..256 characters without NUL";
+  } else if (error == Errc::too_many) {
+    text += ": this key and others go to the same place in the index, and it has no slot left there; try again";
   } else if (error == Errc::too_many_builds) {
     text += fmt::format(": {} of {} builds; finish and prune some, or enlarge the segment", segment_.builds(),
                         segment_.builds_capacity());

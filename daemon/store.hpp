@@ -179,10 +179,11 @@ class Store {
   Result<std::uint64_t> next_id();
   Result<BuildState*> ensure_build(BuildId build, bool spare);
   /// Waits until there is room; `dirty_bytes` is what the value will add to what waits for the database.
-  awaitable<Result<OwnedDraft>> find_room(std::string_view name, std::string_view source, std::uint64_t length,
-                                          std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline);
+  awaitable<Result<OwnedDraft>> find_room(BuildId build, std::string_view name, std::string_view source,
+                                          std::uint64_t length, std::uint64_t dirty_bytes, Waiter& waiter,
+                                          TimePoint deadline);
   /// One try: draft, reclaim, evict a bounded number, draft again.
-  Result<shm::Draft> try_draft(std::string_view name, std::string_view source, std::uint64_t length);
+  Result<shm::Draft> try_draft(BuildId build, std::string_view name, std::string_view source, std::uint64_t length);
   /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
   bool evict_some(std::uint64_t bytes, std::size_t count);
   /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
@@ -247,6 +248,7 @@ class Store {
   std::uint64_t last_question_ = 0;
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
   std::chrono::nanoseconds ask_again_{0};
+  std::chrono::nanoseconds next_rekey_{0};
   std::uint64_t evicted_ = 0;
   std::uint64_t staged_bytes_ = 0;
   std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for

@@ -1,24 +1,110 @@
-/// The hashes of the segment and the database: XXH3, 64 bit (https://xxhash.com, libxxhash 0.8).
-///
-/// Non-cryptographic: they find damage, not forgery. Inlined, so that the client needs no library at run time.
+/// The hashes of the segment and the database. Bytes are checked with XXH3, 64 bit (https://xxhash.com, libxxhash 0.8),
+/// which is not cryptographic: it finds damage, not forgery. Keys, which clients choose, are placed by SipHash.
+/// Inlined, so that the client needs no library at run time.
 #pragma once
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <sys/random.h>
+
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <exception>
 #include <span>
 #include <string_view>
 
+#include "base/errc.hpp"
+#include "base/result.hpp"
 #include "base/types.hpp"
 
 namespace stepstash::shm {
 
-/// Where the index looks for (build, name) first; its top 16 bits are the slot's fingerprint.
-inline std::uint64_t key_hash(BuildId build, std::string_view name) noexcept {
-  return XXH3_64bits_withSeed(name.data(), name.size(), static_cast<XXH64_hash_t>(build));
+/// What a keyed hash is keyed with.
+struct HashSecret {
+  std::uint64_t k0 = 0;
+  std::uint64_t k1 = 0;
+};
+
+/// A secret from the kernel. Errors: those of getrandom(2).
+inline Result<HashSecret> draw_secret() noexcept {
+  HashSecret secret;
+  if (::getrandom(&secret, sizeof secret, 0) != static_cast<ssize_t>(sizeof secret)) return last_errno();
+  return secret;
 }
+
+/// SipHash-c-d (J.-P. Aumasson, D. Bernstein, "SipHash: a fast short-input PRF", Indocrypt 2012) of the eight bytes of
+/// `first` and then of `rest`.
+template <int kCompress, int kFinish>
+std::uint64_t sip_hash(const HashSecret& secret, std::uint64_t first, std::string_view rest) noexcept {
+  std::uint64_t v0 = secret.k0 ^ 0x736F6D65'70736575;
+  std::uint64_t v1 = secret.k1 ^ 0x646F7261'6E646F6D;
+  std::uint64_t v2 = secret.k0 ^ 0x6C796765'6E657261;
+  std::uint64_t v3 = secret.k1 ^ 0x74656462'79746573;
+  const auto rounds = [&](int count) {
+    for (int i = 0; i < count; ++i) {
+      v0 += v1;
+      v2 += v3;
+      v1 = std::rotl(v1, 13) ^ v0;
+      v3 = std::rotl(v3, 16) ^ v2;
+      v0 = std::rotl(v0, 32) + v3;
+      v2 += v1;
+      v1 = std::rotl(v1, 17) ^ v2;
+      v3 = std::rotl(v3, 21) ^ v0;
+      v2 = std::rotl(v2, 32);
+    }
+  };
+  const auto take = [&](std::uint64_t word) {
+    v3 ^= word;
+    rounds(kCompress);
+    v0 ^= word;
+  };
+  const auto word_at = [](const char* at) {
+    std::uint64_t word;
+    std::memcpy(&word, at, sizeof word);
+    return word;
+  };
+  take(first);
+  const char* at = rest.data();
+  for (std::size_t left = rest.size() / 8; left > 0; --left, at += 8) take(word_at(at));
+  std::uint64_t last = (8 + rest.size()) << 56;
+  const std::size_t tail = rest.size() % 8;
+  if (tail != 0 && rest.size() >= 8) {
+    last |= word_at(at + tail - 8) >> (64 - 8 * tail);  // the last eight bytes, less those that were taken
+  } else {
+    for (std::size_t i = 0; i < tail; ++i) last |= std::uint64_t{static_cast<unsigned char>(at[i])} << (8 * i);
+  }
+  take(last);
+  v2 ^= 0xFF;
+  rounds(kFinish);
+  return v0 ^ v1 ^ v2 ^ v3;
+}
+
+/// Where the index looks for (build, name) first; its top 16 bits are the slot's fingerprint. Builds and names are
+/// chosen by clients, and `secret` is new with every table: SipHash-1-3, for which nobody knows keys that collide
+/// under secrets that he does not know. (XXH3, with the secret for its seed, promises nothing of the kind.)
+inline std::uint64_t key_hash(const HashSecret& secret, BuildId build, std::string_view name) noexcept {
+  return sip_hash<1, 3>(secret, static_cast<std::uint64_t>(build), name);
+}
+
+/// Drawn once in the life of this process, and never leaves it.
+inline const HashSecret& process_secret() noexcept {
+  static const HashSecret secret = [] {
+    auto drawn = draw_secret();
+    if (!drawn) std::terminate();  // no kernel that this runs on lacks getrandom(2)
+    return drawn.value();
+  }();
+  return secret;
+}
+
+/// std::hash for maps whose keys are numbers that clients choose: that of the standard library is the number itself,
+/// and whoever knows the number of buckets fills one.
+struct SecretHash {
+  std::size_t operator()(std::uint64_t key) const noexcept { return sip_hash<1, 3>(process_secret(), key, {}); }
+  std::size_t operator()(std::int64_t key) const noexcept { return (*this)(static_cast<std::uint64_t>(key)); }
+};
 
 inline std::uint64_t hash_bytes(std::span<const std::byte> bytes) noexcept {
   return XXH3_64bits(bytes.data(), bytes.size());

@@ -18,6 +18,12 @@ std::atomic<Slot>* table_at(std::byte* base, Offset table) noexcept {
   return reinterpret_cast<std::atomic<Slot>*>(base + table);
 }
 
+/// A new key that finds no slot pays for another table when this part of the slots has been published since the last.
+constexpr std::uint64_t kRekeyPart = 8;
+/// Secrets that are tried for one table. Honest or not, the keys were chosen before the secret was drawn: the first
+/// does.
+constexpr int kSecretsTried = 4;
+
 }  // namespace
 
 IndexWriter::IndexWriter(std::byte* base, Heap& heap) : base_(base), heap_(heap) {}
@@ -38,6 +44,7 @@ Result<Offset> IndexWriter::new_table(std::uint64_t slots) {
 Result<> IndexWriter::format(std::uint64_t slots) {
   slots = std::bit_ceil(slots);
   const Offset table = STEPSTASH_TRY(new_table(slots));
+  secret_ = STEPSTASH_TRY(key_table(table));
   table_ = table;
   slots_ = capacity_ = slots;
   live_ = tombstones_ = 0;
@@ -51,6 +58,7 @@ void IndexWriter::attach() noexcept {
   const IndexWord word = header_at(base_).index.load(std::memory_order_relaxed);  // nobody else stores it
   table_ = index_slots_offset(word);
   slots_ = capacity_ = std::uint64_t{1} << index_log2_slots(word);
+  secret_ = table_secret(base_, table_);
   live_ = tombstones_ = 0;
   for (std::uint64_t i = 0; i < slots_; ++i) {
     const Slot here = slot(i).load(std::memory_order_relaxed);
@@ -68,7 +76,7 @@ void IndexWriter::keep_former(Offset block) {
 
 std::optional<std::uint64_t> IndexWriter::locate(BuildId build, std::string_view name,
                                                  std::uint64_t hash) const noexcept {
-  for (std::uint64_t i = 0; i < slots_; ++i) {
+  for (std::uint64_t i = 0; i < std::min(slots_, kMaxProbe); ++i) {
     const Slot here = slot(hash + i).load(std::memory_order_relaxed);  // this thread's own stores
     if (here == kEmptySlot) return std::nullopt;
     if (!slot_matches(here, hash)) continue;
@@ -78,8 +86,15 @@ std::optional<std::uint64_t> IndexWriter::locate(BuildId build, std::string_view
   return std::nullopt;
 }
 
+std::optional<std::uint64_t> IndexWriter::free_slot(std::uint64_t hash) const noexcept {
+  for (std::uint64_t i = 0; i < std::min(slots_, kMaxProbe); ++i) {
+    if (slot(hash + i).load(std::memory_order_relaxed) <= kTombstone) return (hash + i) & (slots_ - 1);
+  }
+  return std::nullopt;
+}
+
 Offset IndexWriter::find(BuildId build, std::string_view name) const noexcept {
-  const auto at = locate(build, name, key_hash(build, name));
+  const auto at = locate(build, name, key_hash(secret_, build, name));
   return at ? slot_offset(slot(*at).load(std::memory_order_relaxed)) : 0;
 }
 
@@ -92,17 +107,69 @@ Result<> IndexWriter::make_room() {
   return rebuilt.error();
 }
 
-Result<> IndexWriter::rebuild(std::uint64_t slots) {
-  const Table made = STEPSTASH_TRY(spare_or_new_table(slots));
-  const Offset table = made.slots_at;
+Result<> IndexWriter::make_room(BuildId build, std::string_view name) {
+  STEPSTASH_TRY(make_room());
+  const auto has_slot = [&] {
+    const std::uint64_t hash = key_hash(secret_, build, name);
+    return free_slot(hash) || locate(build, name, hash);
+  };
+  if (has_slot()) return success();
+  // Somebody has looked for keys that go here. All of them find a place under a secret that he has not seen yet; but a
+  // table costs time in proportion to its slots, and he may do it again.
+  if (published_ < slots_ / kRekeyPart && !rekey_allowed_) return Errc::too_many;
+  const auto start = std::chrono::steady_clock::now();
+  STEPSTASH_TRY(rebuild(slots_));
+  last_rekey_ = std::chrono::steady_clock::now() - start;
+  rekey_allowed_ = false;
+  ++rekeys_;
+  if (has_slot()) return success();
+  return Errc::too_many;
+}
+
+Result<HashSecret> IndexWriter::key_table(Offset table) noexcept {
+  const HashSecret secret = STEPSTASH_TRY(secret_source());
+  auto& head = *reinterpret_cast<TableHeader*>(base_ + table - kTableHeader);
+  head.secret[0].store(secret.k0, std::memory_order_relaxed);  // all published by the swap
+  head.secret[1].store(secret.k1, std::memory_order_relaxed);
+  STEPSTASH_CRASH_POINT("shm.index.key_table.secret");
+  head.check.store(secret_check(secret), std::memory_order_relaxed);
+  STEPSTASH_CRASH_POINT("shm.index.key_table.check");
+  return secret;
+}
+
+/// False when a key would stand too far from its own slot.
+bool IndexWriter::copy_to(Offset table, std::uint64_t slots, const HashSecret& secret) noexcept {
   for (std::uint64_t i = 0; i < slots_; ++i) {
     const Slot here = slot(i).load(std::memory_order_relaxed);
     if (here <= kTombstone) continue;
     const auto& entry = *reinterpret_cast<const Entry*>(base_ + slot_offset(here));
-    std::uint64_t at = key_hash(entry.buildid, entry_name(entry));
-    while (table_at(base_, table)[at & (slots - 1)].load(std::memory_order_relaxed) != kEmptySlot) ++at;
-    table_at(base_, table)[at & (slots - 1)].store(here, std::memory_order_relaxed);  // published by the swap
+    const std::uint64_t hash = key_hash(secret, entry.buildid, entry_name(entry));
+    std::uint64_t probed = 0;
+    while (table_at(base_, table)[(hash + probed) & (slots - 1)].load(std::memory_order_relaxed) != kEmptySlot) {
+      if (++probed == kMaxProbe) return false;
+    }
+    table_at(base_, table)[(hash + probed) & (slots - 1)].store(make_slot(hash, slot_offset(here)),
+                                                                std::memory_order_relaxed);  // published by the swap
     STEPSTASH_CRASH_POINT("shm.index.rebuild.slot_copied");
+  }
+  return true;
+}
+
+Result<> IndexWriter::rebuild(std::uint64_t slots) {
+  const Table made = STEPSTASH_TRY(spare_or_new_table(slots));
+  const Offset table = made.slots_at;
+  HashSecret secret;
+  const auto fill = [&]() -> Result<> {
+    for (int tried = 0; tried < kSecretsTried; ++tried) {
+      if (tried > 0) clear(table, slots);
+      secret = STEPSTASH_TRY(key_table(table));
+      if (copy_to(table, slots, secret)) return success();
+    }
+    return Errc::too_many;
+  };
+  if (auto filled = fill(); !filled) {
+    spares_.push_back(made);
+    return filled;
   }
   STEPSTASH_CRASH_POINT("shm.index.rebuild.filled");
   const IndexWord old_word = header_at(base_).index.load(std::memory_order_relaxed);
@@ -117,7 +184,9 @@ Result<> IndexWriter::rebuild(std::uint64_t slots) {
   table_ = table;
   capacity_ = made.capacity;
   slots_ = slots;
+  secret_ = secret;
   tombstones_ = 0;
+  published_ = 0;
   return success();
 }
 
@@ -143,24 +212,24 @@ void IndexWriter::clear(Offset table, std::uint64_t slots) noexcept {
 
 Offset IndexWriter::publish(Offset block) noexcept {
   const auto& entry = *reinterpret_cast<const Entry*>(base_ + block);
-  const std::uint64_t hash = key_hash(entry.buildid, entry_name(entry));
+  const std::uint64_t hash = key_hash(secret_, entry.buildid, entry_name(entry));
   if (const auto at = locate(entry.buildid, entry_name(entry), hash)) {
     // Sequentially consistent: pairs with the reader's load of the slot after its pin; the scan of the pins follows.
     const Slot old = slot(*at).exchange(make_slot(hash, block), std::memory_order_seq_cst);
     STEPSTASH_CRASH_POINT("shm.index.publish.replaced");
     return slot_offset(old);
   }
-  std::uint64_t at = hash;
-  while (slot(at).load(std::memory_order_relaxed) > kTombstone) ++at;
+  const std::uint64_t at = free_slot(hash).value();  // make_room() has seen to it
   if (slot(at).load(std::memory_order_relaxed) == kTombstone) --tombstones_;
   slot(at).store(make_slot(hash, block), std::memory_order_seq_cst);
   STEPSTASH_CRASH_POINT("shm.index.publish.added");
   ++live_;
+  ++published_;
   return 0;
 }
 
 Offset IndexWriter::erase(BuildId build, std::string_view name) noexcept {
-  const auto at = locate(build, name, key_hash(build, name));
+  const auto at = locate(build, name, key_hash(secret_, build, name));
   if (!at) return 0;
   --live_;
   ++tombstones_;

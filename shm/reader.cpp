@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/crash_point.hpp"
@@ -57,8 +58,6 @@ void Pinned::release() noexcept {
 Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, BuildId build, std::string_view name,
                  Pinned& out) noexcept {
   const auto& header = *reinterpret_cast<const Header*>(segment);
-  const std::uint64_t hash = key_hash(build, name);
-
   for (;;) {
     // Acquire pairs with the daemon's store when it starts on another segment.
     if (page.state.load(std::memory_order_acquire) != PageState::serving) return Found::superseded;
@@ -68,9 +67,10 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
     const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
     if (!table_inside(table, slots, bytes)) return Found::corrupt;
     const auto* slot = reinterpret_cast<const std::atomic<Slot>*>(segment + table);
+    const std::uint64_t hash = key_hash(table_secret(segment, table), build, name);
 
     bool again = false;
-    for (std::uint64_t i = 0; i < slots && !again; ++i) {
+    for (std::uint64_t i = 0; i < std::min(slots, kMaxProbe) && !again; ++i) {
       const std::atomic<Slot>& here = slot[(hash + i) & (slots - 1)];
       // Acquire is not enough to look at the entry, only to decide whether to pin it.
       const Slot seen = here.load(std::memory_order_acquire);

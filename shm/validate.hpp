@@ -38,10 +38,25 @@ inline Result<> check_header(const Header& header, std::uint64_t mapped_bytes) n
   return success();
 }
 
-/// Whether a table of `slots` slots at `table` lies inside a segment.
+/// Whether a table of `slots` slots at `table` lies inside a segment, its header included.
 constexpr bool table_inside(Offset table, std::uint64_t slots, std::uint64_t segment_bytes) noexcept {
-  return table % sizeof(Slot) == 0 && table >= kPageBytes && slots <= segment_bytes / sizeof(Slot) &&
-         table <= segment_bytes - slots * sizeof(Slot);
+  return table % sizeof(Slot) == 0 && table >= kPageBytes + sizeof(TableHeader) &&
+         slots <= segment_bytes / sizeof(Slot) && table <= segment_bytes - slots * sizeof(Slot);
+}
+
+inline const TableHeader& table_header(const std::byte* base, Offset table) noexcept {
+  return *reinterpret_cast<const TableHeader*>(base + table - sizeof(TableHeader));
+}
+
+/// The secret that the keys of a table are placed by. Relaxed: whoever came by the index word has acquired it.
+inline HashSecret table_secret(const std::byte* base, Offset table) noexcept {
+  const TableHeader& head = table_header(base, table);
+  return {head.secret[0].load(std::memory_order_relaxed), head.secret[1].load(std::memory_order_relaxed)};
+}
+
+/// What TableHeader::check must be.
+inline std::uint64_t secret_check(const HashSecret& secret) noexcept {
+  return hash_bytes(std::as_bytes(std::span(&secret, 1)));
 }
 
 /// The entry whose block starts at `block`, or nullptr when no entry can be there. Checks places and sizes in O(1), not

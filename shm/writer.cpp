@@ -74,6 +74,15 @@ struct Chain {
 struct Table {
   Offset at = 0;
   std::uint64_t slots = 0;
+  std::optional<HashSecret> secret;  // none: it is damaged, and does not say whether a slot's fingerprint is right
+
+  static Table of(const std::byte* base, std::uint64_t bytes, const DataMap& pages, Offset at, std::uint64_t slots) {
+    Table table{at, slots, {}};
+    if (!table_inside(at, slots, bytes) || !pages.contains(at - sizeof(TableHeader), at)) return table;
+    const HashSecret secret = table_secret(base, at);
+    if (table_header(base, at).check.load(std::memory_order_relaxed) == secret_check(secret)) table.secret = secret;
+    return table;
+  }
 };
 
 Slot slot_at(const std::byte* base, Offset table, std::uint64_t i) noexcept {
@@ -82,12 +91,13 @@ Slot slot_at(const std::byte* base, Offset table, std::uint64_t i) noexcept {
 
 /// The entry that a slot leads to, if there is one whose record holds.
 const Entry* sound_record(const std::byte* base, std::uint64_t bytes, const DataMap& pages, const Chain& chain,
-                          Slot slot) {
+                          const Table& table, Slot slot) {
   if (slot <= kTombstone || !chain.may_begin_block(slot_offset(slot))) return nullptr;
   const Entry* entry = backed_entry(base, bytes, slot_offset(slot), pages);
   if (entry == nullptr || meta_hash(*entry) != entry->meta_hash || !valid_build(entry->buildid)) return nullptr;
-  const bool its_own = make_slot(key_hash(entry->buildid, entry_name(*entry)), slot_offset(slot)) == slot;
-  return its_own ? entry : nullptr;
+  if (!table.secret) return entry;
+  const std::uint64_t hash = key_hash(*table.secret, entry->buildid, entry_name(*entry));
+  return make_slot(hash, slot_offset(slot)) == slot ? entry : nullptr;
 }
 
 /// The table that the index word of a refused segment names; where that cannot be, for the word itself is what was
@@ -96,7 +106,7 @@ const Entry* sound_record(const std::byte* base, std::uint64_t bytes, const Data
 Table table_to_save(const std::byte* base, std::uint64_t bytes, const DataMap& pages, const Chain& chain) {
   const IndexWord word = reinterpret_cast<const Header*>(base)->index.load(std::memory_order_relaxed);
   const unsigned log2 = index_log2_slots(word);
-  const Table named{index_slots_offset(word), log2 > 44 ? 0 : std::uint64_t{1} << log2};
+  const Table named = Table::of(base, bytes, pages, index_slots_offset(word), log2 > 44 ? 0 : std::uint64_t{1} << log2);
   const bool inside = named.slots != 0 && table_inside(named.at, named.slots, bytes);
   const auto block = chain.blocks.find(named.at - IndexWriter::kTableHeader);
   const bool fills_its_block =
@@ -109,12 +119,13 @@ Table table_to_save(const std::byte* base, std::uint64_t bytes, const DataMap& p
   for (const auto& [at, size] : chain.blocks) {
     if (size <= IndexWriter::kTableHeader || reinterpret_cast<const BlockHeader*>(base + at)->kind != BlockKind::index)
       continue;
-    const Table table{at + IndexWriter::kTableHeader, (size - IndexWriter::kTableHeader) / sizeof(Slot)};
+    const Table table = Table::of(base, bytes, pages, at + IndexWriter::kTableHeader,
+                                  (size - IndexWriter::kTableHeader) / sizeof(Slot));
     if (!std::has_single_bit(table.slots) || !pages.contains(at, at + size)) continue;
     std::uint64_t newest = 0;
     std::uint64_t entries = 0;
     for (std::uint64_t i = 0; i < table.slots; ++i) {
-      const Entry* entry = sound_record(base, bytes, pages, chain, slot_at(base, table.at, i));
+      const Entry* entry = sound_record(base, bytes, pages, chain, table, slot_at(base, table.at, i));
       if (entry == nullptr) continue;
       newest = std::max(newest, entry->revision);
       ++entries;
@@ -281,6 +292,10 @@ Result<> Writer::recover(Recovery& recovery) {
   if (table_block == blocks.end() || table_block->second != IndexWriter::kTableHeader + slots * sizeof(Slot)) {
     return Errc::corrupt_segment;
   }
+  const HashSecret secret = table_secret(base, table);
+  if (table_header(base, table).check.load(std::memory_order_relaxed) != secret_check(secret)) {
+    return Errc::corrupt_segment;
+  }
   // 3. The pages of the dead daemon's clients. Where one cannot be opened nobody knows what is pinned, and nothing has
   // been changed yet.
   STEPSTASH_TRY(pins_.adopt(header().segment_id));
@@ -327,7 +342,7 @@ Result<> Writer::recover(Recovery& recovery) {
     } else if (meta_hash(*entry) != entry->meta_hash || !valid_build(entry->buildid) ||
                !valid_text(entry_name(*entry)) || !valid_text(entry_source(*entry))) {
       complaint = "index slot " + std::to_string(i) + ": the record of an entry is damaged";
-    } else if (make_slot(key_hash(entry->buildid, entry_name(*entry)), block) != here) {
+    } else if (make_slot(key_hash(secret, entry->buildid, entry_name(*entry)), block) != here) {
       complaint = describe(*entry) + ": the index does not fit it";
     } else if (!live.insert(block).second) {
       complaint = describe(*entry) + ": found twice";
@@ -449,7 +464,7 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
 
   std::uint64_t builds = std::min((bytes - kPageBytes) / sizeof(BuildRecord), head.builds_capacity);
   if (!pages.contains(kPageBytes, kPageBytes + builds * sizeof(BuildRecord))) builds = 0;
-  std::unordered_map<BuildId, std::uint64_t> dropped;
+  std::unordered_map<BuildId, std::uint64_t, SecretHash> dropped;
   for (std::uint64_t i = 0; i < builds; ++i) {
     const auto& record = reinterpret_cast<const BuildRecord*>(base + kPageBytes)[i];
     const BuildId id = record.buildid.load(std::memory_order_relaxed);
@@ -462,7 +477,7 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
   const Table table = table_to_save(base, bytes, pages, chain);
   if (!pages.contains(table.at, table.at + table.slots * sizeof(Slot))) return success();
   for (std::uint64_t i = 0; i < table.slots; ++i) {
-    const Entry* entry = sound_record(base, bytes, pages, chain, slot_at(base, table.at, i));
+    const Entry* entry = sound_record(base, bytes, pages, chain, table, slot_at(base, table.at, i));
     if (entry == nullptr) continue;
     if (entry->value_offset != 0 && hash_bytes(entry_value(*entry)) != entry->value_hash) continue;
     const auto drop = dropped.find(entry->buildid);

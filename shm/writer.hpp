@@ -114,9 +114,9 @@ class Writer {
     EntryState state = EntryState::dirty;
   };
   /// Completes the record and publishes it by one store; what stood there before is retired. The slot has to be
-  /// there: make_room() comes first. Gives back what the draft has too much.
+  /// there: make_room() comes first, for this key. Gives back what the draft has too much.
   const Entry& publish(const Draft& draft, const EntryFacts& facts) noexcept;
-  Result<> make_room() { return index_.make_room(); }
+  Result<> make_room(BuildId build, std::string_view name) { return index_.make_room(build, name); }
 
   /// Publishes an entry whose value is in the database only. Errors: Errc::segment_full, ENOSPC.
   Result<const Entry*> publish_record(const EntryFacts& facts);
@@ -185,6 +185,8 @@ class Writer {
   Heap& heap() noexcept { return heap_; }
   const Heap& heap() const noexcept { return heap_; }
   const IndexWriter& index() const noexcept { return index_; }
+  /// IndexWriter::allow_rekey().
+  void allow_rekey() noexcept { index_.allow_rekey(); }
   std::uint64_t bytes() const noexcept { return mapping_.size(); }
   /// The longest value that an otherwise empty segment could hold.
   std::uint64_t max_value_bytes() const noexcept;
@@ -209,7 +211,7 @@ class Writer {
   Heap heap_;
   IndexWriter index_;
   PinRegistry pins_;
-  std::unordered_map<BuildId, BuildRecord*> builds_;
+  std::unordered_map<BuildId, BuildRecord*, SecretHash> builds_;
   std::vector<BuildRecord*> free_builds_;
   std::vector<Offset> retired_;
   std::uint64_t retired_bytes_ = 0;

@@ -237,7 +237,7 @@ void damaged_values(Run& run) {
     const shm::IndexWord word = reinterpret_cast<shm::Header*>(at)->index.load();
     auto* slots = reinterpret_cast<std::atomic<shm::Slot>*>(at + shm::index_slots_offset(word));
     const std::uint64_t count = std::uint64_t{1} << shm::index_log2_slots(word);
-    const std::uint64_t hash = shm::key_hash(build, name);
+    const std::uint64_t hash = shm::key_hash(shm::table_secret(at, shm::index_slots_offset(word)), build, name);
     for (std::uint64_t i = 0; i < count; ++i) {
       auto& slot = slots[(hash + i) % count];
       if (slot.load() == shm::kEmptySlot) break;

@@ -52,7 +52,7 @@ FakeSegment::FakeSegment(std::uint8_t id)
 
 std::atomic<shm::Slot>& FakeSegment::slot_of(BuildId build, std::string_view name) noexcept {
   auto* slots = reinterpret_cast<std::atomic<shm::Slot>*>(mapping_.data() + kTable);
-  const std::uint64_t hash = shm::key_hash(build, name);
+  const std::uint64_t hash = shm::key_hash({}, build, name);
   for (std::uint64_t i = 0;; ++i) {
     auto& slot = slots[(hash + i) & ((1u << kLog2Slots) - 1)];
     if (slot.load() == shm::kEmptySlot || shm::slot_matches(slot.load(), hash)) return slot;
@@ -76,12 +76,12 @@ void FakeSegment::put(BuildId build, std::string_view name, std::string_view val
   entry.value_offset = evicted ? 0 : static_cast<std::uint32_t>(value_at);
   std::memcpy(mapping_.data() + next_ + sizeof(shm::Entry), name.data(), name.size());
   if (!evicted) std::memcpy(mapping_.data() + next_ + value_at, value.data(), value.size());
-  slot_of(build, name).store(shm::make_slot(shm::key_hash(build, name), next_));
+  slot_of(build, name).store(shm::make_slot(shm::key_hash({}, build, name), next_));
   next_ += size;
 }
 
 void FakeSegment::damage(BuildId build, std::string_view name) {
-  slot_of(build, name).store(shm::make_slot(shm::key_hash(build, name), kSegmentBytes - shm::kBlockAlign));
+  slot_of(build, name).store(shm::make_slot(shm::key_hash({}, build, name), kSegmentBytes - shm::kBlockAlign));
 }
 
 int FakeSegment::make_page() {

@@ -186,7 +186,7 @@ struct LargeValue {
       take(writer.extend(draft, kBytes + 50'000));  // of unknown length: more than is needed in the end
       take(writer.reserve(draft, kBytes));
       if (::pread(fd.get(), writer.value_bytes(draft).data(), kBytes, 0) != kBytes) throw std::bad_alloc();
-      take(writer.make_room());
+      take(writer.make_room(build, name));
       Writer::EntryFacts facts;
       facts.id = facts.revision = writer.header().next_id.fetch_add(1);
       facts.build = build;

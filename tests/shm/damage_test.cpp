@@ -297,6 +297,30 @@ BOOST_AUTO_TEST_CASE(whatever_the_index_word_says_exactly_what_was_there_is_save
   }
 }
 
+/// Without its secret no slot's fingerprint can be compared: the table is refused, and what its slots lead to is saved.
+BOOST_AUTO_TEST_CASE(a_damaged_secret_of_the_table_costs_no_entry) {
+  Stash stash;
+  std::map<std::string, std::string> expected;
+  for (int i = 0; i < 200; ++i) {
+    stash.set(1, std::to_string(i), "value of " + std::to_string(i));
+    expected[std::to_string(i)] = "value of " + std::to_string(i);
+  }
+  auto* head = reinterpret_cast<std::byte*>(&stash.writer->header()) +
+               shm::index_slots_offset(stash.writer->header().index.load()) - sizeof(shm::TableHeader);
+  for (std::size_t byte = offsetof(shm::TableHeader, secret); byte < offsetof(shm::TableHeader, unused); ++byte) {
+    head[byte] ^= std::byte{0x10};
+    shm::Recovery recovery;
+    BOOST_TEST((Writer::attach(stash.objects, Stash::kName, recovery).error() == Errc::corrupt_segment), byte);
+    std::map<std::string, std::string> saved;
+    take(Writer::salvage(
+        stash.objects, Stash::kName,
+        [&](const shm::Entry& entry) { saved.emplace(shm::entry_name(entry), text_of(shm::entry_value(entry))); },
+        nullptr));
+    BOOST_TEST((saved == expected), byte << ": " << saved.size());
+    head[byte] ^= std::byte{0x10};
+  }
+}
+
 /// Not one bit but whole words, and many at once.
 BOOST_FIXTURE_TEST_CASE(random_words_lead_nobody_out_of_the_segment, Damaged) {
   std::mt19937_64 random(20240919);
@@ -336,7 +360,7 @@ BOOST_FIXTURE_TEST_CASE(random_words_lead_nobody_out_of_the_segment, Damaged) {
     // Slots of keys that readers look for point anywhere.
     for (const auto& [key, value] : values) {
       if (random() % 2 == 0) continue;
-      const std::uint64_t hash = shm::key_hash(key.first, key.second);
+      const std::uint64_t hash = shm::key_hash(shm::table_secret(image.data(), table), key.first, key.second);
       const shm::Slot slot =
           shm::make_slot(hash, random() % (kBytes + 4096) / (random() % 2 == 0 ? 64 : 1) * 64 % (2 * kBytes));
       std::memcpy(image.data() + table + (hash & (slots - 1)) * sizeof(slot), &slot, sizeof(slot));

@@ -6,6 +6,7 @@
 #include <map>
 #include <new>
 #include <random>
+#include <set>
 
 #include "shm/hash.hpp"
 #include "shm/mapping.hpp"
@@ -33,6 +34,11 @@ struct IndexFixture {
 
   shm::Header& header() const { return *reinterpret_cast<shm::Header*>(mapping.data()); }
 
+  /// What a client reads of the table that serves.
+  shm::HashSecret secret() const {
+    return shm::table_secret(mapping.data(), shm::index_slots_offset(header().index.load()));
+  }
+
   /// A record without a value: all that the index looks at.
   Offset record(BuildId build, std::string_view name) {
     const Offset block = take(heap->allocate(sizeof(shm::Entry) + name.size()));
@@ -47,7 +53,7 @@ struct IndexFixture {
     return block;
   }
   Offset add(BuildId build, std::string_view name) {
-    take(index->make_room());
+    take(index->make_room(build, name));
     const Offset block = record(build, name);
     if (const Offset old = index->publish(block)) heap->free(old);
     return block;
@@ -85,10 +91,10 @@ struct IndexFixture {
 std::string name_of(std::uint64_t i) { return "name " + std::to_string(i); }
 
 /// `count` names of build 1 that start at the same one of `slots` slots, with the same fingerprint.
-std::vector<std::string> colliding(std::size_t count, std::uint64_t slots) {
+std::vector<std::string> colliding(std::size_t count, std::uint64_t slots, const shm::HashSecret& secret) {
   std::map<std::uint64_t, std::vector<std::string>> groups;
   for (std::uint64_t i = 0;; ++i) {
-    const std::uint64_t hash = shm::key_hash(1, name_of(i));
+    const std::uint64_t hash = shm::key_hash(secret, 1, name_of(i));
     auto& group = groups[(hash & (slots - 1)) | hash >> 48 << 48];
     group.push_back(name_of(i));
     if (group.size() == count) return group;
@@ -127,7 +133,7 @@ BOOST_FIXTURE_TEST_CASE(publishing_a_known_key_gives_back_the_block_before, Inde
 }
 
 BOOST_FIXTURE_TEST_CASE(keys_that_share_slot_and_fingerprint_are_told_apart, IndexFixture) {
-  const auto names = colliding(3, 8);
+  const auto names = colliding(3, 8, secret());
   std::map<std::string, Offset> blocks;
   for (const auto& name : names) blocks[name] = add(1, name);
   BOOST_TEST_REQUIRE(index->slots() == 8u);
@@ -145,7 +151,7 @@ BOOST_FIXTURE_TEST_CASE(a_probe_that_reaches_the_last_slot_goes_on_at_the_first,
   // Keys whose place is the last of eight slots.
   std::vector<std::string> names;
   for (std::uint64_t i = 0; names.size() < 3; ++i) {
-    if ((shm::key_hash(1, name_of(i)) & 7) == 7) names.push_back(name_of(i));
+    if ((shm::key_hash(secret(), 1, name_of(i)) & 7) == 7) names.push_back(name_of(i));
   }
   std::vector<Offset> blocks;
   for (const auto& name : names) blocks.push_back(add(1, name));
@@ -203,7 +209,7 @@ BOOST_AUTO_TEST_CASE(a_full_heap_lets_the_table_fill_to_seven_eighths_and_then_s
   while (one.heap->largest_free() > 0) (void)one.heap->allocate(one.heap->largest_free());
   std::uint64_t published = 0;
   for (std::uint64_t i = 0; i < 1000; ++i) {
-    const auto ready = one.index->make_room();
+    const auto ready = one.index->make_room(1, name_of(i));
     if (!ready) {
       BOOST_TEST((ready.error() == Errc::segment_full));
       break;
@@ -245,6 +251,142 @@ BOOST_FIXTURE_TEST_CASE(any_order_of_calls_agrees_with_a_map_on_both_sides, Inde
   BOOST_TEST(other.entries() == model.size());
   for (const auto& [key, block] : model) BOOST_TEST_REQUIRE(other.find(key.first, key.second) == block);
   BOOST_TEST(no_pin_left());
+}
+
+// ---- keys that were chosen to collide ------------------------------------------------------------------------------
+
+/// Names of build 1 whose own slots are among 64 neighbours, under a secret that the attacker knows.
+class Attack {
+ public:
+  explicit Attack(const IndexFixture& on) : slots_(on.index->slots()), secret_(on.secret()) {}
+  std::string next() {
+    for (;; ++i_) {
+      if ((shm::key_hash(secret_, 1, name_of(i_)) & (slots_ - 1)) < 64) return name_of(i_++);
+    }
+  }
+  /// What somebody sets who knows nothing of it, and whose key goes where the attacker's are.
+  std::string victim(int number) const {
+    for (std::uint64_t i = 0;; ++i) {
+      const std::string name = "victim " + std::to_string(i);
+      if ((shm::key_hash(secret_, 1, name) & (slots_ - 1)) == 32 && number-- == 0) return name;
+    }
+  }
+
+ private:
+  std::uint64_t slots_;
+  shm::HashSecret secret_;
+  std::uint64_t i_ = 0;
+};
+
+std::uint64_t furthest(const IndexFixture& one) {
+  const Offset table = shm::index_slots_offset(one.header().index.load());
+  const auto* slots = reinterpret_cast<const std::atomic<shm::Slot>*>(one.mapping.data() + table);
+  std::uint64_t furthest = 0;
+  for (std::uint64_t i = 0; i < one.index->slots(); ++i) {
+    if (slots[i].load() <= shm::kTombstone) continue;
+    const auto& entry = *reinterpret_cast<const shm::Entry*>(one.mapping.data() + shm::slot_offset(slots[i].load()));
+    const std::uint64_t home = shm::key_hash(one.secret(), entry.buildid, shm::entry_name(entry));
+    furthest = std::max(furthest, (i - home) & (one.index->slots() - 1));
+  }
+  return furthest;
+}
+
+BOOST_AUTO_TEST_CASE(every_table_has_a_secret_of_its_own) {
+  IndexFixture one;
+  std::set<std::uint64_t> secrets{one.secret().k0};
+  std::uint64_t tables = 1;
+  shm::IndexWord word = one.header().index.load();
+  for (std::uint64_t i = 0; i < 500; ++i) {
+    one.add(1, name_of(i % 100));
+    one.erase(1, name_of(i % 100));
+    if (one.header().index.load() == word) continue;
+    word = one.header().index.load();
+    ++tables;
+    secrets.insert(one.secret().k0);
+  }
+  BOOST_TEST(tables > 50u);
+  BOOST_TEST(secrets.size() == tables);
+}
+
+BOOST_AUTO_TEST_CASE(keys_that_collide_under_the_secret_of_the_table_find_places_under_another) {
+  IndexFixture one(16 * 1024 * 1024, 16384);
+  std::map<std::string, Offset> blocks;
+  for (int tables = 0; tables < 2; ++tables) {
+    Attack attack(one);
+    const std::uint64_t rekeys = one.index->rekeys();
+    // Until the 4096 slots from the attacked ones on are taken.
+    for (int i = 0; i < 4300 && one.index->rekeys() == rekeys; ++i) {
+      const std::string name = attack.next();
+      blocks[name] = one.add(1, name);
+    }
+    BOOST_TEST(one.index->rekeys() == rekeys + 1);
+    BOOST_TEST(one.index->slots() == 16384u);
+    BOOST_TEST(furthest(one) < 300u);
+  }
+  BOOST_TEST(blocks.size() > 7000u);  // the second time some of the slots are taken already
+  BOOST_TEST(one.index->entries() == blocks.size());
+  for (const auto& [name, block] : blocks) {
+    BOOST_TEST_REQUIRE(one.index->find(1, name) == block);
+    BOOST_TEST_REQUIRE(one.read(1, name) == block);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_key_without_a_slot_is_refused_until_sets_or_time_pay_for_another_table) {
+  IndexFixture one(16 * 1024 * 1024, 32768);
+  std::map<std::string, Offset> blocks;
+  const auto crowd = [&] {
+    Attack attack(one);
+    const std::uint64_t rekeys = one.index->rekeys();
+    for (int i = 0; i < 4300 && one.index->rekeys() == rekeys; ++i) {
+      const std::string name = attack.next();
+      if (one.index->make_room(1, name)) blocks[name] = one.add(1, name);
+    }
+    return attack;
+  };
+  (void)crowd();  // what is there at first pays for one
+  BOOST_TEST_REQUIRE(one.index->rekeys() == 1u);
+  // Fewer than an eighth of the slots since: refused, and nothing is the worse for it.
+  const Attack again = crowd();
+  BOOST_TEST_REQUIRE(one.index->rekeys() == 1u);
+  for (int i = 0; i < 3; ++i) {
+    const auto room = one.index->make_room(1, again.victim(i));
+    BOOST_TEST_REQUIRE(!room);
+    BOOST_TEST((room.error() == Errc::too_many));
+  }
+  BOOST_TEST(furthest(one) < shm::kMaxProbe);
+  for (const auto& [name, block] : blocks) BOOST_TEST_REQUIRE(one.read(1, name) == block);
+  BOOST_TEST(one.read(1, again.victim(0)) == 0u);
+  // What replaces needs no slot, and others' keys have theirs.
+  BOOST_TEST(one.index->make_room(1, blocks.begin()->first).has_value());
+  blocks["elsewhere"] = one.add(2, "elsewhere");
+  BOOST_TEST(one.read(2, "elsewhere") == blocks["elsewhere"]);
+  // One slot that is given up is a slot for the next.
+  one.erase(1, blocks.begin()->first);
+  // The clock allows one table more.
+  one.index->allow_rekey();
+  const Offset served = one.add(1, again.victim(1));
+  const Offset too = one.add(1, again.victim(2));
+  BOOST_TEST(one.read(1, again.victim(1)) == served);
+  BOOST_TEST(one.read(1, again.victim(2)) == too);
+  BOOST_TEST(one.index->rekeys() <= 2u);
+}
+
+/// A table crowded as far as it can be is searched no further than kMaxProbe, whatever stands behind.
+BOOST_AUTO_TEST_CASE(no_search_goes_further_than_a_key_can_stand) {
+  IndexFixture one(1024 * 1024, 16384);
+  const Offset block = one.record(7, "far away");
+  const std::uint64_t home = shm::key_hash(one.secret(), 7, "far away");
+  auto* slots = reinterpret_cast<std::atomic<shm::Slot>*>(one.mapping.data() +
+                                                          shm::index_slots_offset(one.header().index.load()));
+  for (std::uint64_t i = 0; i < 16384; ++i) slots[i].store(shm::kTombstone);
+  const auto put = [&](std::uint64_t distance, shm::Slot slot) { slots[(home + distance) & 16383].store(slot); };
+  put(shm::kMaxProbe - 1, shm::make_slot(home, block));
+  BOOST_TEST(one.index->find(7, "far away") == block);
+  BOOST_TEST(one.read(7, "far away") == block);
+  put(shm::kMaxProbe - 1, shm::kTombstone);
+  put(shm::kMaxProbe, shm::make_slot(home, block));
+  BOOST_TEST(one.index->find(7, "far away") == 0u);
+  BOOST_TEST(one.read(7, "far away") == 0u);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

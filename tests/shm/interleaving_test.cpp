@@ -203,7 +203,7 @@ BOOST_AUTO_TEST_CASE(whatever_a_former_table_holds_leads_nobody_astray) {
   at_every_instruction_of_a_get(stash, [&] {
     // As after a restart, when the former table's memory is anybody's: every slot has the fingerprint that is looked
     // for, and leads to another entry.
-    const std::uint64_t hash = shm::key_hash(1, shm::entry_name(*stash.writer->find(1, "x")));
+    const std::uint64_t hash = shm::key_hash(secret_of(*stash.writer), 1, shm::entry_name(*stash.writer->find(1, "x")));
     const Slot mine = shm::make_slot(hash, stash.writer->offset_of(stash.set_pattern(1, "y", kValueBytes)));
     const shm::IndexWord former = swap_table(*stash.writer);
     for (std::uint64_t i = 0; i < std::uint64_t{1} << shm::index_log2_slots(former); ++i) {

@@ -47,8 +47,13 @@ class Dump {
   std::ostringstream out_;
 };
 
+/// The secret of the page's table.
+Result<shm::HashSecret> known_secret() noexcept { return shm::HashSecret{0x0706050403020100, 0x0F0E0D0C0B0A0908}; }
+
 std::string example() {
+  shm::IndexWriter::secret_source = known_secret;
   Stash stash(1024 * 1024);
+  shm::IndexWriter::secret_source = shm::draw_secret;
   shm::Writer& writer = *stash.writer;
   shm::BuildRecord& build = *take(writer.add_build(7, false));
   stash.set(7, "report", "2 tests failed\n", "step 4");
@@ -85,7 +90,12 @@ std::string example() {
   dump.number(build.merged, "merged");
   dump.number(build.completed_ns, "completed_ns");
 
-  const std::uint64_t hash = shm::key_hash(7, shm::entry_name(*writer.find(7, "report")));
+  const shm::TableHeader& table = shm::table_header(base, shm::index_slots_offset(word));
+  dump.title("table");
+  dump.word(table.secret[0], "secret", "(16 random bytes; here 00 01 02 ... 0f)");
+  dump.word(table.secret[1], "");
+  dump.word(table.check, "check", "(XXH3-64 of the secret)");
+  const std::uint64_t hash = shm::key_hash(secret_of(writer), 7, shm::entry_name(*writer.find(7, "report")));
   dump.title("index: key_hash(7, \"report\") is " + hex(hash, 16) + ", slot " +
              std::to_string(hash & (writer.index().slots() - 1)));
   const auto* slots = reinterpret_cast<const std::atomic<shm::Slot>*>(base + shm::index_slots_offset(word));

@@ -107,7 +107,7 @@ Result<const shm::Entry*> set_with(
   }
   const shm::Entry* old = writer.find(build, name);
   if (old == nullptr) {
-    if (auto room = writer.make_room(); !room) {
+    if (auto room = writer.make_room(build, name); !room) {
       writer.discard(draft);
       return room.error();
     }

@@ -21,6 +21,7 @@
 #include "base/result.hpp"
 #include "shm/object.hpp"
 #include "shm/reader.hpp"
+#include "shm/validate.hpp"
 #include "shm/writer.hpp"
 
 namespace stepstash::test {
@@ -82,6 +83,12 @@ Result<const shm::Entry*> try_set_pattern(shm::Writer& writer, BuildId build, st
                                           shm::EntryState state = shm::EntryState::dirty);
 /// Deletes all of a build, as the daemon does: the fact first, then the entries.
 void drop(shm::Writer& writer, BuildId build);
+
+/// By which the index that serves places its keys.
+inline shm::HashSecret secret_of(const shm::Writer& writer) {
+  return shm::table_secret(reinterpret_cast<const std::byte*>(&writer.header()),
+                           shm::index_slots_offset(writer.header().index.load()));
+}
 
 /// A segment and its directory.
 struct Stash {

@@ -221,10 +221,10 @@ struct SlowSearch {
 
   Found operator()(BuildId build, std::string_view name, shm::Pinned& out) const {
     const auto& header = *reinterpret_cast<const shm::Header*>(segment);
-    const std::uint64_t hash = shm::key_hash(build, name);
     for (;;) {
       const shm::IndexWord word = header.index.load();
       const Offset table = shm::index_slots_offset(word);
+      const std::uint64_t hash = shm::key_hash(shm::table_secret(segment, table), build, name);
       const std::uint64_t slots = std::uint64_t{1} << shm::index_log2_slots(word);
       const auto* slot = reinterpret_cast<const std::atomic<Slot>*>(segment + table);
       bool again = false;

@@ -170,7 +170,7 @@ BOOST_FIXTURE_TEST_CASE(a_value_of_unknown_length_grows_in_place_and_gives_back_
   take(writer->reserve(draft, 300'000));
   const auto value = writer->value_bytes(draft).first(300'000);
   fill_pattern(value, 9, 9);
-  take(writer->make_room());
+  take(writer->make_room(1, "log"));
   Writer::EntryFacts facts;
   facts.id = facts.revision = next_id();
   facts.build = 1;
@@ -608,7 +608,7 @@ BOOST_AUTO_TEST_CASE(a_segment_of_bytes_for_takes_what_it_was_computed_for) {
   }
   for (std::uint64_t i = 0; i < entries; ++i) {
     const std::string name = text + std::to_string(i);
-    take(stash.writer->make_room());
+    take(stash.writer->make_room(static_cast<BuildId>(i % builds) + 1, name));
     Writer::EntryFacts facts;
     facts.id = facts.revision = stash.next_id();
     facts.build = static_cast<BuildId>(i % builds) + 1;

@@ -1,0 +1,149 @@
+// Keys that somebody chose, who reads the segment: all of them belong into the same part of the table that serves. He
+// sets as fast as others do, a restart takes as long as after any other keys, and others are served.
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <optional>
+
+#include "shm/mapping.hpp"
+#include "shm/validate.hpp"
+#include "tests/hostile/namespaces.hpp"
+#include "tests/hostile/siege.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+/// STEPSTASH_COLLIDING_KEYS=100000 for figures.
+std::uint64_t count_of_keys() {
+  const char* wanted = std::getenv("STEPSTASH_COLLIDING_KEYS");
+  return wanted != nullptr ? std::stoull(wanted) : 24'000 / kScale;
+}
+
+/// What every client has mapped.
+class Segment {
+ public:
+  explicit Segment(const std::string& path) {
+    const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    struct stat status {};
+    BOOST_REQUIRE(::fstat(fd.get(), &status) == 0);
+    mapping_ =
+        shm::Mapping::map(fd.get(), static_cast<std::size_t>(status.st_size), shm::Mapping::Access::read_only).value();
+  }
+  shm::IndexWord word() const { return reinterpret_cast<const shm::Header*>(mapping_.data())->index.load(); }
+  shm::HashSecret secret() const { return shm::table_secret(mapping_.data(), shm::index_slots_offset(word())); }
+
+ private:
+  shm::Mapping mapping_;
+};
+
+/// Names of one build that belong into 1024 neighbouring slots of the table that serves when they are asked for.
+class Chosen {
+ public:
+  explicit Chosen(const Segment& segment) : segment_(segment) {}
+  std::string next() {
+    if (segment_.word() != word_) {
+      word_ = segment_.word();
+      secret_ = segment_.secret();
+      ++tables_;
+    }
+    const std::uint64_t mask = (std::uint64_t{1} << shm::index_log2_slots(word_)) - 1;
+    for (;; ++i_) {
+      const std::string name = "chosen " + std::to_string(i_);
+      if ((shm::key_hash(secret_, 1, name) & mask) >= 1024) continue;
+      ++i_;
+      return name;
+    }
+  }
+  int tables() const { return tables_; }
+
+ private:
+  const Segment& segment_;
+  shm::IndexWord word_ = 0;
+  shm::HashSecret secret_;
+  std::uint64_t i_ = 0;
+  int tables_ = 0;
+};
+
+struct Figures {
+  double set_us = 0;      // a set, on average
+  double start_ms = 0;    // of the daemon, after a kill
+  double slowest_ms = 0;  // request of somebody else
+};
+
+double ms(std::chrono::steady_clock::duration took) { return std::chrono::duration<double, std::milli>(took).count(); }
+
+/// Sets that many keys, each of which `name` gives, while another client is served; then kills the daemon, starts it
+/// again and finds them all.
+Figures set_and_restart(Served& served, std::uint64_t count, const std::function<std::string()>& name) {
+  Figures figures;
+  std::atomic<bool> over{false};
+  std::atomic<std::uint64_t> rounds{0};
+  double slowest = 0;
+  std::optional<Worker> good(std::in_place, [&] {
+    Client own(served.daemon.socket());
+    for (std::uint64_t i = 0; !over; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      own.set(7, "good " + std::to_string(i % 500), "v");
+      require(own.get(7, "good " + std::to_string(i % 500)).has_value(), "the good client's value");
+      slowest = std::max(slowest, ms(std::chrono::steady_clock::now() - start));
+      ++rounds;
+      std::this_thread::sleep_for(1ms);  // a client that does something else, too
+    }
+  });
+  std::vector<std::string> names;
+  std::chrono::steady_clock::duration setting{0};
+  for (std::uint64_t i = 0; i < count; ++i) {
+    names.push_back(name());  // the attacker's own time
+    const auto start = std::chrono::steady_clock::now();
+    served.client.set(1, names.back(), "");
+    setting += std::chrono::steady_clock::now() - start;
+  }
+  BOOST_TEST(eventually([&] { return rounds >= 5; }));
+  over = true;
+  good->join();
+  figures.set_us = ms(setting) * 1000 / static_cast<double>(count);
+  figures.slowest_ms = slowest;
+  served.daemon.kill();
+  const auto start = std::chrono::steady_clock::now();
+  served.daemon.start();
+  figures.start_ms = ms(std::chrono::steady_clock::now() - start);
+  for (const std::string& one : names) BOOST_TEST_REQUIRE(served.client.stat(1, one).has_value());
+  return figures;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(collisions)
+
+BOOST_AUTO_TEST_CASE(keys_that_were_chosen_to_collide_slow_nobody_down) {
+  const std::uint64_t count = count_of_keys();
+  const std::vector<std::string> options{"--segment-size=64MiB", "--flush-interval=1h"};
+  Figures quiet;
+  {
+    Served served(options);
+    std::uint64_t i = 0;
+    quiet = set_and_restart(served, count, [&] { return "quiet " + std::to_string(i++); });
+  }
+  Served served(options);
+  const Segment segment(served.daemon.segment_path());
+  Chosen chosen(segment);
+  const Figures attacked = set_and_restart(served, count, [&] { return chosen.next(); });
+  std::printf(
+      "%llu keys: quiet %.1f us a set, start %.0f ms, slowest of others %.1f ms; colliding %.1f us a set, start %.0f "
+      "ms, "
+      "slowest of others %.1f ms, %d tables\n",
+      static_cast<unsigned long long>(count), quiet.set_us, quiet.start_ms, quiet.slowest_ms, attacked.set_us,
+      attacked.start_ms, attacked.slowest_ms, chosen.tables());
+  BOOST_TEST(chosen.tables() > 1);
+  BOOST_TEST(attacked.set_us < 3 * quiet.set_us + 50);
+  BOOST_TEST(attacked.start_ms < 3 * quiet.start_ms + 300);
+  BOOST_TEST(attacked.slowest_ms < 1000.0 * (kScale > 1 ? 5 : 1));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
