@@ -342,17 +342,20 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
     ok.pin_page = hello.resume_page;
     co_return co_await send(protocol::Reply(ok));
   }
-  // A client keeps its page as long as it likes, connected or not: pages have a bound of their own.
-  segment.pins().reap();
+  // A client keeps its page as long as it likes, connected or not: pages have a bound of their own. Those that are held
+  // no more count until they are reaped, ten times a second: asking the kernel about each page is for who would be
+  // refused.
   const std::size_t per_user = 2 * std::size_t{services_.config.max_connections_per_user};
+  const std::size_t in_all = 2 * std::size_t{services_.config.max_connections};
+  if (segment.pins().pages_of(peer_.uid) >= per_user || segment.pins().pages() >= in_all) segment.pins().reap();
   if (segment.pins().pages_of(peer_.uid) >= per_user) {
     co_await send_failure(Errc::too_many, fmt::format("clients of user {} hold {} pin pages; at most {} can", peer_.uid,
                                                       segment.pins().pages_of(peer_.uid), per_user));
     co_return false;
   }
-  if (segment.pins().pages() >= 2 * std::size_t{services_.config.max_connections}) {
-    co_await send_failure(Errc::too_many, fmt::format("{} clients hold a pin page each; at most {} can",
-                                                      segment.pins().pages(), 2 * services_.config.max_connections));
+  if (segment.pins().pages() >= in_all) {
+    co_await send_failure(
+        Errc::too_many, fmt::format("{} clients hold a pin page each; at most {} can", segment.pins().pages(), in_all));
     co_return false;
   }
   auto readable = segment.open_for_client();

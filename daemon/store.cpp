@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <cstring>
-#include <unordered_set>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
@@ -17,8 +16,18 @@
 namespace stepstash::daemon {
 namespace {
 
-/// Values evicted in one go: a few hundred microseconds on the loop.
-constexpr std::size_t kEvictAtOnce = 256;
+/// Values evicted in one go: about a millisecond on the loop. As many are evicted as pay for the two scans of the pin
+/// pages that this takes, one to choose and one to reclaim: 8 for each page, so that an idle client costs a set next to
+/// nothing; or this part of the segment, when the values are large.
+constexpr std::size_t kEvictAtOnce = 1024;
+constexpr std::size_t kEvictPerPage = 8;
+constexpr std::size_t kEvictAtLeast = 16;
+constexpr std::uint64_t kAheadPart = 64;
+/// Values that are looked at for that: many may be pinned, which is seen in a few nanoseconds each.
+constexpr std::size_t kLookAtOnce = 32 * 1024;
+/// The hints of so many pages are read at most once in so long: 8,000 hints, half a millisecond.
+constexpr std::size_t kHintPages = 128;
+constexpr std::chrono::milliseconds kHintInterval{100};
 /// Damaged values remembered by name for `stats`.
 constexpr std::size_t kDamagedRemembered = 10'000;
 /// Memory given back per maintain(): unmapping 16 MiB takes about a millisecond.
@@ -29,7 +38,8 @@ constexpr std::uint64_t kDropAtOnce = 256;
 constexpr std::size_t kClearAtOnce = 1024;
 /// Of the blocks of a segment that holds very many, so that clearing takes a bounded number of walks over them.
 constexpr std::size_t kClearPart = 64;
-/// After a walk over all blocks that found nothing the loop does other things for this many times as long.
+/// After a walk over all blocks, or a scan of all pin pages, that found nothing the loop does other things for this
+/// many times as long.
 constexpr int kWalkPause = 9;
 /// How often a set whose key has no slot in the index looks again.
 constexpr auto kSlotPause = std::chrono::milliseconds(20);
@@ -58,7 +68,7 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
     wall_at_start_ = std::min(wall_at_start_, written);
   }
   flusher_.on_settled = [this] {
-    segment_.reclaim();
+    segment_.reclaim_if_due();
     room_.notify_all();
   };
   flusher_.on_clean = [this](Node& node) {
@@ -157,40 +167,68 @@ Result<BuildState*> Store::ensure_build(BuildId build, bool spare) {
   return &catalog_.add_build(build, *record);
 }
 
-bool Store::evict_some(std::uint64_t bytes, std::size_t count) {
+bool Store::evict_some(std::uint64_t bytes) {
   if (!may_evict()) return false;
-  // What readers touched goes to the back first. A hint may be any number: only blocks of entries count.
-  segment_.pins().recent([&](shm::Offset block) {
-    Node* node = catalog_.at_block(block);
-    if (node != nullptr && node->is_linked()) catalog_.touch(*node);
-  });
-  std::unordered_set<shm::Offset> pinned;
-  segment_.pins().collect(pinned);
+  note_hints();
+  const shm::BlockSet& pinned = segment_.pinned_now();
+  const std::size_t batch = std::min(kEvictAtLeast + kEvictPerPage * segment_.pins().pages(), kEvictAtOnce);
+  const std::uint64_t ahead = std::max(bytes, segment_.heap().capacity() / kAheadPart);
   std::uint64_t freed = 0;
-  bool any = false;
+  std::size_t evicted = 0;
+  std::size_t looked_at = 0;
+  const auto enough = [&] { return freed >= bytes && (freed >= ahead || evicted >= batch); };
+  const auto over = [&] { return enough() || evicted >= kEvictAtOnce || looked_at >= kLookAtOnce; };
   for (auto* list : {&catalog_.finished(), &catalog_.running()}) {
-    std::size_t looked_at = 0;
-    while (!list->empty() && freed < bytes && looked_at++ < count) {
-      Node& node = list->front();
-      const shm::Entry& entry = segment_.entry_at(node.block);
-      const std::uint64_t gain = segment_.evictable_bytes(entry);
-      if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
-        Catalog::unlist(node);
-        continue;
+    // First those that no hint speaks of. A hint may be any number, and stay for ever: what has one goes before a value
+    // of a build that is not finished, and before a set is refused.
+    for (const bool spare : {true, false}) {
+      if (list->empty() || over() || (!spare && freed >= bytes)) continue;
+      const Node* last = &list->back();
+      for (bool more = true; more && !list->empty() && !over();) {
+        Node& node = list->front();
+        more = &node != last;
+        ++looked_at;
+        const shm::Entry& entry = segment_.entry_at(node.block);
+        const std::uint64_t gain = segment_.evictable_bytes(entry);
+        if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
+          Catalog::unlist(node);
+          continue;
+        }
+        if (pinned.contains(node.block) || (spare && segment_.recently_read().contains(node.block))) {
+          catalog_.touch(node);
+          continue;
+        }
+        auto record = segment_.evict(entry);
+        if (!record) return evicted > 0;
+        STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
+        note_moved(node, *record.value(), /*evicted=*/true);
+        freed += gain;
+        ++evicted;
       }
-      if (pinned.contains(node.block)) {
-        catalog_.touch(node);
-        continue;
-      }
-      auto evicted = segment_.evict(entry);
-      if (!evicted) return any;
-      STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
-      note_moved(node, *evicted.value(), /*evicted=*/true);
-      freed += gain;
-      any = true;
     }
   }
-  return any;
+  return evicted > 0;
+}
+
+/// What readers touched goes to the back. A hint may be any number: only blocks of entries count.
+void Store::note_hints() {
+  const auto now = clock_.monotonic();
+  if (now < next_hints_) return;
+  next_hints_ = now + kHintInterval;
+  const auto touch = [&](shm::Offset block) {
+    Node* node = catalog_.at_block(block);
+    if (node != nullptr && node->is_linked()) catalog_.touch(*node);
+  };
+  segment_.pins().recent(touch, kHintPages);
+}
+
+bool Store::reclaim_again() {
+  const auto start = clock_.monotonic();
+  if (start < next_scan_) return false;
+  if (segment_.reclaim() > 0) return true;
+  const auto now = clock_.monotonic();
+  next_scan_ = now + kWalkPause * (now - start);
+  return false;
 }
 
 void Store::note_moved(Node& node, const shm::Entry& record, bool evicted) {
@@ -210,8 +248,7 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
     Node* node;          // to be evicted or moved; null where the block is free
     std::uint64_t cost;  // bytes that leave memory, or move
   };
-  std::unordered_set<shm::Offset> pinned;
-  segment_.pins().collect(pinned);
+  const shm::BlockSet& pinned = segment_.pinned_now();
   // The cheapest run of neighbours, `bytes` bytes or more, none of which has to stay: a window from `first` on.
   std::vector<Block> window;
   std::size_t first = 0;
@@ -265,7 +302,7 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
     note_moved(*node, *moved.value(), /*evicted=*/resident);
     ++done;
   }
-  segment_.reclaim();
+  segment_.reclaim_new();
   segment_.keep_clear(0, 0);
   return done > 0 || slab_moved ? Cleared::ahead : Cleared::unchanged;
 }
@@ -285,7 +322,7 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
     return !draft && (draft.error() == Errc::segment_full || draft.error() == std::errc::no_space_on_device);
   };
   auto draft = attempt();
-  if (full(draft) && segment_.reclaim() > 0) draft = attempt();
+  if (full(draft) && segment_.worth_reclaiming() && segment_.reclaim_new() > 0) draft = attempt();
   const auto make_way = [&] {
     // Record, name, source and padding of a value come on top of it.
     const std::uint64_t block = shm::round_up(wanted, shm::kPageBytes) + 2 * shm::kPageBytes;
@@ -303,6 +340,8 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
        --steps) {
     draft = attempt();
   }
+  // What was not worth a scan is worth it where nothing else helps.
+  if (full(draft) && reclaim_again()) draft = attempt();
   return draft;
 }
 
@@ -310,8 +349,8 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
 bool Store::may_evict() const { return !database_.unusable() && !flusher_.database_damaged() && database_.in_place(); }
 
 bool Store::free_pages(std::uint64_t bytes, bool give_back) {
-  const bool evicted = evict_some(bytes, kEvictAtOnce);
-  if (evicted) segment_.reclaim();
+  const bool evicted = evict_some(bytes);
+  if (evicted) segment_.reclaim_new();
   // Also where nothing can be evicted: what was freed a moment ago has pages still, and may lie elsewhere.
   const bool given_back = give_back && segment_.heap().punch(clock_.monotonic(), std::max(bytes, kPunchAtOnce)) > 0;
   return evicted || given_back;
@@ -673,7 +712,7 @@ awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
   --build->dropping;
   STEPSTASH_CRASH_POINT("daemon.drop.entries.erased");
   flusher_.mark_dirty(*build);
-  segment_.reclaim();
+  segment_.reclaim_if_due();
   room_.notify_all();
   co_return count;
 }

@@ -184,8 +184,12 @@ class Store {
                                           TimePoint deadline);
   /// One try: draft, reclaim, evict a bounded number, draft again.
   Result<shm::Draft> try_draft(BuildId build, std::string_view name, std::string_view source, std::uint64_t length);
-  /// Evicts up to `count` values, from the front of the use lists, until `bytes` came free; returns whether any went.
-  bool evict_some(std::uint64_t bytes, std::size_t count);
+  /// Evicts values from the front of the use lists, a bounded number, until `bytes` are retired, and some more ahead so
+  /// that the next sets need not scan the pin pages; returns whether any went.
+  bool evict_some(std::uint64_t bytes);
+  void note_hints();
+  /// Reclaims; where the last scan found nothing, for at most a tenth of the loop's time.
+  bool reclaim_again();
   /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
   /// of it at a time. O(blocks), and after it found no run not tried again at once.
   enum class Cleared {
@@ -251,6 +255,8 @@ class Store {
   std::chrono::nanoseconds next_rekey_{0};
   std::uint64_t evicted_ = 0;
   std::uint64_t staged_bytes_ = 0;
+  std::chrono::nanoseconds next_hints_{0};
+  std::chrono::nanoseconds next_scan_{0};
   std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for
   std::uint64_t walked_for_ = 0;
   Counters counters_;

@@ -172,28 +172,31 @@ std::size_t PinRegistry::reap() {
   });
 }
 
-Result<std::unordered_set<Offset>> PinRegistry::pinned() const {
-  std::unordered_set<Offset> pinned;
+Result<> PinRegistry::scan(BlockSet& pinned, BlockSet* recent) const {
+  pinned.clear();
+  if (recent != nullptr) recent->clear();
+  Result<> all = success();
   // The stores that unpublished come first. (The kernel's copy below is no atomic load of ours. A pin that is set while
   // it is copied may be seen by half: it is set after this fence, so its reader's second look finds the slot changed.)
   full_fence();
   for (const auto& [number, page] : pages_) {
     if (!page.current) continue;  // pins into another segment, which is not reused
     PinPage content;
-    STEPSTASH_TRY(read(page, content));
+    if (auto done = read(page, content); !done) {
+      all = done.error();
+      continue;
+    }
     for (const PinLine& line : content.lines) {
       for (const auto& pin : line.pins) {
         if (const Offset block = pin.load(std::memory_order_relaxed)) pinned.insert(block);  // a copy
       }
+      if (recent == nullptr) continue;
+      if (const Offset block = line.recent.load(std::memory_order_relaxed)) recent->insert(block);
     }
   }
   // Acquire: what is freed for want of a pin is written only after the pin was seen to be gone.
   full_fence();
-  return pinned;
-}
-
-void PinRegistry::collect(std::unordered_set<Offset>& known) const {
-  if (auto all = pinned()) known.merge(all.value());
+  return all;
 }
 
 std::size_t PinRegistry::pages_of(std::uint32_t uid) const noexcept {

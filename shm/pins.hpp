@@ -10,14 +10,15 @@
 /// client's; 4 KiB cost about as much as a scan of the mapping.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
 #include "base/result.hpp"
 #include "base/unique_fd.hpp"
+#include "shm/block_set.hpp"
 #include "shm/layout.hpp"
 #include "shm/object.hpp"
 
@@ -50,19 +51,22 @@ class PinRegistry {
   /// calls.
   std::size_t reap();
 
-  /// Every pinned offset. Call it after the stores that unpublish what is to be freed: a full fence
-  /// stands between those stores and these reads, and between the reader's pin and its second look.
-  /// O(pages * kPinsPerPage). Errors: those of pread(2): a page that cannot be read may pin anything.
-  Result<std::unordered_set<Offset>> pinned() const;
-  /// Adds what is known to be pinned, for a choice of what had better go: nothing is freed by it.
-  void collect(std::unordered_set<Offset>& known) const;
+  /// Makes `pinned` the set of all pinned offsets. Call it after the stores that unpublish what is to be freed: a full
+  /// fence stands between those stores and these reads, and between the reader's pin and its second look. With
+  /// `recent`, that becomes the set of the hints that readers left about what they read last, from the same reading.
+  /// O(pages * kPinsPerPage), whatever stands in them. Errors: those of pread(2): a page that cannot be read may pin
+  /// anything; the sets then have what the others say.
+  Result<> scan(BlockSet& pinned, BlockSet* recent = nullptr) const;
 
-  /// Calls `each` with the hints that readers left about what they read last. O(pages * kPinLines).
+  /// Calls `each` with the hints of the next `count` pages, going round. O(count * kPinLines).
   template <class F>
-  void recent(F&& each) const {
-    for (const auto& [number, page] : pages_) {
+  void recent(F&& each, std::size_t count = SIZE_MAX) {
+    auto at = pages_.lower_bound(next_hints_);
+    for (count = std::min(count, pages_.size()); count > 0; --count, ++at) {
+      if (at == pages_.end()) at = pages_.begin();
+      next_hints_ = at->first + 1;
       PinPage content;
-      if (!read(page, content)) continue;
+      if (!read(at->second, content)) continue;
       for (const PinLine& line : content.lines) {
         if (const Offset block = line.recent.load(std::memory_order_relaxed)) each(block);  // a copy, and a hint
       }
@@ -100,6 +104,7 @@ class PinRegistry {
   std::string prefix_;
   std::map<std::uint32_t, Page> pages_;
   std::uint32_t next_number_ = 1;
+  std::uint32_t next_hints_ = 0;  // the page whose hints are the next to be looked at
 };
 
 }  // namespace stepstash::shm

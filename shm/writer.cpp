@@ -32,6 +32,8 @@ constexpr std::uint64_t kMinSlots = 1024;
 constexpr std::uint64_t kSlabBytes = 64 * 1024;
 constexpr std::uint64_t kLargestRecord = round_up(sizeof(Entry) + kMaxNameBytes + kMaxSourceBytes, kBlockAlign);
 constexpr std::uint64_t kMinSegmentBytes = 1024 * 1024;
+/// Retired blocks that are pinned are looked at with each scan, up to this number: 0.1 ms.
+constexpr std::size_t kKeptLookedAt = 4096;
 
 /// Records for twice as many builds as there are already.
 std::uint64_t builds_for(std::uint64_t builds, std::uint64_t bytes) noexcept {
@@ -170,7 +172,9 @@ Writer::Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, 
       mapping_(std::move(mapping)),
       heap_(mapping_.data(), header().heap_offset, mapping_.size(), fd_.get()),
       index_(mapping_.data(), heap_),
-      pins_(directory, name_ + ".pin.") {}
+      pins_(directory, name_ + ".pin."),
+      pinned_(mapping_.size()),
+      recent_(mapping_.size()) {}
 
 std::uint64_t Writer::bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept {
   // The index takes up to 8/3 slots of 8 bytes per entry after growing, and the old table stands beside the new one.
@@ -392,9 +396,12 @@ Result<> Writer::recover(Recovery& recovery) {
   STEPSTASH_CRASH_POINT("shm.recover.next_id.raised");
 
   // 6. What readers of the dead daemon hold stays; the rest is free.
-  std::unordered_set<Offset> pinned = STEPSTASH_TRY(pins_.pinned());
+  STEPSTASH_TRY(pins_.scan(pinned_));
   // A client may write anything into its page. Only an entry can have been found and pinned: what is free stays free.
-  std::erase_if(pinned, [&](Offset at) { return !blocks.contains(at) || checked_entry(base, bytes(), at) == nullptr; });
+  std::unordered_set<Offset> pinned;
+  for (const auto& [at, size] : blocks) {
+    if (pinned_.contains(at) && checked_entry(base, bytes(), at) != nullptr) pinned.insert(at);
+  }
   // A client that was stopped in the middle of a probe may stand in a former table: see spare_or_new_table().
   std::unordered_set<Offset> former;
   if (pins_.pages() > 0) {
@@ -662,31 +669,46 @@ void Writer::unhold(Offset block) noexcept {
   if (held != holds_.end() && --held->second == 0) holds_.erase(held);
 }
 
-std::uint64_t Writer::reclaim() {
-  if (retired_.empty()) return 0;
-  const auto collected = pins_.pinned();
-  if (!collected) return 0;
-  const std::unordered_set<Offset>& pinned = collected.value();
+std::uint64_t Writer::reclaim() { return reclaim(/*all=*/true); }
+
+std::uint64_t Writer::reclaim_new() { return reclaim(kept_.size() <= kKeptLookedAt); }
+
+std::uint64_t Writer::reclaim(bool all) {
+  if (retired_.empty() && (!all || kept_.empty())) return 0;
+  if (!pins_.scan(pinned_)) return 0;
   const std::uint64_t before = heap_.free_bytes();
-  std::erase_if(retired_, [&](Offset block) {
-    if (pinned.contains(block) || holds_.contains(block)) return false;
+  const auto freed = [&](Offset block) {
+    if (pinned_.contains(block) || holds_.contains(block)) return false;
     retired_bytes_ -= heap_.block_bytes(block);
     heap_.free(block);
     STEPSTASH_CRASH_POINT("shm.reclaim.block.freed");
     return true;
-  });
-  const std::uint64_t freed = heap_.free_bytes() - before;
-  if (freed > 0) keep_slab();
-  return freed;
+  };
+  if (all) std::erase_if(kept_, freed);
+  for (const Offset block : retired_) {
+    if (!freed(block)) kept_.push_back(block);
+  }
+  retired_.clear();
+  // What is still held counts no longer: the next scan waits for as much again.
+  due_blocks_ = 16 + 8 * pins_.pages();
+  due_bytes_ = retired_bytes_ + heap_.capacity() / 64;
+  const std::uint64_t bytes = heap_.free_bytes() - before;
+  if (bytes > 0) keep_slab();
+  return bytes;
 }
 
 std::uint64_t Writer::reclaim_if_due() {
   if (retired_.size() < due_blocks_ && retired_bytes_ < due_bytes_) return 0;
-  const std::uint64_t freed = reclaim();
-  // What is still held counts no longer: the next scan waits for as much again.
-  due_blocks_ = retired_.size() + 16 + 8 * pins_.pages();
-  due_bytes_ = retired_bytes_ + heap_.capacity() / 64;
-  return freed;
+  return reclaim_new();
+}
+
+bool Writer::worth_reclaiming() const noexcept {
+  return (!retired_.empty() && 8 * retired_.size() >= pins_.pages()) || retired_bytes_ >= due_bytes_;
+}
+
+const BlockSet& Writer::pinned_now() {
+  (void)pins_.scan(pinned_, &recent_);  // of a page that cannot be read nothing is known
+  return pinned_;
 }
 
 // ---- builds --------------------------------------------------------------------------------------------------------

@@ -160,10 +160,19 @@ class Writer {
   /// Frees retired blocks that nobody pins or holds; returns the bytes. None while a pin page cannot be read.
   /// O(retired + pages * kPinsPerPage).
   std::uint64_t reclaim();
-  /// reclaim(), when enough has been retired for the scan of all pin pages to be worth its price: O(1) amortised over
-  /// retired blocks.
+  /// The same for what was retired since the last reclaim(), or is little: who pins very many blocks that were retired
+  /// makes others pay for it no more often than reclaim() is called.
+  std::uint64_t reclaim_new();
+  /// reclaim_new(), when enough has been retired for the scan of all pin pages to be worth its price: O(1) amortised
+  /// over retired blocks.
   std::uint64_t reclaim_if_due();
-  std::size_t retired() const noexcept { return retired_.size(); }
+  /// Whether a scan of the pages could free so much that its price does not count.
+  bool worth_reclaiming() const noexcept;
+  /// What is pinned now, as far as it can be read, and what readers' hints say: for a choice of what had better go,
+  /// nothing is freed by it. Valid until the next call of this or of reclaim(). O(pages * kPinsPerPage).
+  const BlockSet& pinned_now();
+  const BlockSet& recently_read() const noexcept { return recent_; }
+  std::size_t retired() const noexcept { return retired_.size() + kept_.size(); }
   std::uint64_t retired_bytes() const noexcept { return retired_bytes_; }
   /// What is left of the slab that records of evicted entries are cut from: neither free nor used.
   std::uint64_t slab_bytes() const noexcept { return slab_ == 0 ? 0 : heap_.block_bytes(slab_); }
@@ -203,6 +212,7 @@ class Writer {
   Result<Offset> allocate_record(std::uint64_t bytes);
   Result<const Entry*> publish_record_of(const Entry& entry, EntryState state);
   void retire(Offset block);
+  std::uint64_t reclaim(bool all);
 
   const ObjectDirectory& directory_;
   std::string name_;
@@ -213,7 +223,10 @@ class Writer {
   PinRegistry pins_;
   std::unordered_map<BuildId, BuildRecord*, SecretHash> builds_;
   std::vector<BuildRecord*> free_builds_;
-  std::vector<Offset> retired_;
+  std::vector<Offset> retired_;  // since the last scan of all
+  std::vector<Offset> kept_;     // that a scan found pinned, or held
+  BlockSet pinned_;              // by the last scan
+  BlockSet recent_;
   std::uint64_t retired_bytes_ = 0;
   std::size_t due_blocks_ = 16;
   std::uint64_t due_bytes_ = 0;

@@ -105,19 +105,25 @@ class Siege : public Served {
   /// A test that ended early ends its good client, too.
   ~Siege() { over_ = true; }
 
-  /// Ends the attack and takes the account. Call it last, when everything that the attacker has is closed.
-  void lift() {
+  std::chrono::milliseconds slowest() const { return slowest_; }
+
+  /// Ends the attack, and wants the good client to have been served all the while; without the account.
+  void end() {
     // However short the attack was: the good client has been there.
     BOOST_TEST(eventually([&] { return rounds_ >= 5; }));
     over_ = true;
     try {
       good_->join();
     } catch (const std::exception& error) {
-      BOOST_ERROR("the good client was not served: " << error.what() << "; the daemon's log:\n" << daemon.log());
-      return;
+      BOOST_FAIL("the good client was not served: " << error.what() << "; the daemon's log:\n" << daemon.log());
     }
     BOOST_TEST((slowest_.load() < kServedWithin), "the good client waited for " << slowest_.load().count() << " ms");
     BOOST_TEST(stats(client).at("pid") == pid_);
+  }
+
+  /// Ends the attack and takes the account. Call it last, when everything that the attacker has is closed.
+  void lift() {
+    end();
     BOOST_TEST(eventually([&] { return settle() == before_; }, 10s), "it was " << before_ << ", now it is " << settle()
                                                                                << "; the daemon's log:\n"
                                                                                << daemon.log());

@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <random>
+#include <unordered_set>
 
 #include "shm/validate.hpp"
 #include "tests/shm/segment_fixture.hpp"
@@ -40,7 +41,13 @@ struct Registry {
   bool exists(std::uint32_t number) const {
     return ::access(dir.file("s.pin." + std::to_string(number)).c_str(), F_OK) == 0;
   }
-  std::unordered_set<Offset> pinned() const { return take(pins->pinned()); }
+  std::unordered_set<Offset> pinned() const {
+    shm::BlockSet all(1 << 20);
+    take(pins->scan(all));
+    std::unordered_set<Offset> offsets;
+    all.for_each([&](Offset at) { offsets.insert(at); });
+    return offsets;
+  }
   /// Makes the daemon's descriptor of a page one that cannot be read; its lock can still be asked for.
   void make_unreadable(std::uint32_t number) { test::make_unreadable(dir.file("s.pin." + std::to_string(number))); }
   std::size_t restart() {
@@ -83,6 +90,64 @@ BOOST_FIXTURE_TEST_CASE(hints_reach_the_daemon_and_are_no_pins, Registry) {
   pins->recent([&](Offset block) { hints.push_back(block); });
   BOOST_TEST(hints == std::vector<Offset>{4096}, boost::test_tools::per_element());
   BOOST_TEST(pinned().empty());
+}
+
+BOOST_FIXTURE_TEST_CASE(a_scan_takes_the_hints_along_and_leaves_out_what_is_no_place_for_a_block, Registry) {
+  const ClientPage client(create());
+  const Offset last = (1 << 20) - 64;
+  client.pin(0) = last;
+  client.pin(1) = 65;               // between two places
+  client.pin(2) = UINT64_MAX - 63;  // far behind the segment
+  client.page().lines[1].recent = 128;
+  shm::BlockSet all(1 << 20);
+  shm::BlockSet recent(1 << 20);
+  take(pins->scan(all, &recent));
+  BOOST_TEST(all.contains(last));
+  BOOST_TEST(!all.contains(64));
+  BOOST_TEST(!all.contains(65));
+  BOOST_TEST(!all.contains(UINT64_MAX - 63));
+  BOOST_TEST(!all.contains(128));
+  BOOST_TEST(recent.contains(128));
+  client.pin(0) = 0;
+  client.page().lines[1].recent = 0;
+  take(pins->scan(all, &recent));  // nothing is left of the last one
+  BOOST_TEST(!all.contains(last));
+  BOOST_TEST(!recent.contains(128));
+}
+
+BOOST_FIXTURE_TEST_CASE(hints_are_read_some_pages_at_a_time_and_all_in_turn, Registry) {
+  std::vector<ClientPage> clients;
+  for (Offset i = 0; i < 5; ++i) {
+    clients.emplace_back(create());
+    clients.back().page().lines[0].recent = 64 * (i + 1);
+  }
+  std::unordered_set<Offset> seen;
+  for (int i = 0; i < 3; ++i) pins->recent([&](Offset block) { seen.insert(block); }, 2);
+  BOOST_TEST(seen.size() == 5u);
+}
+
+/// Against the set of the standard library, with numbers from everywhere.
+BOOST_AUTO_TEST_CASE(a_set_of_blocks_has_what_was_inserted_and_nothing_else) {
+  std::mt19937_64 random(5);
+  constexpr std::uint64_t kBytes = std::uint64_t{1} << 36;
+  shm::BlockSet set(kBytes);
+  for (int round = 0; round < 3; ++round) {
+    std::unordered_set<Offset> model;
+    for (int i = 0; i < 20'000; ++i) {
+      const Offset at = random() % (round == 0 ? 1 << 20 : kBytes) / 64 * 64;
+      BOOST_TEST_REQUIRE(set.insert(at) == model.insert(at).second);
+    }
+    std::size_t count = 0;
+    set.for_each([&](Offset at) { count += model.contains(at); });
+    BOOST_TEST(count == model.size());
+    for (int i = 0; i < 20'000; ++i) {
+      const Offset at = random() % (1 << 21) / 64 * 64;
+      BOOST_TEST_REQUIRE(set.contains(at) == model.contains(at));
+    }
+    set.clear();
+    BOOST_TEST(set.empty());
+    for (const Offset at : model) BOOST_TEST_REQUIRE(!set.contains(at));
+  }
 }
 
 BOOST_FIXTURE_TEST_CASE(the_mapping_alone_holds_the_page_and_unmapping_lets_it_go, Registry) {
@@ -218,9 +283,9 @@ BOOST_FIXTURE_TEST_CASE(a_page_that_cannot_be_read_is_an_error_and_not_one_witho
   client.pin(0) = 64;
   other.pin(0) = 128;
   make_unreadable(client.number);
-  BOOST_TEST((pins->pinned().error() == std::errc::bad_file_descriptor));
-  std::unordered_set<Offset> known;
-  pins->collect(known);
+  shm::BlockSet known(1 << 20);
+  BOOST_TEST((pins->scan(known).error() == std::errc::bad_file_descriptor));
+  BOOST_TEST(known.contains(128));
   pins->recent([](Offset) {});
   BOOST_TEST(pins->views().open == 1u);
   BOOST_TEST(pins->reap() == 0u);
