@@ -1,8 +1,10 @@
 /// Owner of one file descriptor; -1 is empty. Moved-from is empty.
 #pragma once
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <utility>
 
 namespace stepstash {
@@ -29,5 +31,17 @@ class UniqueFd {
  private:
   int fd_ = -1;
 };
+
+/// The same file behind a descriptor that is none of 0, 1 and 2. A program may run with one of those closed, and the
+/// next file that is opened takes its number: what the program then prints would go there. Empty when `fd` is, or with
+/// errno set when there is no other number for it.
+inline UniqueFd above_stdio(UniqueFd fd) noexcept {
+  if (!fd || fd.get() > STDERR_FILENO) return fd;
+  UniqueFd above(::fcntl(fd.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+  const int error = errno;
+  fd.reset();
+  errno = error;
+  return above;
+}
 
 }  // namespace stepstash

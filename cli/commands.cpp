@@ -11,6 +11,7 @@
 #include <stepstash/client.hpp>
 #include <string>
 
+#include "base/standard_descriptors.hpp"
 #include "base/text.hpp"
 #include "cli/doctor.hpp"
 #include "cli/output.hpp"
@@ -47,6 +48,8 @@ int open_input(const Arguments& a, Input& input) {
       input.fd = STDIN_FILENO;
       return complain(kIoError, a.file + ": cannot open: " + std::strerror(error));
     }
+  } else if (was_closed(STDIN_FILENO)) {
+    return complain(kIoError, std::string("standard input: ") + std::strerror(EBADF));
   } else if (::isatty(STDIN_FILENO) == 1) {
     complain(kDone, "reading the value from the terminal; end it with Ctrl-D at the start of a line");
   }

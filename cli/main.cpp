@@ -5,12 +5,14 @@
 #include <cstdlib>
 #include <exception>
 
+#include "base/standard_descriptors.hpp"
 #include "cli/arguments.hpp"
 #include "cli/commands.hpp"
 #include "cli/output.hpp"
 
 int main(int argc, char** argv) {
   using namespace stepstash::cli;
+  if (!stepstash::fill_standard_descriptors()) return kTryLater;
   // A reader that goes away is an error of ours (74), so that no partial read looks like a whole one.
   ::signal(SIGPIPE, SIG_IGN);
   try {

@@ -5,15 +5,22 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <optional>
 
+#include "base/standard_descriptors.hpp"
 #include "daemon/log.hpp"
 #include "daemon/notify.hpp"
 #include "daemon/options.hpp"
 #include "daemon/server.hpp"
 
 namespace {
+
+// sysexits(3)
+constexpr int kExitOs = 71;
+constexpr int kExitIo = 74;
 
 /// Every connection is a descriptor: use all that the system lets us have.
 void raise_descriptor_limit() {
@@ -27,9 +34,13 @@ void raise_descriptor_limit() {
 
 int main(int argc, char** argv) {
   using namespace stepstash::daemon;
+  if (!stepstash::fill_standard_descriptors()) return kExitOs;
   CommandLine command = parse_command_line(argc, argv, environ, ::geteuid());
-  std::fputs(command.output.c_str(), stdout);
   std::fputs(command.errors.c_str(), stderr);
+  if (std::fputs(command.output.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
+    std::fprintf(stderr, "stepstashd: standard output: %s\n", std::strerror(errno));
+    return kExitIo;
+  }
   if (!command.reading) return command.exit_status;
 
   ::umask(0077);

@@ -80,7 +80,7 @@ Channel::~Channel() {
 }
 
 Result<std::unique_ptr<Channel>> Channel::open(const Address& address, DescriptorTable& table) {
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd fd = above_stdio(UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)));
   if (!fd) return last_errno();
   int rc;
   do {
@@ -168,6 +168,7 @@ Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
     }
     // Whatever came is owned before anything is judged.
     bool too_many = (message.msg_flags & MSG_CTRUNC) != 0;
+    std::error_code no_number;
     for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
       if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
       const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -175,7 +176,9 @@ Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
         int fd;
         std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
         if (descriptor_count_ < kMaxDescriptors) {
-          descriptors_[descriptor_count_++].reset(fd);
+          UniqueFd& place = descriptors_[descriptor_count_++];
+          place = above_stdio(UniqueFd(fd));
+          if (!place) no_number = last_errno();
         } else {
           ::close(fd);
           too_many = true;
@@ -183,6 +186,7 @@ Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
       }
     }
     if (too_many) return explain(Errc::protocol_error, "the daemon sent more descriptors than were asked for");
+    if (no_number) return no_number;
     if (got == 0) return connection_broke();
     in_end_ += static_cast<std::size_t>(got);
   }

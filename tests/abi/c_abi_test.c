@@ -534,6 +534,35 @@ static void the_limit_of_open_views_is_told(void) {
   stepstash_release(&views[0]);
 }
 
+static void standard_descriptors_that_are_closed_stay_closed(void) {
+  REQUIRE_CODE(stepstash_set(client, 7, "kept", "v", 1, "", NULL, NULL), STEPSTASH_OK);
+  for (int closed = 1; closed < 8; ++closed) {
+    const pid_t child = fork();
+    if (child == 0) {
+      for (int fd = 0; fd < 3; ++fd) {
+        if ((closed >> fd & 1) != 0) close(fd);
+      }
+      stepstash_client* own = NULL;
+      if (stepstash_connect(socket_path, 5000, &own) != STEPSTASH_OK) _exit(1);
+      unsigned char* bytes = pattern(300000, 6);
+      if (stepstash_set(own, 55, "large", bytes, 300000, "", NULL, NULL) != STEPSTASH_OK) _exit(2);
+      if (stepstash_set(client, 55, "on the parent's", bytes, 300000, "", NULL, NULL) != STEPSTASH_OK) _exit(3);
+      for (int fd = 0; fd < 3; ++fd) {
+        if ((closed >> fd & 1) != 0 && (fcntl(fd, F_GETFD) >= 0 || errno != EBADF)) _exit(10 + fd);
+        /* docs/protocol.md: the request to drop build 7 */
+        if ((closed >> fd & 1) != 0 && write(fd, "\x08\0\0\0\x0c\0\0\0\x07\0\0\0\0\0\0\0", 16) >= 0) _exit(20 + fd);
+      }
+      _exit(0);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    CHECK(status == 0);
+  }
+  stepstash_view view;
+  REQUIRE_CODE(stepstash_get(client, 7, "kept", &view), STEPSTASH_OK);
+  stepstash_release(&view);
+}
+
 static void a_child_goes_on_with_its_parents_client(void) {
   stepstash_view view;
   stepstash_writer* writer = NULL;
@@ -654,6 +683,7 @@ int main(int argc, char** argv) {
   RUN(builds_are_finished_held_pruned_and_dropped);
   RUN(durable_sets_and_flushes_return_after_the_commit);
   RUN(the_limit_of_open_views_is_told);
+  RUN(standard_descriptors_that_are_closed_stay_closed);
   RUN(a_child_goes_on_with_its_parents_client);
   RUN(gets_go_on_while_the_daemon_is_dead_and_sets_when_it_is_back);
   stepstash_close(client);

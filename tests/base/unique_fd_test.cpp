@@ -67,6 +67,25 @@ BOOST_AUTO_TEST_CASE(descriptor_zero_is_a_descriptor) {
   BOOST_TEST(zero.release() == 0);
 }
 
+BOOST_AUTO_TEST_CASE(above_stdio_moves_what_lies_on_0_1_or_2_and_nothing_else) {
+  const int high = opened().release();
+  UniqueFd same = above_stdio(UniqueFd(high));
+  BOOST_TEST(same.get() == high);
+  errno = ENOENT;
+  BOOST_TEST(!above_stdio(UniqueFd()));
+  BOOST_TEST(errno == ENOENT);
+  for (int low = 0; low <= 2; ++low) {
+    const UniqueFd saved(::fcntl(low, F_DUPFD_CLOEXEC, 3));
+    BOOST_TEST_REQUIRE(::dup2(high, low) == low);
+    UniqueFd moved = above_stdio(UniqueFd(low));
+    const bool was_moved = moved.get() > 2 && !is_open(low) && is_open(moved.get());
+    const bool is_closed_by_exec = (::fcntl(moved.get(), F_GETFD) & FD_CLOEXEC) != 0;
+    ::dup2(saved.get(), low);  // before anything is printed
+    BOOST_TEST(was_moved);
+    BOOST_TEST(is_closed_by_exec);
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace

@@ -324,6 +324,27 @@ class Processes(WithDaemon):
         view.release()
         self.assertEqual(self.value("from the child"), b"hello")
 
+    def test_what_a_program_without_standard_descriptors_prints_reaches_nobody(self):
+        self.client.set(7, "kept", b"v")
+        script = (
+            "import os, sys, stepstash\n"
+            "c = stepstash.Client(sys.argv[1])\n"
+            "c.set(1, 'large', bytes(300000))\n"
+            "taken = [fd for fd in (0, 1, 2) if os.path.exists(f'/proc/self/fd/{fd}')]\n"
+            "try:\n"
+            "    os.write(1, bytes.fromhex('080000000c000000' '0700000000000000'))\n"  # docs/protocol.md: drop build 7
+            "except OSError:\n"
+            "    pass\n"
+            "with c.get(1, 'large') as view:\n"
+            "    sys.exit(0 if not taken and len(view.data) == 300000 else 1)\n"
+        )
+        run = subprocess.run(
+            ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script, self.daemon.socket]
+        )
+        self.assertEqual(run.returncode, 0)
+        with self.client.get(7, "kept") as kept:
+            self.assertEqual(bytes(kept.data), b"v")
+
     def test_the_resource_tracker_is_never_started(self):
         script = (
             "import sys, stepstash\n"

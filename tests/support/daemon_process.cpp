@@ -58,6 +58,8 @@ void DaemonProcess::use_segment(const std::string& name) {
   owns_segment_ = false;
 }
 
+std::string DaemonProcess::program() { return STEPSTASHD_PATH; }
+
 void DaemonProcess::spawn() {
   if (running()) throw std::logic_error("the daemon runs already");
   const std::string notify_path = directory_.file("notify.sock");
@@ -109,6 +111,9 @@ void DaemonProcess::spawn() {
     ::dup2(null, 0);
     ::dup2(log.get(), 1);
     ::dup2(log.get(), 2);
+    for (int fd = 0; fd <= 2; ++fd) {
+      if ((closed_ >> fd & 1U) != 0) ::close(fd);
+    }
     ::execve(argv[0], argv.data(), envp.data());
     ::_exit(127);
   }

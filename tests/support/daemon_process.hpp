@@ -49,6 +49,8 @@ class DaemonProcess {
   /// SIGCONT.
   void resume();
 
+  /// The path of the daemon under test.
+  static std::string program();
   bool running() const noexcept { return pid_ > 0; }
   pid_t pid() const noexcept { return pid_; }
   const std::string& socket() const noexcept { return socket_; }
@@ -69,6 +71,8 @@ class DaemonProcess {
   void use_segment(const std::string& name);
   /// A daemon that is started from now on may have so many open; 0: as many as the test may.
   void limit_descriptors(::rlim_t most) { descriptors_ = most; }
+  /// A daemon that is started from now on starts without these: bit n for descriptor n, of 0 to 2.
+  void close_standard(unsigned closed) { closed_ = closed; }
 
  private:
   void spawn();
@@ -83,6 +87,7 @@ class DaemonProcess {
   std::string segment_;
   bool owns_segment_ = true;
   ::rlim_t descriptors_ = 0;
+  unsigned closed_ = 0;
   pid_t pid_ = -1;
   UniqueFd process_;  // pidfd
   UniqueFd notify_;   // where the daemon says that it is ready

@@ -181,6 +181,9 @@ Outcome run(const std::vector<std::string>& words, const RunOptions& options) {
       ::setrlimit(RLIMIT_FSIZE, &limit);
       ::signal(SIGXFSZ, SIG_IGN);
     }
+    for (int fd = 0; fd <= 2; ++fd) {
+      if ((options.closed >> fd & 1U) != 0) ::close(fd);
+    }
     ::execvpe(argv[0], argv.data(), envp.data());
     ::_exit(127);
   }

@@ -115,6 +115,7 @@ struct RunOptions {
   std::vector<std::string> environment{};  ///< added: "STEPSTASH_BUILD=7"
   std::string out_path{};                  ///< not empty: its standard output is this file
   std::uint64_t file_size_limit = 0;       ///< not 0: RLIMIT_FSIZE, with SIGXFSZ ignored
+  unsigned closed = 0;                     ///< descriptors that it starts without: bit n for descriptor n, of 0 to 2
 };
 
 /// Runs `argv` (looked up in PATH) to its end; throws after a minute.

@@ -18,6 +18,9 @@
  * opened stay readable in the child as long as the parent has not released them; releasing them in the child does
  * nothing.
  *
+ * Descriptors. The library keeps off 0, 1 and 2, also where the program runs with one of them closed; its own are
+ * closed by exec.
+ *
  * Strings are NUL-terminated UTF-8. Pointers passed in are not kept.
  */
 #ifndef STEPSTASH_CLIENT_H
