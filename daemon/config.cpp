@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "base/result.hpp"
+#include "base/text.hpp"
 
 namespace stepstash::daemon {
 namespace {
@@ -219,15 +220,18 @@ Configured<std::vector<Principal>> parse_principals(Text text, PrincipalKind kin
 
 std::string toml_string(Text text) {
   std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
-      out += fmt::format("\\u{:04X}", static_cast<unsigned>(static_cast<unsigned char>(c)));
+  while (!text.empty()) {
+    const CodePoint c = decode_utf8(text);
+    if (c.bytes == 0) {  // TOML has no way to write it: shown as visible() shows it
+      out += fmt::format("\\\\x{:02x}", static_cast<unsigned>(static_cast<unsigned char>(text.front())));
+    } else if (c.value == '"' || c.value == '\\') {
+      out += {'\\', text.front()};
+    } else if (is_visible(c.value)) {
+      out += text.substr(0, c.bytes);
     } else {
-      out += c;
+      out += fmt::format("\\U{:08X}", static_cast<std::uint32_t>(c.value));
     }
+    text.remove_prefix(std::max<std::size_t>(c.bytes, 1));
   }
   return out + '"';
 }
@@ -789,11 +793,11 @@ Configured<Reading> read_config(const Inputs& inputs) {
 
 std::string print_config(const Reading& reading) {
   std::string out = reading.config.config_file.empty() ? std::string("# no configuration file\n")
-                                                       : fmt::format("# {}\n", reading.config.config_file);
+                                                       : fmt::format("# {}\n", visible(reading.config.config_file));
   for (const Setting& setting : kSettings) {
     const auto origin = reading.origins.find(setting.key);
     const std::string line = fmt::format("{} = {}", setting.key, setting.print(reading.config));
-    out += fmt::format("{:<56}  # {}\n", line, origin == reading.origins.end() ? Text("default") : origin->second);
+    out += fmt::format("{:<56}  # {}\n", line, origin == reading.origins.end() ? "default" : visible(origin->second));
   }
   return out;
 }
