@@ -208,7 +208,7 @@ int run_with(Client& client, const Arguments& a) {
     }
     case Verb::stats: {
       const std::string json = client.stats();
-      return print(a.json ? json + "\n" : stats_text(json));
+      return print(a.json ? stats_json(json) : stats_text(json));
     }
   }
   return kSoftware;

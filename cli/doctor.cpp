@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/text.hpp"
+
 namespace stepstash::cli {
 namespace {
 
@@ -20,13 +22,7 @@ double seconds(const Json& at, const char* name) {
   return found != at.end() && found->is_number() ? found->get<double>() : 0;
 }
 
-/// What the daemon says is printable already; of another program on its socket nobody knows.
-std::string visible(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
-  }
-  return text;
-}
+// What the daemon says is visible() already; of another program on its socket nobody knows.
 
 std::string text(const Json& at, const char* name) {
   const auto found = at.find(name);

@@ -18,7 +18,7 @@ using Json = nlohmann::ordered_json;
 
 std::string dump(const Json& json) {
   // Names are valid UTF-8 by contract; should one not be, it is shown with U+FFFD rather than not at all.
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return visible_json(json.dump(-1, ' ', false, Json::error_handler_t::replace)) + "\n";
 }
 
 /// The status and what the reader can do about it.
@@ -72,34 +72,10 @@ std::string padded(std::string text, std::size_t width) {
   return text;
 }
 
-/// Bytes of a well-formed UTF-8 sequence at the front of `text` that is no control character; 0 otherwise.
-std::size_t printable_sequence(std::string_view text) noexcept {
-  const auto at = [&](std::size_t i) -> unsigned { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0; };
-  const auto tail = [&](std::size_t i) { return (at(i) & 0xC0) == 0x80; };
-  const unsigned lead = at(0);
-  if (lead < 0x80) return (lead >= 0x20 && lead != 0x7F) || lead == '\t' || lead == '\n' || lead == '\r' ? 1 : 0;
-  if (lead >= 0xC2 && lead <= 0xDF) return tail(1) && (lead > 0xC2 || at(1) >= 0xA0) ? 2 : 0;  // not C1 controls
-  if (lead >= 0xE0 && lead <= 0xEF) {
-    const bool well = tail(1) && tail(2) && (lead != 0xE0 || at(1) >= 0xA0) && (lead != 0xED || at(1) <= 0x9F);
-    return well ? 3 : 0;
-  }
-  if (lead >= 0xF0 && lead <= 0xF4) {
-    const bool well =
-        tail(1) && tail(2) && tail(3) && (lead != 0xF0 || at(1) >= 0x90) && (lead != 0xF4 || at(1) <= 0x8F);
-    return well ? 4 : 0;
-  }
-  return 0;
-}
-
 }  // namespace
 
 int complain(int status, std::string_view message) {
-  std::string line = "stepstash: ";
-  for (const char c : message) {
-    const auto byte = static_cast<unsigned char>(c);
-    line += byte < 0x20 || byte == 0x7F ? printable(std::string_view(&c, 1)) : std::string(1, c);
-  }
-  line += '\n';
+  const std::string line = "stepstash: " + visible(message) + "\n";
   static_cast<void>(!::write(STDERR_FILENO, line.data(), line.size()));  // nowhere to report that this failed
   return status;
 }
@@ -173,7 +149,7 @@ std::string list_json(const std::vector<Entry>& entries) {
 
 std::string stats_text(const std::string& json) {
   const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) return json + "\n";
+  if (parsed.is_discarded()) return visible(json) + "\n";
   std::vector<std::pair<std::string, std::string>> lines;
   put_lines(parsed, "", lines);
   std::size_t width = 0;
@@ -183,11 +159,15 @@ std::string stats_text(const std::string& json) {
   return out;
 }
 
+std::string stats_json(const std::string& json) {
+  return (Json::accept(json) ? visible_json(json) : visible(json)) + "\n";
+}
+
 bool is_text(std::string_view bytes) noexcept {
   while (!bytes.empty()) {
-    const std::size_t step = printable_sequence(bytes);
-    if (step == 0) return false;
-    bytes.remove_prefix(step);
+    const CodePoint c = decode_utf8(bytes);
+    if (c.bytes == 0 || (is_control(c.value) && c.value != '\t' && c.value != '\n' && c.value != '\r')) return false;
+    bytes.remove_prefix(c.bytes);
   }
   return true;
 }

@@ -8,7 +8,7 @@
 
 namespace stepstash::cli {
 
-/// Prints `stepstash: MESSAGE` on stderr, control characters escaped, and returns `status`.
+/// Prints `stepstash: MESSAGE` on stderr, visible() (base/text.hpp), and returns `status`.
 int complain(int status, std::string_view message);
 /// The exit status and the complaint for an error of the library while doing `what`.
 int complain(const Error& error, std::string_view what);
@@ -23,6 +23,8 @@ std::string list_text(const std::vector<Entry>& entries, bool for_people);
 std::string list_json(const std::vector<Entry>& entries);
 /// The daemon's JSON as `name value` lines; nested names are joined by dots.
 std::string stats_text(const std::string& json);
+/// The daemon's JSON, nothing in it that a terminal obeys, whatever answers on the socket.
+std::string stats_json(const std::string& json);
 
 /// Whether a terminal can show the bytes: UTF-8 without control characters other than tab, line feed and carriage
 /// return. O(bytes), and stops at the first offence.

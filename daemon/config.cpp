@@ -19,6 +19,8 @@
 #include <utility>
 
 #include "base/result.hpp"
+#include "base/text.hpp"
+#include "base/unique_fd.hpp"
 
 namespace stepstash::daemon {
 namespace {
@@ -219,15 +221,18 @@ Configured<std::vector<Principal>> parse_principals(Text text, PrincipalKind kin
 
 std::string toml_string(Text text) {
   std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
-      out += fmt::format("\\u{:04X}", static_cast<unsigned>(static_cast<unsigned char>(c)));
+  while (!text.empty()) {
+    const CodePoint c = decode_utf8(text);
+    if (c.bytes == 0) {  // TOML has no way to write it: shown as visible() shows it
+      out += fmt::format("\\\\x{:02x}", static_cast<unsigned>(static_cast<unsigned char>(text.front())));
+    } else if (c.value == '"' || c.value == '\\') {
+      out += {'\\', text.front()};
+    } else if (is_visible(c.value)) {
+      out += text.substr(0, c.bytes);
     } else {
-      out += c;
+      out += fmt::format("\\U{:08X}", static_cast<std::uint32_t>(c.value));
     }
+    text.remove_prefix(std::max<std::size_t>(c.bytes, 1));
   }
   return out + '"';
 }
@@ -341,6 +346,7 @@ constexpr Setting kSettings[] = {
     {"db", "PATH", "SQLite database behind the segment", kRestart, false, true,
      [](Config& config, Text text) -> Configured<> {
        config.db = STEPSTASH_TRY(parse_path(text));
+       config.state_directory.clear();
        if (config.db.ends_with('/')) return bad(fmt::format("\"{}\" is a directory, not a path for a file", config.db));
        return boost::outcome_v2::success();
      },
@@ -588,6 +594,7 @@ Configured<> fill_in_places(const Inputs& inputs, Config& config) {
   } else if (const std::string home = home_directory(inputs); !home.empty()) {
     config.db = home + "/.local/state/stepstash/build_data.db";
   }
+  config.state_directory = std::filesystem::path(config.db).parent_path().string();
 
   config.segment_directory = "/dev/shm";
   config.segment_name = is_service(inputs) ? "stepstash" : fmt::format("stepstash-{}", inputs.uid);
@@ -643,6 +650,29 @@ Configured<> make_directories(const std::string& path, mode_t mode) {
       return bad(fmt::format("cannot make the directory {}: {}", so_far.string(), errno_text(errno)));
   }
   return boost::outcome_v2::success();
+}
+
+/// Sees to it that nobody else reaches the database through its directory: one of our own is narrowed, whatever mode an
+/// earlier version gave it; of another it is said what others could do there.
+Configured<std::vector<std::string>> close_to_others(const std::string& path, uid_t own, bool own_place) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  struct stat status {};
+  if (!fd || ::fstat(fd.get(), &status) != 0) return bad(fmt::format("{}: {}", path, errno_text(errno)));
+  if (own_place && status.st_uid != own)
+    return bad(
+        fmt::format("{} belongs to user {}, and this daemon runs as user {}: give the directory to that user, or "
+                    "name another place with --db PATH",
+                    path, status.st_uid, own));
+  if (own_place && (status.st_mode & 077) != 0 && ::fchmod(fd.get(), 0700) != 0)
+    return bad(fmt::format("cannot close {} to others: {}", path, errno_text(errno)));
+  std::vector<std::string> warnings;
+  const bool replaceable = (status.st_mode & 022) != 0 && (status.st_mode & S_ISVTX) == 0;
+  if (!own_place && ((status.st_uid != own && status.st_uid != 0) || replaceable))
+    warnings.push_back(fmt::format(
+        "the database's directory, {}, can be changed by others (owner {}, mode {:04o}): they can delete or "
+        "replace the database",
+        path, status.st_uid, status.st_mode & 07777u));
+  return warnings;
 }
 
 }  // namespace
@@ -789,11 +819,11 @@ Configured<Reading> read_config(const Inputs& inputs) {
 
 std::string print_config(const Reading& reading) {
   std::string out = reading.config.config_file.empty() ? std::string("# no configuration file\n")
-                                                       : fmt::format("# {}\n", reading.config.config_file);
+                                                       : fmt::format("# {}\n", visible(reading.config.config_file));
   for (const Setting& setting : kSettings) {
     const auto origin = reading.origins.find(setting.key);
     const std::string line = fmt::format("{} = {}", setting.key, setting.print(reading.config));
-    out += fmt::format("{:<56}  # {}\n", line, origin == reading.origins.end() ? Text("default") : origin->second);
+    out += fmt::format("{:<56}  # {}\n", line, origin == reading.origins.end() ? "default" : visible(origin->second));
   }
   return out;
 }
@@ -837,7 +867,7 @@ Configured<Reload> reload_config(const Config& running, const Inputs& inputs) {
 
 // ---- directories ---------------------------------------------------------------------------------------------------
 
-Configured<> prepare_directories(const Config& config, uid_t own) {
+Configured<std::vector<std::string>> prepare_directories(const Config& config, uid_t own) {
   if (!config.private_directory.empty()) {
     const char* path = config.private_directory.c_str();
     if (::mkdir(path, 0700) != 0 && errno != EEXIST)
@@ -854,8 +884,10 @@ Configured<> prepare_directories(const Config& config, uid_t own) {
   }
   const auto parent = [](const std::string& path) { return std::filesystem::path(path).parent_path().string(); };
   STEPSTASH_TRY(make_directories(parent(config.socket), own == 0 ? 0755 : 0700));
-  STEPSTASH_TRY(make_directories(parent(config.db), 0700));
-  return boost::outcome_v2::success();
+  const std::string beside = parent(config.db);
+  STEPSTASH_TRY(make_directories(beside, 0700));
+  const bool own_place = !config.state_directory.empty() && beside != parent(config.socket);
+  return close_to_others(beside, own, own_place);
 }
 
 }  // namespace stepstash::daemon

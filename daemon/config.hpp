@@ -96,6 +96,9 @@ struct Config {
   /// A directory for the socket that the daemon chose below a world-writable one (/tmp/stepstash-UID): it must be ours
   /// alone before anything is bound in it. Empty otherwise.
   std::string private_directory;
+  /// The database's directory, where the daemon chose it itself. It is then the daemon's user's alone, mode 0700; one
+  /// that somebody named may have other files in it, and stays as it is. Empty otherwise.
+  std::string state_directory;
 
   /// What the peer with these credentials may do. The daemon's own user and root may do everything. While none of the
   /// six lists is configured, so may members of `socket_gid`, the group that owns the socket. O(lists).
@@ -139,9 +142,10 @@ struct Reload {
 Configured<Reload> reload_config(const Config& running, const Inputs& inputs);
 
 /// Makes the directories that the socket and the database are to lie in, mode 0700 where they are missing (0755 for the
-/// socket's when the daemon is root: clients of other users must reach it). Errors: kExitConfig when a directory cannot
-/// be made, or `private_directory` is a link, somebody else's or open to others.
-Configured<> prepare_directories(const Config& config, uid_t own);
+/// socket's when the daemon is root: clients of other users must reach it), and closes `state_directory` to others.
+/// Returns warnings for the log: where others could replace the database. Errors: kExitConfig when a directory cannot
+/// be made, `private_directory` is a link, somebody else's or open to others, or `state_directory` is somebody else's.
+Configured<std::vector<std::string>> prepare_directories(const Config& config, uid_t own);
 
 /// The candidate that `word` is most likely a slip of the keyboard for; nullopt when all differ by too much.
 std::optional<std::string> nearest(std::string_view word, const std::vector<std::string>& candidates);

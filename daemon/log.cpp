@@ -9,6 +9,8 @@
 #include <memory>
 #include <string>
 
+#include "base/text.hpp"
+
 namespace stepstash::daemon {
 namespace {
 
@@ -35,6 +37,17 @@ class Priority final : public spdlog::custom_flag_formatter {
   std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<Priority>(); }
 };
 
+/// The message, visible(): names, paths and texts of libraries stand in it, and a line feed of theirs must not begin a
+/// line.
+class Message final : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
+    const std::string text = visible({message.payload.data(), message.payload.size()});
+    out.append(text.data(), text.data() + text.size());
+  }
+  std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<Message>(); }
+};
+
 /// Whether stderr is the stream to the journal that systemd set up (systemd.exec(5), JOURNAL_STREAM).
 bool journal_reads_stderr() {
   const char* stream = std::getenv("JOURNAL_STREAM");
@@ -48,7 +61,8 @@ bool journal_reads_stderr() {
 void set_up_log(LogLevel level) {
   auto logger = std::make_shared<spdlog::logger>("stepstashd", std::make_shared<spdlog::sinks::stderr_sink_mt>());
   auto formatter = std::make_unique<spdlog::pattern_formatter>();
-  formatter->add_flag<Priority>('P').set_pattern(journal_reads_stderr() ? "%P%v" : "%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+  formatter->add_flag<Priority>('P').add_flag<Message>('*').set_pattern(
+      journal_reads_stderr() ? "%P%*" : "%Y-%m-%dT%H:%M:%S.%e%z %l %*");
   logger->set_formatter(std::move(formatter));
   logger->flush_on(spdlog::level::debug);
   spdlog::set_default_logger(std::move(logger));

@@ -5,16 +5,13 @@
 #include <systemd/sd-daemon.h>
 #include <time.h>
 
+#include "base/text.hpp"
+
 namespace stepstash::daemon {
 namespace {
 
-/// A status line is one line: names never appear in it, but messages of libraries do.
-std::string one_line(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20) c = ' ';
-  }
-  return text;
-}
+/// A status line is one line, and systemctl shows it: messages of libraries and paths appear in it.
+std::string one_line(const std::string& text) { return visible(text); }
 
 }  // namespace
 

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/text.hpp"
+
 namespace stepstash::daemon {
 namespace {
 
@@ -34,7 +36,7 @@ std::string suggestion(std::string_view option, const std::vector<SettingInfo>& 
 }
 
 void refuse(CommandLine& command, std::string_view message, int exit_status) {
-  command.errors += fmt::format("stepstashd: {}\n", message);
+  command.errors += fmt::format("stepstashd: {}\n", visible(message));
   if (exit_status == kExitUsage) command.errors += "Try 'stepstashd --help'.\n";
   command.exit_status = exit_status;
 }
@@ -109,11 +111,12 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
   }
   if (check || print) {
     for (const std::string& warning : reading.value().warnings)
-      command.errors += fmt::format("stepstashd: {}\n", warning);
+      command.errors += fmt::format("stepstashd: {}\n", visible(warning));
     if (print) command.output += print_config(reading.value());
     if (check) {
       const std::string& file = reading.value().config.config_file;
-      command.output += file.empty() ? "no configuration file; the settings are ok\n" : fmt::format("{}: ok\n", file);
+      command.output +=
+          file.empty() ? "no configuration file; the settings are ok\n" : fmt::format("{}: ok\n", visible(file));
     }
     return command;
   }

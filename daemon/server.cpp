@@ -113,7 +113,7 @@ Server::~Server() = default;
 Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, Circumstances circumstances) {
   std::unique_ptr<Server> server(new Server(std::move(config), std::move(inputs), std::move(circumstances)));
   const Config& settings = server->config_;
-  STEPSTASH_TRY(prepare_directories(settings, ::geteuid()));
+  for (const std::string& line : STEPSTASH_TRY(prepare_directories(settings, ::geteuid()))) spdlog::warn("{}", line);
   const std::string segment = settings.segment_directory + "/" + settings.segment_name;
   server->locks_.push_back(STEPSTASH_TRY(lock(segment + ".lock", "segment", segment)));
   server->locks_.push_back(STEPSTASH_TRY(lock(settings.db + ".lock", "database", settings.db)));

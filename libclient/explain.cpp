@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "base/text.hpp"
+
 namespace stepstash::client {
 namespace {
 
@@ -14,15 +16,47 @@ struct Explanation {
 };
 thread_local Explanation kept = {};  // constant-initialised: no guard on the way to it
 
+/// How visible() would show the front of `text`: the bytes as they are, or one byte as \xNN in `escape`.
+std::string_view shown(std::string_view text, char (&escape)[5]) noexcept {
+  if (const std::size_t seen = visible_sequence(text); seen != 0) return text.substr(0, seen);
+  return {escape,
+          static_cast<std::size_t>(std::snprintf(escape, 5, "\\x%02x", static_cast<unsigned char>(text.front())))};
+}
+
+/// Without a last character that vsnprintf(3) has cut in two.
+std::string_view whole_characters(std::string_view text) noexcept {
+  for (std::size_t tail = 1; tail <= 3 && tail <= text.size(); ++tail) {
+    const auto byte = static_cast<unsigned char>(text[text.size() - tail]);
+    if (byte >= 0xC0)
+      return decode_utf8(text.substr(text.size() - tail)).bytes == 0 ? text.substr(0, text.size() - tail) : text;
+    if (byte < 0x80) break;
+  }
+  return text;
+}
+
 }  // namespace
 
 std::error_code explain(std::error_code code, const char* format, ...) noexcept {
   kept.code = code.value();
   kept.category = &code.category();
+  char raw[sizeof kept.text];
   std::va_list arguments;
   va_start(arguments, format);
-  std::vsnprintf(kept.text, sizeof kept.text, format, arguments);
+  const int length = std::vsnprintf(raw, sizeof raw, format, arguments);
   va_end(arguments);
+  std::string_view text(raw);
+  if (length >= static_cast<int>(sizeof raw)) text = whole_characters(text);
+  // Here, once: paths of the caller and whatever a daemon has sent come through all of the messages.
+  std::size_t at = 0;
+  while (!text.empty()) {
+    char escape[5];
+    const std::string_view piece = shown(text, escape);
+    if (at + piece.size() >= sizeof kept.text) break;
+    std::memcpy(kept.text + at, piece.data(), piece.size());
+    at += piece.size();
+    text.remove_prefix(piece.data() == escape ? 1 : piece.size());
+  }
+  kept.text[at] = 0;
   return code;
 }
 
@@ -44,21 +78,19 @@ const char* last_explanation() noexcept { return kept.text; }
 Quoted::Quoted(std::string_view text) noexcept {
   std::size_t at = 0;
   text_[at++] = '"';
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const auto c = static_cast<unsigned char>(text[i]);
-    // A whole UTF-8 sequence, an escape or the dots must still fit, and the closing quote.
-    if (at + 10 > sizeof text_ && (c & 0xC0) != 0x80) {
+  while (!text.empty()) {
+    // An escape or a whole character must still fit, or the dots, and the closing quote.
+    if (at + 9 > sizeof text_) {
       std::memcpy(text_ + at, "...", 3);
       at += 3;
       break;
     }
-    if (c < 0x20 || c == 0x7F) {
-      at += static_cast<std::size_t>(std::snprintf(text_ + at, 5, "\\x%02x", c));
-    } else {
-      if (at + 7 > sizeof text_) break;  // invalid UTF-8: continuation bytes without end
-      if (c == '"' || c == '\\') text_[at++] = '\\';
-      text_[at++] = static_cast<char>(c);
-    }
+    char escape[5];
+    const std::string_view piece = shown(text, escape);
+    if (text.front() == '"' || text.front() == '\\') text_[at++] = '\\';
+    std::memcpy(text_ + at, piece.data(), piece.size());
+    at += piece.size();
+    text.remove_prefix(piece.data() == escape ? 1 : piece.size());
   }
   text_[at++] = '"';
   text_[at] = 0;

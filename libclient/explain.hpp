@@ -10,8 +10,9 @@
 
 namespace stepstash::client {
 
-/// Keeps the formatted text (cut to 1023 bytes) as this thread's explanation of `code`, and returns `code`, so that it
-/// can stand in a return statement.
+/// Keeps the formatted text as this thread's explanation of `code`, and returns `code`, so that it can stand in a
+/// return statement. It is made visible() (base/text.hpp) and cut to 1023 bytes: names, paths and what a daemon sent
+/// may stand in it as they are.
 std::error_code explain(std::error_code code, const char* format, ...) noexcept __attribute__((format(printf, 2, 3)));
 
 /// The text kept for `code`, or, where none was kept for this very code, the code's own message. Never null.
@@ -21,7 +22,7 @@ void forget_explanation() noexcept;
 /// The text kept last. Never null.
 const char* last_explanation() noexcept;
 
-/// `text` between quotes, its control characters and quotes escaped, cut to about 80 characters: fit for a message on
+/// `text` between quotes, what is not visible() and quotes escaped, cut to about 80 characters: fit for a message on
 /// one line. The buffer is this object's.
 class Quoted {
  public:

@@ -25,7 +25,8 @@
 namespace stepstash::persist {
 namespace {
 
-constexpr ::mode_t kFileMode = 0640;
+/// The owner's alone: who can open the file reads every value, and holds SQLite's locks, whatever his rights are.
+constexpr ::mode_t kFileMode = 0600;
 constexpr std::size_t kPageBytes = 16 * 1024;
 
 /// Rows deleted per transaction: a row changes about one page, a chunk the bookkeeping of its 64, so that the WAL needs
@@ -113,17 +114,18 @@ Result<std::string> resolve_directory(const std::string& path) {
   return resolved + name;
 }
 
-/// Whether there is a file at `path`; an error when it is not one we may trust. Takes bits beyond 0640 away.
-/// By path alone: closing a descriptor of a database drops the POSIX locks this process holds on it.
+/// Whether there is a file at `path`; an error when it is not one we may trust. Takes bits beyond 0600 away.
+/// O_PATH: closing any other descriptor of a database drops the POSIX locks this process holds on it. What is narrowed
+/// is the very file that was looked at, not what has its name by then; /proc, for fchmod(2) refuses such a descriptor.
 Result<bool> examine(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd && errno == ENOENT) return false;
   struct ::stat status {};
-  if (::lstat(path.c_str(), &status) != 0) {
-    if (errno == ENOENT) return false;
-    return last_errno();
-  }
+  if (!fd || ::fstat(fd.get(), &status) != 0) return last_errno();
   if (!S_ISREG(status.st_mode) || status.st_uid != ::geteuid() || status.st_nlink != 1) return Errc::unsafe_object;
   const ::mode_t mode = status.st_mode & 07777;
-  if ((mode & ~kFileMode) != 0 && ::chmod(path.c_str(), mode & kFileMode) != 0) return last_errno();
+  const std::string same = "/proc/self/fd/" + std::to_string(fd.get());
+  if ((mode & ~kFileMode) != 0 && ::chmod(same.c_str(), mode & kFileMode) != 0) return last_errno();
   return true;
 }
 
@@ -331,6 +333,12 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
 }
 
 Result<> SqliteStore::open_connections() {
+  // What was set aside has values, too, and may be of a version that let the group read. Not ours: nobody's values of
+  // ours.
+  for (const std::string& kept : kept_aside(path_)) {
+    (void)examine(kept);
+    for (const char* suffix : kCompanions) (void)examine(kept + suffix);
+  }
   for (const char* suffix : kCompanions) STEPSTASH_TRY(examine(path_ + suffix));
   last_written_ = std::max(modified_at(path_), modified_at(path_ + "-wal"));
   if (!STEPSTASH_TRY(examine(path_))) STEPSTASH_TRY(create(path_));

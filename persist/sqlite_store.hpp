@@ -52,12 +52,12 @@ class SqliteStore final : public BackingStore {
     std::uint64_t max_bytes = 0;
   };
 
-  /// Opens the database, or makes it (mode 0640, whatever the umask), and migrates it. Symbolic links among the
-  /// directories are followed, one at the file is not. `why`, if given, receives a sentence about a failure.
-  /// Errors: Errc::unsafe_object (the file or its -wal, -shm, -journal or -reserve is a link, has a second name, is not
-  /// regular or not ours), Errc::corrupt_database (set_aside() is the way out), Errc::newer_database,
-  /// Errc::foreign_database (another program's), Errc::invalid_argument (no file name), Errc::not_durable (locked,
-  /// full, I/O), those of the directory.
+  /// Opens the database, or makes it (mode 0600, whatever the umask), and migrates it. One that was made with another
+  /// mode, and what was set aside, is narrowed to it. Symbolic links among the directories are followed, one at the
+  /// file is not. `why`, if given, receives a sentence about a failure. Errors: Errc::unsafe_object (the file or its
+  /// -wal, -shm, -journal or -reserve is a link, has a second name, is not regular or not ours), Errc::corrupt_database
+  /// (set_aside() is the way out), Errc::newer_database, Errc::foreign_database (another program's),
+  /// Errc::invalid_argument (no file name), Errc::not_durable (locked, full, I/O), those of the directory.
   static Result<std::unique_ptr<SqliteStore>> open(const Options& options, std::string* why = nullptr);
 
   /// Renames the database and its -wal and -shm to `path`.damaged-<n>, n being the first that is free, and returns the

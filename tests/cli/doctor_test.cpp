@@ -44,6 +44,14 @@ BOOST_AUTO_TEST_CASE(views_that_hold_half_of_the_memory_are_a_finding) {
   BOOST_TEST(diagnose(R"({"segment":{"heap_bytes":1000,"retired_bytes":500}})").empty());
 }
 
+BOOST_AUTO_TEST_CASE(what_a_daemon_says_does_not_command_the_terminal) {
+  const std::string stats =
+      "{\"last_flush_error\":\"a\xc2\x9b"
+      "31m\",\"kept_aside\":[\"\xe2\x80\xae\\u001b\"]}";
+  BOOST_TEST(says(stats, "a\\xc2\\x9b31m"));
+  BOOST_TEST(says(stats, "\\xe2\\x80\\xae\\x1b"));
+}
+
 BOOST_AUTO_TEST_CASE(what_is_no_json_is_a_finding_and_no_crash) {
   for (const char* stats : {"", "[]", "7", "{", "{\"last_recovery\":"}) BOOST_TEST(diagnose(stats).size() == 1u);
   BOOST_TEST(diagnose(R"({"damaged":[1,null],"damaged_values":"x","kept_aside":{}})").empty());

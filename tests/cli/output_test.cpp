@@ -2,6 +2,8 @@
 
 #include <boost/test/unit_test.hpp>
 
+#include "base/text.hpp"
+
 namespace stepstash::cli {
 
 BOOST_AUTO_TEST_SUITE(output)
@@ -24,6 +26,26 @@ BOOST_AUTO_TEST_CASE(each_entry_has_a_line_whatever_its_name_is) {
   BOOST_TEST(std::count(table.begin(), table.end(), '\n') == 3);
   BOOST_TEST(table.find("\x1b") == std::string::npos);
   BOOST_TEST(list_text({}, false).empty());
+}
+
+BOOST_AUTO_TEST_CASE(no_name_and_no_daemon_commands_the_terminal) {
+  const std::string evil =
+      "a\xc2\x9b"
+      "31m\xe2\x80\xae";
+  const std::vector<Entry> entries = {{1, 2, 42, 3, evil, evil}};
+  BOOST_TEST(list_text(entries, false) == "1\t3\ta\\xc2\\x9b31m\\xe2\\x80\\xae\ta\\xc2\\x9b31m\\xe2\\x80\\xae\n");
+  BOOST_TEST(list_json(entries) == R"([{"id":1,"revision":2,"buildid":42,"name":"a\u009b31m\u202e","length":3,)"
+                                   R"("source":"a\u009b31m\u202e"}])"
+                                   "\n");
+  // Another program may answer on the socket.
+  const std::string json = "{\"" + evil + "\":\"" + evil + "\"}";
+  BOOST_TEST(stats_text(json) == "a\\xc2\\x9b31m\\xe2\\x80\\xae  a\\xc2\\x9b31m\\xe2\\x80\\xae\n");
+  BOOST_TEST(stats_json(json) == R"({"a\u009b31m\u202e":"a\u009b31m\u202e"})"
+                                 "\n");
+  for (const std::string& cut : {"{\x1b[31m\n" + evil, evil}) {
+    BOOST_TEST(stats_text(cut) == visible(cut) + "\n");
+    BOOST_TEST(stats_json(cut) == visible(cut) + "\n");
+  }
 }
 
 BOOST_AUTO_TEST_CASE(json_has_buildbots_words) {

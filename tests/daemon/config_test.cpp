@@ -653,6 +653,60 @@ BOOST_AUTO_TEST_CASE(others_can_reach_the_socket_of_roots_daemon_whatever_the_um
   BOOST_TEST((status.st_mode & 0777u) == 0700u);
 }
 
+BOOST_AUTO_TEST_CASE(a_state_directory_of_an_earlier_version_is_closed_to_others) {
+  inputs.uid = ::getuid();
+  inputs.environment["STATE_DIRECTORY"] = (home / "state").string();
+  inputs.options["socket"] = (home / "run/s.sock").string();
+  std::filesystem::create_directory(home / "state");
+  const auto mode = [&](const char* name) {
+    struct stat status {};
+    return ::stat((home / name).c_str(), &status) == 0 ? status.st_mode & 07777u : 0;
+  };
+  for (const mode_t former : {0750u, 0777u, 0700u}) {
+    BOOST_TEST_REQUIRE(::chmod((home / "state").c_str(), former) == 0);
+    const auto prepared = prepare_directories(config(), ::getuid());
+    BOOST_TEST_REQUIRE(prepared.has_value());
+    BOOST_TEST(prepared.value().empty());
+    BOOST_TEST(mode("state") == 0700u);
+  }
+  // Of somebody else: refused, with both users. It is not for us to change.
+  const auto foreign = prepare_directories(config(), ::getuid() + 1);
+  BOOST_TEST_REQUIRE(!foreign.has_value());
+  BOOST_TEST(contains(foreign.error().message, (home / "state").string() + " belongs to user"));
+  BOOST_TEST(foreign.error().exit_status == kExitConfig);
+  // Through a link, as when /var/lib/stepstash has moved to a larger disk.
+  std::filesystem::rename(home / "state", home / "disk");
+  std::filesystem::create_directory_symlink(home / "disk", home / "state");
+  BOOST_TEST_REQUIRE(::chmod((home / "disk").c_str(), 0750) == 0);
+  BOOST_TEST(prepare_directories(config(), ::getuid()).has_value());
+  BOOST_TEST(mode("disk") == 0700u);
+}
+
+BOOST_AUTO_TEST_CASE(a_directory_that_somebody_named_stays_as_it_is_and_what_others_can_do_there_is_said) {
+  inputs.options["socket"] = (home / "run/s.sock").string();
+  inputs.options["db"] = (home / "named/x.db").string();
+  std::filesystem::create_directory(home / "named");
+  for (const auto& [mode, warned] : std::initializer_list<std::pair<mode_t, bool>>{
+           {0700u, false}, {0755u, false}, {0775u, true}, {01777u, false}, {0777u, true}}) {
+    BOOST_TEST_REQUIRE(::chmod((home / "named").c_str(), mode) == 0);
+    const auto prepared = prepare_directories(config(), ::getuid());
+    BOOST_TEST_REQUIRE(prepared.has_value());
+    BOOST_TEST(prepared.value().size() == (warned ? 1u : 0u), mode);
+    struct stat status {};
+    BOOST_TEST_REQUIRE(::stat((home / "named").c_str(), &status) == 0);
+    BOOST_TEST((status.st_mode & 07777u) == mode);
+  }
+  // Where it is the socket's as well, clients have to get through.
+  inputs.options.clear();
+  inputs.uid = ::getuid();
+  inputs.environment["STATE_DIRECTORY"] = inputs.environment["RUNTIME_DIRECTORY"] = (home / "named").string();
+  BOOST_TEST_REQUIRE(::chmod((home / "named").c_str(), 0755) == 0);
+  BOOST_TEST(prepare_directories(config(), ::getuid()).has_value());
+  struct stat status {};
+  BOOST_TEST_REQUIRE(::stat((home / "named").c_str(), &status) == 0);
+  BOOST_TEST((status.st_mode & 07777u) == 0755u);
+}
+
 BOOST_AUTO_TEST_CASE(a_file_in_the_way_is_named) {
   std::ofstream(home / "a") << "in the way";
   inputs.options["socket"] = (home / "a/s.sock").string();

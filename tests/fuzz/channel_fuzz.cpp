@@ -11,6 +11,9 @@
 #include <vector>
 
 #include "base/errc.hpp"
+#include "base/text.hpp"
+#include "libclient/client.hpp"
+#include "libclient/explain.hpp"
 #include "libclient/session.hpp"
 #include "tests/fuzz/check.hpp"
 #include "tests/support/temp_dir.hpp"
@@ -89,7 +92,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (;;) {
       const auto reply = channel.value()->receive(deadline);
       check(reply || reply.error() != Errc::deadline_exceeded, "the reader comes to an end when the stream does");
+      const std::string_view said = client::explanation(reply ? std::error_code() : reply.error());
+      check(visible(said) == said, "no message commands a terminal");
       if (!reply) break;
+      if (const auto* failure = std::get_if<protocol::Failure>(&reply.value())) {
+        const std::string_view told = client::explanation(client::failed(*failure));
+        check(visible(told) == told, "no message of a daemon commands a terminal");
+      }
       check(expected.size() >= protocol::kHeadBytes, "a reply comes from bytes that were sent");
       const auto head_again = protocol::decode_head(expected.first<protocol::kHeadBytes>());
       check(head_again.has_value(), "a reply has a head that decodes");

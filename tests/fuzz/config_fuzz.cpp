@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/text.hpp"
 #include "base/unique_fd.hpp"
 #include "daemon/config.hpp"
 #include "daemon/options.hpp"
@@ -116,6 +117,9 @@ void command_lines(std::string_view text) {
   const bool refused = command.exit_status != 0;
   check(!refused || command.exit_status == kExitUsage || command.exit_status == kExitConfig,
         "the exit status says whose fault it is");
+  std::string said = command.errors + command.output;
+  std::replace(said.begin(), said.end(), '\n', ' ');
+  check(visible(said) == said, "nothing that is said commands a terminal", said);
   check(!refused || (!command.errors.empty() && !command.reading), "what is refused is explained, and not run");
   check(refused || command.reading || !command.output.empty(), "something is done: run, or say");
 }

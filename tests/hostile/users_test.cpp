@@ -216,10 +216,59 @@ BOOST_AUTO_TEST_CASE(modes_do_not_depend_on_the_umask) {
       const std::string name = file.path().filename();
       if (!name.starts_with("build_data.db")) continue;
       ++database;
-      BOOST_TEST(mode_of(file.path()) == (name.ends_with(".lock") ? 0600u : 0640u), name << " with umask " << mask);
+      BOOST_TEST(mode_of(file.path()) == 0600u, name << " with umask " << mask);
     }
     BOOST_TEST(database >= 4);  // database, -wal, -shm, lock
   }
+}
+
+// What the service is like after an upgrade: directory and files are those of a version that let the socket's group in.
+BOOST_AUTO_TEST_CASE(the_sockets_group_can_neither_read_the_database_nor_lock_it) {
+  constexpr gid_t kGroup = 65'533;
+  DaemonProcess daemon({"--flush-interval=5ms", "--socket-mode=0660", "--socket-group=65533", "--write-users=65532"});
+  fs::permissions(daemon.directory().path(), fs::perms{02'750});
+  BOOST_REQUIRE(::chown(daemon.directory().path().c_str(), 0, kGroup) == 0);
+  fs::permissions(daemon.directory().path(), fs::perms{02'750});
+  daemon.start();
+  {
+    Client client(daemon.socket());
+    client.set(1, "v", "secret");
+    client.flush();
+  }
+  const auto all = [&] {
+    std::vector<std::string> files;
+    for (const auto& file : fs::directory_iterator(daemon.directory().path())) {
+      if (file.path().filename().string().starts_with("build_data.db")) files.push_back(file.path());
+    }
+    return files;
+  };
+  daemon.kill();
+  for (const std::string& file : all()) {
+    BOOST_REQUIRE(::chown(file.c_str(), 0, kGroup) == 0);
+    fs::permissions(file, fs::perms{0640});
+  }
+  daemon.start();
+  Client client(daemon.socket());
+  client.set(1, "w", "another");
+  client.flush();
+  const std::vector<std::string> files = all();
+  BOOST_TEST(files.size() >= 5u);  // database, -wal, -shm, -reserve, lock
+  as_user(65'534, 65'534, {kGroup}, [&] {
+    require(refused([&] { (void)Client(daemon.socket()).get(1, "v"); }) == STEPSTASH_EPERM, "is on no list");
+    for (const std::string& file : files) {
+      require(::open(file.c_str(), O_RDONLY | O_CLOEXEC) < 0 && errno == EACCES, file + " can be opened");
+    }
+    bool locked = true;
+    try {
+      const WriteLock lock(daemon.db());
+    } catch (const std::exception&) {
+      locked = false;
+    }
+    require(!locked, "the database can be locked");
+  });
+  SetOptions durable;
+  durable.durable = true;
+  client.set(1, "x", "durable", "", durable);
 }
 
 BOOST_AUTO_TEST_CASE(nothing_in_the_daemons_places_is_followed_or_changed) {

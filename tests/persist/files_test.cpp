@@ -1,6 +1,7 @@
 // The database as a file: who may be trusted with it, what is refused, what is put aside.
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -44,24 +45,51 @@ class Umask {
 
 BOOST_AUTO_TEST_SUITE(files)
 
-BOOST_FIXTURE_TEST_CASE(the_files_have_mode_0640_under_any_umask, Directory) {
+BOOST_FIXTURE_TEST_CASE(the_files_have_mode_0600_under_any_umask, Directory) {
   for (const ::mode_t mask : {0u, 0077u, 0777u}) {
     const Umask scope(mask);
     path = directory.file("db" + std::to_string(mask));
     const auto store = open();
     BOOST_TEST_REQUIRE(store.has_value(), why);
     for (const char* suffix : {"", "-wal", "-shm", "-reserve"})
-      BOOST_TEST(mode_of(path + suffix) == 0640u, path + suffix);
+      BOOST_TEST(mode_of(path + suffix) == 0600u, path + suffix);
   }
 }
 
-BOOST_FIXTURE_TEST_CASE(a_file_the_world_may_read_is_closed_to_it, Directory) {
-  BOOST_TEST_REQUIRE(open().has_value());
-  BOOST_TEST_REQUIRE(::chmod(path.c_str(), 0666) == 0);
+BOOST_FIXTURE_TEST_CASE(files_that_others_may_read_are_closed_to_them, Directory) {
+  for (const ::mode_t mode : {0640u, 0666u}) {  // 0640: what an earlier version gave them
+    BOOST_TEST_REQUIRE(open().has_value());
+    std::ofstream(path + "-wal").flush();  // what SIGKILL leaves
+    const std::vector<std::string> aside = {path + ".damaged-1", path + ".damaged-1-wal", path + ".damaged-2-shm"};
+    for (const std::string& file : aside) std::ofstream(file) << "values";
+    std::vector<std::string> all = aside;
+    for (const char* suffix : {"", "-wal", "-reserve"}) all.push_back(path + suffix);
+    for (const std::string& file : all) BOOST_TEST_REQUIRE(::chmod(file.c_str(), mode) == 0, file);
+    const auto store = open();
+    BOOST_TEST_REQUIRE(store.has_value(), why);
+    all.push_back(path + "-shm");
+    for (const std::string& file : all) BOOST_TEST(mode_of(file) == 0600u, file);
+  }
+}
+
+BOOST_FIXTURE_TEST_CASE(looking_at_the_file_again_drops_no_lock, Directory) {
+  // POSIX locks are dropped when any descriptor of the file is closed: a second start's look must not free the first.
   const auto store = open();
-  BOOST_TEST_REQUIRE(store.has_value());
-  BOOST_TEST(mode_of(path) == 0640u);
-  BOOST_TEST(mode_of(path + "-wal") == 0640u);
+  BOOST_TEST_REQUIRE(store.has_value(), why);
+  auto holder = persist::Connection::open(path, 1).value();
+  BOOST_TEST_REQUIRE(holder.execute("BEGIN IMMEDIATE").has_value());
+  BOOST_TEST_REQUIRE(::chmod((path + "-wal").c_str(), 0640) == 0);
+  BOOST_TEST_REQUIRE(::chmod(path.c_str(), 0640) == 0);
+  (void)open();
+  const pid_t child = ::fork();
+  BOOST_TEST_REQUIRE(child >= 0);
+  if (child == 0) {
+    ::execlp("sqlite3", "sqlite3", path.c_str(), "BEGIN IMMEDIATE", static_cast<char*>(nullptr));
+    ::_exit(0);
+  }
+  int status = 0;
+  BOOST_TEST_REQUIRE(::waitpid(child, &status, 0) == child);
+  BOOST_TEST(WEXITSTATUS(status) != 0);  // locked
 }
 
 BOOST_FIXTURE_TEST_CASE(links_and_things_that_are_no_files_are_refused, Directory) {

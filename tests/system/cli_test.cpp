@@ -9,6 +9,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "base/text.hpp"
 #include "tests/system/command.hpp"
 
 using namespace stepstash;
@@ -231,6 +232,59 @@ BOOST_AUTO_TEST_CASE(json_is_json) {
   }
   for (const char* key : {"entries_kept", "entries_set_aside", "seconds"}) {
     BOOST_TEST(stats.at("last_recovery").at(key).is_number(), key);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(no_name_source_path_or_message_commands_the_terminal) {
+  const std::string evil =
+      "a\xC2\x9B"
+      "31mred\xE2\x80\xAE\xEF\xBB\xBF";
+  const auto harmless = [](const std::string& text) {
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t end = std::min(text.find_first_of("\t\n", at), text.size());
+      const std::string_view piece = std::string_view(text).substr(at, end - at);
+      if (visible(piece) != piece) return false;
+      at = end + 1;
+    }
+    return true;
+  };
+  Command served;
+  BOOST_REQUIRE(served.cli({"set", "7", evil, "--source", evil}, {.input = "value"}).status == 0);
+  BOOST_TEST(served.cli({"get", "7", evil}).out == "value");
+  for (const std::vector<std::string>& words : {std::vector<std::string>{"list", "7"},
+                                                {"list", "7", "--json"},
+                                                {"stat", "7", evil},
+                                                {"stat", "7", evil, "--json"},
+                                                {"get", "8", evil},
+                                                {"get", "7", evil, "--wait", evil},
+                                                {"get", "7", evil, "-o", evil + "/" + evil},
+                                                {"get", "8", evil, "--wait", "1ms"},
+                                                {"set", "7", evil, evil},
+                                                {"set", "7", evil, "--if-absent"},
+                                                {"set", "7", "\xFF" + evil},
+                                                {"list", "7", evil, evil},
+                                                {evil},
+                                                {"list", "7", "--" + evil},
+                                                {"stats", "--socket", "/" + evil},
+                                                {"stats", "--socket", std::string(200, '\x1B')}}) {
+    const Outcome outcome = served.cli(words, {.input = "value"});
+    BOOST_TEST(!(outcome.out + outcome.err).empty(), words[0]);
+    BOOST_TEST(harmless(outcome.out), outcome.out);
+    BOOST_TEST(harmless(outcome.err), outcome.err);
+  }
+  const auto list = nlohmann::json::parse(served.cli({"list", "7", "--json"}).out);
+  BOOST_TEST(list.at(0).at("name").get<std::string>() == evil);
+
+  // The daemon's own words: to standard error before there is a log, and in the log.
+  for (const std::vector<std::string>& options : {std::vector<std::string>{"--segment-directory=/" + evil},
+                                                  {"--segment-name=" + evil},
+                                                  {"--log-level=" + evil},
+                                                  {"--" + evil},
+                                                  {"--db=/proc/" + evil + "/db"}}) {
+    DaemonProcess daemon(options);
+    BOOST_TEST(daemon.start_refused() != 0);
+    BOOST_TEST(contains(daemon.log(), "\\xc2\\x9b"), daemon.log());
+    BOOST_TEST(harmless(daemon.log()), daemon.log());
   }
 }
 

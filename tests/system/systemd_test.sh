@@ -92,6 +92,17 @@ is "a member of the group is served" "0" \
   "$(inside setpriv --reuid=65534 --regid=65534 --groups="$(inside getent group stepstash | cut -d: -f3)" \
     sh -c 'stepstash stat 7 report > /dev/null; echo $?')"
 
+is "the state directory is the service's alone" "700 stepstash" "$(inside stat -c '%a %U' /var/lib/stepstash)"
+is "so is all that lies in it" "" "$(inside find /var/lib/stepstash -type f -perm /077)"
+is "a member of the group cannot read the database" "no" \
+  "$(inside setpriv --reuid=65534 --regid=65534 --groups="$(inside getent group stepstash | cut -d: -f3)" \
+    sh -c 'cat /var/lib/stepstash/build_data.db > /dev/null 2>&1 && echo yes || echo no')"
+inside systemctl stop stepstashd.service
+inside sh -c 'chmod 0750 /var/lib/stepstash && chmod 0640 /var/lib/stepstash/*' # as an earlier version left them
+stepstash stat 7 report > /dev/null
+is "an upgrade closes the directory" "700 stepstash" "$(inside stat -c '%a %U' /var/lib/stepstash)"
+is "and the files" "" "$(inside find /var/lib/stepstash -type f -perm /077)"
+
 # ---- SIGKILL --------------------------------------------------------------------------------------------------------
 
 inside head -c 3000000 /dev/urandom > "$scratch/large"
