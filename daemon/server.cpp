@@ -56,6 +56,8 @@ constexpr std::size_t kFewConnections = 256;
 constexpr std::uint64_t kPageReserve = 64 * shm::kPageBytes;
 /// After a connection could not be accepted.
 constexpr auto kAcceptPause = 100ms;
+/// So long a start waits until what it had to say was written; longer, and it is nobody's to wait for.
+constexpr auto kStartLines = 200ms;
 /// Of what was set aside at the start; `stats` has the number.
 constexpr std::size_t kLinesLogged = 1000;
 /// So soon a new database that is found damaged is not replaced once more: that is a broken disk.
@@ -249,6 +251,7 @@ Configured<> Server::open_segment_and_store() {
     }
     spdlog::error("set aside: {}", startup_.set_aside[i]);
   }
+  wait_for_log(kStartLines);  // what is told here only may be all that is left of a value
   if (startup_.segment->bytes() != config_.segment_size) {
     spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is made anew", name,
                  format_size(startup_.segment->bytes()), format_size(config_.segment_size));
@@ -369,6 +372,7 @@ int Server::run() {
   asio::co_spawn(
       loop_, [this] { return keep_time(); }, kOrDie);
   asio::co_spawn(loop_, all, kOrDie);
+  wait_for_log(kStartLines);
   notifier_.ready(status_line());
   loop_.run();
   return exit_status_;
@@ -556,6 +560,7 @@ awaitable<void> Server::keep_time() {
           loop_, [this] { return store_->prune_expired(); }, kOrDie);
       next_prune = now + config_.prune_interval;
     }
+    notifier_.catch_up();
     if (now >= next_status && !stopping_) {
       notifier_.status(status_line());
       next_status = now + 1s;

@@ -69,6 +69,11 @@ class DaemonProcess {
   void use_segment(const std::string& name);
   /// A daemon that is started from now on may have so many open; 0: as many as the test may.
   void limit_descriptors(::rlim_t most) { descriptors_ = most; }
+  /// The standard error of a daemon that is started from now on; log() does not have what it writes there.
+  void use_stderr(int fd) { stderr_ = fd; }
+  /// What a daemon says to its service manager from now on is left unread, until it is killed.
+  void leave_notices_unread() { unread_notices_ = true; }
+  std::string notify_path() const { return directory_.file("notify.sock"); }
 
  private:
   void spawn();
@@ -83,6 +88,8 @@ class DaemonProcess {
   std::string segment_;
   bool owns_segment_ = true;
   ::rlim_t descriptors_ = 0;
+  int stderr_ = -1;
+  bool unread_notices_ = false;
   pid_t pid_ = -1;
   UniqueFd process_;  // pidfd
   UniqueFd notify_;   // where the daemon says that it is ready
