@@ -81,7 +81,7 @@ Connection::Connection(Services& services, Socket socket, Peer peer, Right right
       socket_(std::move(socket)),
       peer_(std::move(peer)),
       right_(right),
-      waiter_(services.loop),
+      waiter_(services.loop, services.turns, peer_.uid),
       frame_timer_(services.loop) {}
 
 void Connection::close() {
@@ -158,7 +158,8 @@ awaitable<void> Connection::take_leave() {
   frame_timer_.cancel();
 }
 
-/// Reads once and handles every whole frame that is there; false when the connection is to end.
+/// Reads once and handles every whole frame that is there, each when it is this connection's turn, and nothing is read
+/// before they are answered: what a client sends ahead gives it nothing. False when the connection is to end.
 awaitable<bool> Connection::read_frames() {
   std::size_t wanted = kIdleBuffer;
   if (in_used_ >= protocol::kHeadBytes) {  // a frame was begun: its head has been checked below
@@ -201,6 +202,11 @@ awaitable<bool> Connection::read_frames() {
     if (in_used_ - at < frame) break;
     frame_timer_.cancel();
     frame_begun_ = false;
+    if (pieces_.empty()) {  // a piece behind another belongs to the same turn
+      if (head.value().type == protocol::kPieceType) stop_clock();
+      co_await waiter_.yield();
+      if (closed_) co_return false;
+    }
     auto request = protocol::decode_request(
         head.value(), std::span(in_.data() + at + protocol::kHeadBytes, head.value().payload_bytes));
     if (!request) {
@@ -220,6 +226,12 @@ awaitable<bool> Connection::read_frames() {
   std::memmove(in_.data(), in_.data() + at, in_used_ - at);
   in_used_ -= at;
   co_return go_on;
+}
+
+/// What its client has sent is waiting for us.
+void Connection::stop_clock() {
+  if (!staged_ || !staged_->waiting_since) return;
+  staged_->patience -= std::chrono::steady_clock::now() - *std::exchange(staged_->waiting_since, std::nullopt);
 }
 
 bool Connection::next_is_piece(std::size_t at) const noexcept {
@@ -312,7 +324,8 @@ awaitable<protocol::Reply> Connection::answer(protocol::Request& request) {
     if (!done) co_return failure(done.error());
     co_return protocol::Done{};
   }
-  co_return protocol::Text{services_.stats()};
+  const std::shared_ptr<const std::string> text = co_await services_.stats.get(waiter_);
+  co_return protocol::Text{*text};
 }
 
 // ---- attaching -----------------------------------------------------------------------------------------------------
@@ -449,7 +462,7 @@ awaitable<bool> Connection::on_pieces() {
   }
   busy_ = true;
   out_.clear();
-  staged_->patience -= std::chrono::steady_clock::now() - *std::exchange(staged_->waiting_since, std::nullopt);
+  stop_clock();
   std::uint64_t total = 0;
   for (const protocol::Piece& piece : pieces_) {
     if (piece.bytes == 0 || piece.bytes > ring_->mapping.size() ||

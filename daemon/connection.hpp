@@ -17,6 +17,7 @@
 
 #include "base/unique_fd.hpp"
 #include "daemon/config.hpp"
+#include "daemon/shared_text.hpp"
 #include "daemon/store.hpp"
 #include "daemon/tasks.hpp"
 #include "protocol/frame.hpp"
@@ -36,7 +37,8 @@ struct Services {
   Flusher& flusher;
   shm::Writer& segment;
   const Config& config;  ///< changes at reload
-  std::function<std::string()> stats;
+  Turns turns{loop};
+  SharedText stats;
   asio::thread_pool copiers{2};  ///< fill blocks from staging rings; two, for one long copy must not hold up all others
   std::uint64_t rings = 0;       ///< staging rings that exist now
   WaitList ring_ended;           ///< those who wait for one
@@ -110,6 +112,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   };
 
   awaitable<bool> read_frames();
+  void stop_clock();
   awaitable<void> take_leave();
   awaitable<bool> handle(protocol::Request request);
   awaitable<protocol::Reply> answer(protocol::Request& request);

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <boost/asio/co_spawn.hpp>
 #include <utility>
 
 #include "base/crash_point.hpp"
@@ -17,12 +18,23 @@ using namespace std::chrono_literals;
 
 /// Pages given back to the file system in one step between batches: about 10 ms.
 constexpr std::uint64_t kVacuumPages = 256;
+/// A log that a reader held back is tried again this often while nothing else is to be done.
+constexpr auto kCheckpointPause = 1s;
 
 }  // namespace
 
 Flusher::Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingStore& store, const Clock& clock,
                  std::chrono::milliseconds interval)
-    : segment_(segment), store_(store), clock_(clock), interval_(interval), wake_(loop), pause_(loop) {}
+    : segment_(segment),
+      store_(store),
+      clock_(clock),
+      interval_(interval),
+      loop_(loop),
+      files_(store.look()),  // before anybody is served
+      files_seen_(std::chrono::steady_clock::now()),
+      look_(loop),
+      wake_(loop),
+      pause_(loop) {}
 
 // ---- the queue -----------------------------------------------------------------------------------------------------
 
@@ -314,7 +326,35 @@ awaitable<void> Flusher::reserve_ids() {
   STEPSTASH_CRASH_POINT("daemon.ids.id_limit.stored");
 }
 
+/// A file system call may hang with its disk, so a thread that does nothing else makes them, and the loop reads what it
+/// saw last.
+awaitable<void> Flusher::watch() {
+  while (!look_.gone()) {
+    const TimePoint start = std::chrono::steady_clock::now();
+    auto job = [this]() { return store_.look(); };
+    const persist::BackingStore::Files files = co_await run_on(watcher_, job);
+    if (files_.in_place && !files.in_place) {
+      spdlog::error("the database was deleted, renamed or replaced while it is in use: nothing is evicted from memory");
+    }
+    if (files.log_held_bytes > 0 && files_.log_held_bytes == 0) wake_.wake();
+    files_ = files;
+    files_seen_ = start;
+    co_await look_.sleep_until(start + kLookEvery);
+  }
+  watching_ = false;
+  pause_.wake();
+}
+
 awaitable<void> Flusher::run() {
+  watching_ = true;
+  asio::co_spawn(
+      loop_, [this] { return watch(); }, kOrDie);
+  co_await flush();
+  look_.hang_up();
+  while (watching_) co_await pause_.sleep_until(std::chrono::steady_clock::now() + 1s);
+}
+
+awaitable<void> Flusher::flush() {
   auto backoff = 100ms;
   // On a full disk values cannot be written, and what would make room must not wait for them.
   bool builds_first = false;
@@ -332,7 +372,17 @@ awaitable<void> Flusher::run() {
         vacuum_due_ = co_await run_on(thread_, job) > 0;
         continue;
       }
-      co_await wake_.sleep_until(ids_low() ? next_id_try_ : TimePoint::max());
+      TimePoint next = ids_low() ? next_id_try_ : TimePoint::max();
+      if (files_.log_held_bytes > 0) {
+        if (next_checkpoint_ <= std::chrono::steady_clock::now()) {
+          auto job = [this]() { return store_.checkpoint(), true; };
+          (void)co_await run_on(thread_, job);
+          next_checkpoint_ = std::chrono::steady_clock::now() + kCheckpointPause;
+          continue;
+        }
+        next = std::min(next, next_checkpoint_);
+      }
+      co_await wake_.sleep_until(next);
       continue;
     }
     if (!due()) {

@@ -72,8 +72,18 @@ class Flusher {
   void abandon();
   /// The database said at the last commit that it is damaged: what goes there may not come back.
   bool database_damaged() const noexcept { return database_damaged_; }
-  /// Ends the thread. Only after run() has returned.
-  void stop_thread() { thread_.join(); }
+  /// Ends the threads. Only after run() has returned.
+  void stop_thread() {
+    thread_.join();
+    watcher_.join();
+  }
+
+  /// The database's files, as a thread of its own has seen them last, and how long ago it looked. It does so ten times
+  /// a second, for as long as the disk answers.
+  const persist::BackingStore::Files& files() const noexcept { return files_; }
+  std::chrono::nanoseconds files_age() const { return std::chrono::steady_clock::now() - files_seen_; }
+  /// Whether what is committed is in the database's place, as far as anybody knows.
+  bool in_place() const { return files_.in_place && files_age() <= kDiskAnswers; }
 
   std::uint64_t dirty_bytes() const noexcept { return dirty_bytes_; }
   std::uint64_t dirty_values() const noexcept { return dirty_values_; }
@@ -87,6 +97,9 @@ class Flusher {
   static constexpr std::size_t kBatchItems = 8192;
   /// Ids are reserved in ranges of this size; below half of one the next is asked for.
   static constexpr std::uint64_t kIdRange = std::uint64_t{1} << 24;
+  /// How often the files are looked at, and how long a disk may take to tell.
+  static constexpr auto kLookEvery = std::chrono::milliseconds(100);
+  static constexpr auto kDiskAnswers = std::chrono::seconds(5);
 
  private:
   struct Item {
@@ -123,12 +136,21 @@ class Flusher {
   void settle(const std::vector<Flight>& flights, const Outcome& outcome, bool builds_only);
   void settle_one(const Flight& flight, bool committed, bool damaged);
   bool due() const;
+  awaitable<void> flush();
+  awaitable<void> watch();
 
   shm::Writer& segment_;
   persist::BackingStore& store_;
   const Clock& clock_;
   std::chrono::milliseconds interval_;
+  asio::io_context& loop_;
   asio::thread_pool thread_{1};
+  asio::thread_pool watcher_{1};
+  persist::BackingStore::Files files_;
+  TimePoint files_seen_;  // when the look began
+  TimePoint next_checkpoint_{};
+  bool watching_ = false;
+  Waiter look_;
   Waiter wake_;
   Waiter pause_;
   std::map<std::uint64_t, Item> queue_;

@@ -1,13 +1,20 @@
 #include "daemon/log.hpp"
 
+#include <fmt/format.h>
+#include <poll.h>
+#include <signal.h>
 #include <spdlog/pattern_formatter.h>
-#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <string>
+#include <thread>
+#include <utility>
 
 #include "base/text.hpp"
 
@@ -58,16 +65,136 @@ bool journal_reads_stderr() {
 
 }  // namespace
 
+LogWriter::LogWriter(int fd, std::size_t most_bytes) : state_(std::make_shared<State>()) {
+  state_->fd = fd;
+  state_->most_bytes = most_bytes;
+  // Signals are the loop's, also while its own thread has them blocked (Server::stop).
+  sigset_t all, former;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, &former);
+  std::thread([state = state_] { write_out(*state); }).detach();
+  ::pthread_sigmask(SIG_SETMASK, &former, nullptr);
+}
+
+LogWriter::~LogWriter() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->over = true;
+  }
+  state_->changed.notify_all();
+}
+
+void LogWriter::sink_it_(const spdlog::details::log_msg& message) {
+  spdlog::memory_buf_t text;
+  formatter_->format(message, text);
+  const std::size_t bytes = text.size();
+  State& state = *state_;
+  {
+    const std::lock_guard lock(state.mutex);
+    if (state.bytes + bytes > state.most_bytes) {
+      ++state.dropped;
+      return;
+    }
+    if (const std::uint64_t untold = state.dropped - state.told; untold > 0) {
+      state.told = state.dropped;
+      const std::string words = fmt::format("{} lines of this log were dropped: nobody took them", untold);
+      spdlog::memory_buf_t told;
+      formatter_->format({message.time, {}, message.logger_name, spdlog::level::warn, words}, told);
+      state.lines.emplace_back(told.data(), told.size());
+      state.bytes += told.size();
+    }
+    state.lines.emplace_back(text.data(), bytes);
+    state.bytes += bytes;
+  }
+  state.changed.notify_all();
+}
+
+std::uint64_t LogWriter::dropped() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->dropped;
+}
+
+bool LogWriter::wait_written(std::chrono::milliseconds time) {
+  std::unique_lock lock(state_->mutex);
+  return state_->changed.wait_for(lock, time, [&] { return state_->lines.empty() && !state_->writing; });
+}
+
+/// On a thread of its own, which may stand still in write(2) for ever: nobody waits for it without a deadline, and what
+/// it needs lives as long as it does.
+void LogWriter::write_out(State& state) {
+  std::unique_lock lock(state.mutex);
+  for (;;) {
+    state.changed.wait(lock, [&] { return state.over || !state.lines.empty(); });
+    if (state.lines.empty()) return;
+    const std::string line = std::move(state.lines.front());
+    state.lines.pop_front();
+    state.writing = true;
+    lock.unlock();
+    const bool written = write_whole(state.fd, line);
+    lock.lock();
+    state.writing = false;
+    state.bytes -= line.size();
+    if (!written) ++state.dropped;
+    if (state.lines.empty()) state.changed.notify_all();
+  }
+}
+
+bool LogWriter::write_whole(int fd, std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(fd, text.data(), text.size());
+    if (written >= 0) {
+      text.remove_prefix(static_cast<std::size_t>(written));
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {  // somebody made what we share with him non-blocking
+      pollfd watched{fd, POLLOUT, 0};
+      (void)::poll(&watched, 1, -1);
+    } else if (errno != EINTR) {
+      return false;  // nobody is there any more, or its disk is full
+    }
+  }
+  return true;
+}
+
+namespace {
+
+/// How long a process that dies of an exception waits for its last lines.
+constexpr auto kLastLines = std::chrono::seconds(1);
+/// Lines that wait for whoever reads them: some thousands.
+constexpr std::size_t kMostBytes = std::size_t{1} << 20;
+
+std::shared_ptr<LogWriter>& writer() {
+  static std::shared_ptr<LogWriter> made;
+  return made;
+}
+
+std::terminate_handler former_terminate = nullptr;
+
+/// An exception ends the process: what it logged comes first, and then its own line, unless nobody takes that.
+[[noreturn]] void last_words() {
+  wait_for_log(kLastLines);
+  pollfd watched{STDERR_FILENO, POLLOUT, 0};
+  if (former_terminate != nullptr && ::poll(&watched, 1, 1000) == 1) former_terminate();
+  std::abort();
+}
+
+}  // namespace
+
 void set_up_log(LogLevel level) {
-  auto logger = std::make_shared<spdlog::logger>("stepstashd", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  writer() = std::make_shared<LogWriter>(STDERR_FILENO, kMostBytes);
+  auto logger = std::make_shared<spdlog::logger>("stepstashd", writer());
   auto formatter = std::make_unique<spdlog::pattern_formatter>();
   formatter->add_flag<Priority>('P').add_flag<Message>('*').set_pattern(
       journal_reads_stderr() ? "%P%*" : "%Y-%m-%dT%H:%M:%S.%e%z %l %*");
   logger->set_formatter(std::move(formatter));
-  logger->flush_on(spdlog::level::debug);
   spdlog::set_default_logger(std::move(logger));
   set_log_level(level);
+  former_terminate = std::set_terminate(last_words);
 }
+
+void wait_for_log(std::chrono::milliseconds time) {
+  if (writer() != nullptr) (void)writer()->wait_written(time);
+}
+
+std::uint64_t log_lines_dropped() { return writer() != nullptr ? writer()->dropped() : 0; }
 
 void set_log_level(LogLevel level) {
   switch (level) {

@@ -1,12 +1,70 @@
 /// Where log lines go: stderr, with priorities when the journal reads it and with the time otherwise.
+///
+/// Whoever logs never waits. Standard error may be a pipe that nobody reads, or a terminal that was stopped, and
+/// write(2) to it may not return: a thread of its own does that. Lines wait for it, up to a number of bytes; those
+/// beyond are dropped, counted, and a line says so when the log goes on.
 #pragma once
+
+#include <spdlog/sinks/base_sink.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
 
 #include "daemon/config.hpp"
 
 namespace stepstash::daemon {
 
-/// Call once, before the first line. Lines are written at once.
+/// A sink of spdlog. Thread safety: any thread.
+class LogWriter final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  /// Writes to `fd`, which stays open as long as the process lives. At most `most_bytes` wait.
+  LogWriter(int fd, std::size_t most_bytes);
+  /// Waits for nobody: lines that are not written yet still are, if `fd` takes them before the process ends.
+  ~LogWriter() override;
+  LogWriter(const LogWriter&) = delete;
+  LogWriter& operator=(const LogWriter&) = delete;
+
+  /// Lines that nobody will read.
+  std::uint64_t dropped() const;
+  /// False when not everything was written in time.
+  bool wait_written(std::chrono::milliseconds time);
+
+ protected:
+  void sink_it_(const spdlog::details::log_msg& message) override;
+  void flush_() override {}
+
+ private:
+  struct State {
+    int fd = -1;
+    std::size_t most_bytes = 0;
+    mutable std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<std::string> lines;
+    std::size_t bytes = 0;  // of `lines`, and of the one that is being written
+    std::uint64_t dropped = 0;
+    std::uint64_t told = 0;  // of those, by a line
+    bool writing = false;
+    bool over = false;
+  };
+
+  static void write_out(State& state);
+  static bool write_whole(int fd, std::string_view text);
+
+  std::shared_ptr<State> state_;
+};
+
+/// Call once, before the first line.
 void set_up_log(LogLevel level);
 void set_log_level(LogLevel level);
+/// Returns when everything was written, or the time has passed. Not while clients are served.
+void wait_for_log(std::chrono::milliseconds time);
+std::uint64_t log_lines_dropped();
 
 }  // namespace stepstash::daemon

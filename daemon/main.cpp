@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <optional>
@@ -30,6 +31,14 @@ void raise_descriptor_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+/// However main() ends, its last lines are read, if anybody reads them.
+struct LogEnd {
+  LogEnd() = default;
+  LogEnd(const LogEnd&) = delete;
+  LogEnd& operator=(const LogEnd&) = delete;
+  ~LogEnd() { stepstash::daemon::wait_for_log(std::chrono::seconds(2)); }
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -50,6 +59,7 @@ int main(int argc, char** argv) {
   ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(2), not the end
   raise_descriptor_limit();
   set_up_log(command.reading->config.log_level);
+  const LogEnd log_end;
   for (const std::string& line : command.reading->warnings) spdlog::warn("{}", line);
 
   Config config = std::move(command.reading->config);

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "daemon/log.hpp"
+
 namespace stepstash::daemon {
 namespace {
 
@@ -38,6 +40,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
   const shm::Heap& heap = segment.heap();
   const Store::Counters& store = services.store.counters();
   const Flusher::Counters& flushes = services.flusher.counters();
+  const persist::BackingStore::Files& files = services.flusher.files();
   const shm::PinRegistry::Views views = segment.pins().views();
   const std::vector<std::string> damaged = services.store.damaged();
   const nlohmann::ordered_json json = {
@@ -89,7 +92,14 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"flushed_bytes", flushes.flushed_bytes},
       {"last_flush_seconds", seconds(flushes.last_duration)},
       {"last_flush_error", flushes.last_error},
-      {"database", {{"size_bytes", database.size_bytes()}, {"commits", database.commit_count()}}},
+      {"database",
+       {{"size_bytes", files.bytes},
+        {"commits", database.commit_count()},
+        {"log_bytes", files.log_bytes},
+        {"log_held_bytes", files.log_held_bytes},
+        {"in_place", files.in_place},
+        {"seen_seconds_ago", seconds(services.flusher.files_age())}}},
+      {"log_lines_dropped", log_lines_dropped()},
       {"last_recovery",
        {{"entries_kept", startup.entries_kept},
         {"entries_loaded", startup.entries_loaded},

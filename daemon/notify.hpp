@@ -1,7 +1,10 @@
 /// What systemd is told, and what it hands over (sd_notify(3), sd_listen_fds(3)). Without systemd all of it is nothing.
+///
+/// Nothing here waits: where the manager does not read, what it has to know is told later, and the rest is left out.
 #pragma once
 
 #include <chrono>
+#include <deque>
 #include <optional>
 #include <string>
 
@@ -18,6 +21,7 @@ class Notifier {
   void stopping(const std::string& status);
   void status(const std::string& text);  ///< sent only when it differs from the last
   void alive();                          ///< feeds the watchdog
+  void catch_up();                       ///< tells what could not be told before; call it now and then
   /// How often alive() is due: half of what the unit asks for; nullopt without a watchdog.
   std::optional<std::chrono::microseconds> watchdog_interval() const noexcept { return watchdog_; }
 
@@ -25,7 +29,12 @@ class Notifier {
   static UniqueFd listening_socket();
 
  private:
+  bool send(const std::string& message);
+  void send_later(std::string message);
+
   std::optional<std::chrono::microseconds> watchdog_;
+  UniqueFd socket_;
+  std::deque<std::string> later_;  // in this order, and before anything else
   std::string last_status_;
 };
 

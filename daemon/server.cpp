@@ -42,12 +42,22 @@ constexpr auto kFinalFlush = 60s;
 /// Peers that were refused and have not hung up yet. Beyond that the one refused first is cut off: a flood of them must
 /// not cost more descriptors than this.
 constexpr std::size_t kMostRefusing = 256;
+/// Of one user: what comes beyond is told why and closed at once, and takes no time from others who are refused.
+constexpr std::size_t kMostRefusingOfOne = 64;
+/// Connections are accepted for this long before others have the loop: so fast that a flood of them empties the queue,
+/// in which everybody else waits, too, more often than it fills it.
+constexpr auto kAcceptSlice = 200us;
+/// Clients that go have the tick come early. This much of it is their share of the loop.
+constexpr auto kEarlyTick = 5ms;
+constexpr int kEarlyTickPause = 9;
 /// What so few connections leave behind is not worth giving back.
 constexpr std::size_t kFewConnections = 256;
 /// Kept in the tmpfs for pin pages: with /dev/shm full so many more clients can come, to free something.
 constexpr std::uint64_t kPageReserve = 64 * shm::kPageBytes;
 /// After a connection could not be accepted.
 constexpr auto kAcceptPause = 100ms;
+/// So long a start waits until what it had to say was written; longer, and it is nobody's to wait for.
+constexpr auto kStartLines = 200ms;
 /// Of what was set aside at the start; `stats` has the number.
 constexpr std::size_t kLinesLogged = 1000;
 /// So soon a new database that is found damaged is not replaced once more: that is a broken disk.
@@ -241,6 +251,7 @@ Configured<> Server::open_segment_and_store() {
     }
     spdlog::error("set aside: {}", startup_.set_aside[i]);
   }
+  wait_for_log(kStartLines);  // what is told here only may be all that is left of a value
   if (startup_.segment->bytes() != config_.segment_size) {
     spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is made anew", name,
                  format_size(startup_.segment->bytes()), format_size(config_.segment_size));
@@ -260,7 +271,7 @@ Configured<> Server::open_segment_and_store() {
     STEPSTASH_CRASH_POINT("daemon.server.commit_count.stored");
   }
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
-  services_->stats = [this] { return stats(); };
+  services_->stats.make = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
   store_->shed_set = [this] { return shed(next_set_, [](Connection& connection) { return connection.shed_set(); }); };
   services_->free_page = [this] { return free_page(); };
@@ -361,6 +372,7 @@ int Server::run() {
   asio::co_spawn(
       loop_, [this] { return keep_time(); }, kOrDie);
   asio::co_spawn(loop_, all, kOrDie);
+  wait_for_log(kStartLines);
   notifier_.ready(status_line());
   loop_.run();
   return exit_status_;
@@ -371,10 +383,14 @@ awaitable<void> Server::accept() {
     boost::system::error_code error;
     Connection::Socket socket(loop_);
     co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
-    if (!error && !stopping_) {
+    const TimePoint pause = std::chrono::steady_clock::now() + kAcceptSlice;
+    while (!error && !stopping_) {
       greet(std::move(socket));
-      continue;
+      if (std::chrono::steady_clock::now() >= pause) break;
+      socket = Connection::Socket(loop_);
+      acceptor_.accept(socket, error);
     }
+    if (!stopping_ && (!error || error == asio::error::would_block || error == asio::error::try_again)) continue;
     if (stopping_ || error == asio::error::operation_aborted) break;
     spdlog::warn("cannot accept a connection: {}", error.message());
     if (error == boost::system::errc::too_many_files_open ||
@@ -396,7 +412,9 @@ awaitable<void> Server::refuse_without_descriptors() {
   if (!error) {
     asio::co_spawn(
         loop_,
-        [this, socket] { return refuse(socket, Errc::too_many, "the daemon has no descriptors left (LimitNOFILE)"); },
+        [this, socket] {
+          return refuse(socket, ::geteuid(), Errc::too_many, "the daemon has no descriptors left (LimitNOFILE)");
+        },
         kOrDie);
   } else if (fd >= 0) {
     ::close(fd);
@@ -426,8 +444,8 @@ void Server::greet(Connection::Socket socket) {
     auto refused = std::make_shared<Connection::Socket>(std::move(socket));
     asio::co_spawn(
         loop_,
-        [this, refused, why, right] {
-          return refuse(refused, right == Right::none ? Errc::not_permitted : Errc::too_many, why);
+        [this, refused, uid, why, right] {
+          return refuse(refused, uid, right == Right::none ? Errc::not_permitted : Errc::too_many, why);
         },
         kOrDie);
     return;
@@ -439,19 +457,25 @@ void Server::greet(Connection::Socket socket) {
 }
 
 /// Says why, and waits for the peer to have read it (kFarewell). Costs no connection of those that are counted.
-awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, Errc code, std::string why) {
+awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, uid_t uid, Errc code, std::string why) {
   if (stopping_) co_return;
   ++refused_;
   boost::system::error_code ignored;
+  std::vector<std::byte> frame;
+  const protocol::Reply reply = protocol::Failure{code, std::move(why)};
+  protocol::encode(reply, frame);
+  (void)::send(socket->native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (const auto of_one = refusing_per_user_.find(uid);
+      of_one != refusing_per_user_.end() && of_one->second >= kMostRefusingOfOne) {
+    socket->close(ignored);
+    co_return;
+  }
   if (refusing_.size() >= kMostRefusing) {
     refusing_.front()->close(ignored);
     refusing_.pop_front();
   }
   refusing_.push_back(socket);
-  std::vector<std::byte> frame;
-  const protocol::Reply reply = protocol::Failure{code, std::move(why)};
-  protocol::encode(reply, frame);
-  (void)::send(socket->native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  ++refusing_per_user_[uid];
   asio::steady_timer timer(loop_, kFarewell);
   timer.async_wait([socket](const boost::system::error_code& error) {
     boost::system::error_code closing;
@@ -460,6 +484,7 @@ awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, Errc 
   co_await drain(*socket);
   socket->close(ignored);
   refusing_.remove(socket);
+  if (--refusing_per_user_[uid] == 0) refusing_per_user_.erase(uid);
 }
 
 awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
@@ -525,16 +550,17 @@ awaitable<void> Server::keep_time() {
   const auto watchdog = notifier_.watchdog_interval();
   auto next_alive = next_prune;
   while (!tick_.gone()) {
+    const auto now = std::chrono::steady_clock::now();
     store_->maintain();
     give_back_memory();
     keep_pages();
-    const auto now = std::chrono::steady_clock::now();
     if (now >= next_prune) {
       // On its own: millions of entries take a while, and the watchdog waits for nobody.
       asio::co_spawn(
           loop_, [this] { return store_->prune_expired(); }, kOrDie);
       next_prune = now + config_.prune_interval;
     }
+    notifier_.catch_up();
     if (now >= next_status && !stopping_) {
       notifier_.status(status_line());
       next_status = now + 1s;
@@ -543,7 +569,13 @@ awaitable<void> Server::keep_time() {
       notifier_.alive();
       next_alive = now + *watchdog;
     }
-    co_await tick_.sleep_until(now + kTick);
+    // Those who go wake it early; with thousands of clients it looks at thousands of pages, so not for each of them.
+    const auto done = std::chrono::steady_clock::now();
+    const auto next = now + kTick;
+    const auto early =
+        std::min(next, done + std::max<std::chrono::nanoseconds>(kEarlyTick, kEarlyTickPause * (done - now)));
+    co_await tick_.sleep_until(next);
+    while (!tick_.gone() && std::chrono::steady_clock::now() < early) co_await tick_.sleep_until(early);
   }
 }
 

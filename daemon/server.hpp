@@ -58,7 +58,7 @@ class Server {
 
   awaitable<void> accept();
   awaitable<void> refuse_without_descriptors();
-  awaitable<void> refuse(std::shared_ptr<Connection::Socket> socket, Errc code, std::string why);
+  awaitable<void> refuse(std::shared_ptr<Connection::Socket> socket, uid_t uid, Errc code, std::string why);
   void greet(Connection::Socket socket);
   awaitable<void> serve(std::shared_ptr<Connection> connection);
   awaitable<void> keep_time();
@@ -99,6 +99,7 @@ class Server {
   std::unique_ptr<Services> services_;
   std::list<std::weak_ptr<Connection>> connections_;
   std::list<std::shared_ptr<Connection::Socket>> refusing_;  // told why, and not gone yet
+  std::map<uid_t, std::size_t> refusing_per_user_;
   std::map<uid_t, std::uint32_t> per_user_;
   std::size_t open_connections_ = 0;
   std::size_t most_connections_ = 0;  // since the allocator gave memory back last

@@ -346,7 +346,7 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
 }
 
 /// Not where what is evicted could not be brought back.
-bool Store::may_evict() const { return !database_.unusable() && !flusher_.database_damaged() && database_.in_place(); }
+bool Store::may_evict() const { return !database_.unusable() && !flusher_.database_damaged() && flusher_.in_place(); }
 
 bool Store::free_pages(std::uint64_t bytes, bool give_back) {
   const bool evicted = evict_some(bytes);

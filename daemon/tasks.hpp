@@ -18,6 +18,8 @@
 #include <list>
 #include <type_traits>
 
+#include "daemon/turns.hpp"
+
 namespace stepstash::daemon {
 
 namespace asio = boost::asio;
@@ -52,6 +54,8 @@ awaitable<std::invoke_result_t<Work>> run_on(asio::thread_pool& pool, Work work)
 class Waiter {
  public:
   explicit Waiter(asio::io_context& loop) : timer_(loop) {}
+  /// Of somebody who shares the loop with others: its turns are those of `uid`.
+  Waiter(asio::io_context& loop, Turns& turns, uid_t uid) : timer_(loop), turns_(&turns), uid_(uid) {}
 
   /// Ends the wait under way and all later ones: whoever waits gives up.
   void hang_up() {
@@ -68,9 +72,18 @@ class Waiter {
     co_await timer_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
   }
   void wake() { timer_.cancel(); }
+  /// Lets others have the loop, and goes on when it is this one's turn.
+  awaitable<void> yield() {
+    if (turns_ != nullptr) co_return co_await turns_->next(uid_);
+    co_await asio::post(timer_.get_executor(), asio::use_awaitable);
+  }
+  /// 0 for the daemon itself.
+  uid_t uid() const noexcept { return uid_; }
 
  private:
   asio::steady_timer timer_;
+  Turns* turns_ = nullptr;
+  uid_t uid_ = 0;
   bool gone_ = false;
 };
 

@@ -1,8 +1,10 @@
 /// What the daemon needs of a database, and the seam through which tests inject faults.
 ///
 /// Facts travel one way, in batches, from the segment to here; they come back at a cold start and on reload.
-/// Thread rule: commit, reserve_ids, vacuum and the other writing calls come from one thread (the flusher's);
-/// load_value and load_build may run at the same time on one other thread. Nothing here is called on the Asio loop.
+/// Thread rule: commit, reserve_ids, vacuum, checkpoint and the other writing calls come from one thread (the
+/// flusher's); load_value and load_build may run at the same time on one other thread, and look on a third. A disk
+/// may hang in any of these, so none of them is called on the Asio loop. What does no input or output, and may be
+/// called there, says "any thread". Nothing has a default: a store that stands in for another one hands all of it on.
 #pragma once
 
 #include <cstddef>
@@ -64,9 +66,10 @@ class BackingStore {
   virtual ~BackingStore() = default;
 
   /// Identity of this database, drawn at random when it was made: "clean" in a segment refers to one database only.
+  /// Any thread.
   virtual std::uint64_t store_id() const = 0;
   /// Counts successful commits of this database, ever. A value lower than the segment remembers means that an
-  /// older copy was put back.
+  /// older copy was put back. Any thread.
   virtual std::uint64_t commit_count() const = 0;
 
   /// Writes the batch; on success everything in it survives power loss (synchronous=FULL). Repeating a batch that
@@ -92,7 +95,7 @@ class BackingStore {
   virtual Result<> load_entries(const std::function<bool(const StoredEntry&)>& each) = 0;
   /// Rows that load_entries passed over because they break the contract (a shell can write them), for people: the
   /// first hundred, and how many more.
-  virtual std::vector<std::string> skipped() const { return {}; }
+  virtual std::vector<std::string> skipped() const = 0;
   /// Calls `each` for every build that has entries, in buildid order.
   virtual Result<> load_builds_with_data(const std::function<bool(const StoredBuild&)>& each) = 0;
 
@@ -107,22 +110,31 @@ class BackingStore {
   /// Gives file space back, at most `pages` at a time; returns the pages freed. Called when nothing waits.
   virtual Result<std::uint64_t> vacuum(std::uint64_t pages) = 0;
 
+  /// Moves what it can of a write-ahead log into the database; waits for no reader. Called when nothing else waits.
+  virtual void checkpoint() = 0;
+
+  /// The files as they are now.
+  struct Files {
+    /// What was committed is where the next program will look for it: files can be deleted or replaced while they are
+    /// in use.
+    bool in_place = true;
+    std::uint64_t bytes = 0;      ///< on disk, all of them
+    std::uint64_t log_bytes = 0;  ///< of these the write-ahead log
+    /// Of the log, what the last checkpoint could not move into the database: a reader that has begun before keeps it
+    /// there, and the log grows as long as it does.
+    std::uint64_t log_held_bytes = 0;
+  };
+  virtual Files look() const = 0;
+
   /// When it had been written to last before this program opened it, by the wall clock of then, in seconds since 1970:
-  /// time had come so far, whatever the clock says now. 0: not known.
-  virtual std::int64_t last_written() const { return 0; }
+  /// time had come so far, whatever the clock says now. 0: not known. Any thread.
+  virtual std::int64_t last_written() const = 0;
 
-  /// Why nothing can be read or written here as long as this program runs; no error: it can.
-  virtual std::error_code unusable() const { return {}; }
-
-  /// Whether what was committed is where the next program will look for it: files can be deleted or replaced while they
-  /// are in use. Any thread.
-  virtual bool in_place() const { return true; }
+  /// Why nothing can be read or written here as long as this program runs; no error: it can. Any thread.
+  virtual std::error_code unusable() const = 0;
 
   /// What the last failure was, for people; empty when there has been none. Any thread.
-  virtual std::string last_error() const { return {}; }
-
-  /// Bytes of the database's files on disk.
-  virtual std::uint64_t size_bytes() const = 0;
+  virtual std::string last_error() const = 0;
 };
 
 }  // namespace stepstash::persist

@@ -394,7 +394,8 @@ Result<std::unique_ptr<SqliteStore::WriterStatements>> SqliteStore::set_up_write
     return connection.execute(("PRAGMA " + std::string(name) + "=" + std::to_string(value)).c_str());
   };
   wal_pages_ = static_cast<int>(kTransactionBytes / page_bytes);
-  sqlite3_wal_autocheckpoint(connection.get(), wal_pages_);
+  page_bytes_ = page_bytes;
+  sqlite3_wal_hook(connection.get(), &SqliteStore::on_commit, this);
   STEPSTASH_TRY(pragma("journal_size_limit", kWalKeepBytes));
   // Half a transaction; what does not fit is spilled into the WAL, where it is going anyway.
   STEPSTASH_TRY(connection.execute("PRAGMA cache_size=-8192"));
@@ -508,7 +509,7 @@ bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
   ::unlink(reserve.c_str());
   STEPSTASH_CRASH_POINT("persist.room.reserve_removed");
   // A checkpoint before the file has been made shorter would spend the reserve on growing it.
-  sqlite3_wal_autocheckpoint(writer_.get(), 0);
+  sqlite3_wal_hook(writer_.get(), nullptr, nullptr);
   const auto free_now = [&] {
     if (auto freed = free_pages(kPagesToMakeRoom); !freed) (void)report("making room", freed.error(), writer_);
   };
@@ -521,7 +522,7 @@ bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
     free_now();
   }
   STEPSTASH_CRASH_POINT("persist.room.made");
-  sqlite3_wal_autocheckpoint(writer_.get(), wal_pages_);
+  sqlite3_wal_hook(writer_.get(), &SqliteStore::on_commit, this);
   make_reserve(reserve);
   return committed;
 }
@@ -873,8 +874,7 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
   // The file itself shrinks at the checkpoint. TRUNCATE waits for readers, so only with nothing else to do, and not
   // below what the WAL keeps. A reader in the way (SQLITE_BUSY) is no failure: the next call finds it gone.
   const bool shrink_wal = left == 0 && file_bytes(path_ + "-wal") > kWalKeepBytes;
-  const int code = sqlite3_wal_checkpoint_v2(
-      writer_.get(), "main", shrink_wal ? SQLITE_CHECKPOINT_TRUNCATE : SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+  const int code = checkpoint_now(writer_.get(), shrink_wal ? SQLITE_CHECKPOINT_TRUNCATE : SQLITE_CHECKPOINT_PASSIVE);
   STEPSTASH_CRASH_POINT("persist.vacuum.checkpointed");
   if (code != SQLITE_OK && (code & 0xFF) != SQLITE_BUSY && (code & 0xFF) != SQLITE_LOCKED) return sqlite_error(code);
   return freed;
@@ -890,10 +890,38 @@ bool SqliteStore::checkpoint_fits() {
   return wanted <= have || wanted - have <= room_beside(path_);
 }
 
-std::uint64_t SqliteStore::size_bytes() const {
-  std::uint64_t sum = file_bytes(path_);
-  for (const char* suffix : kCompanions) sum += file_bytes(path_ + suffix);
-  return sum;
+/// SQLite's own way to checkpoint (sqlite3_wal_autocheckpoint) does the same, and does not say what came of it.
+int SqliteStore::on_commit(void* self, sqlite3* connection, const char*, int pages) {
+  auto& store = *static_cast<SqliteStore*>(self);
+  if (pages >= store.wal_pages_) (void)store.checkpoint_now(connection, SQLITE_CHECKPOINT_PASSIVE);
+  return SQLITE_OK;
+}
+
+int SqliteStore::checkpoint_now(sqlite3* connection, int mode) {
+  int pages = 0;
+  int moved = 0;
+  const int code = sqlite3_wal_checkpoint_v2(connection, "main", mode, &pages, &moved);
+  // After an error, or while somebody else is at it, both are -1, or what was done so far.
+  if (pages >= 0 && moved >= 0) {
+    log_held_bytes_ = static_cast<std::uint64_t>(std::max(pages - moved, 0)) * page_bytes_;
+  }
+  return code;
+}
+
+void SqliteStore::checkpoint() {
+  if (!in_place() || !checkpoint_fits()) return;
+  (void)checkpoint_now(writer_.get(), SQLITE_CHECKPOINT_PASSIVE);
+  STEPSTASH_CRASH_POINT("persist.checkpoint.done");
+}
+
+BackingStore::Files SqliteStore::look() const {
+  Files files;
+  files.in_place = in_place();
+  files.log_bytes = file_bytes(path_ + "-wal");
+  files.log_held_bytes = log_held_bytes_;
+  files.bytes = file_bytes(path_);
+  for (const char* suffix : kCompanions) files.bytes += file_bytes(path_ + suffix);
+  return files;
 }
 
 std::string SqliteStore::last_error() const {

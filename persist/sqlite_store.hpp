@@ -1,8 +1,8 @@
 /// BackingStore on one SQLite file (schema.hpp has its tables).
 ///
 /// Two connections: the writer, for every call but two, and a reader for load_value and load_build, which see the last
-/// committed state (WAL) and wait for nobody. Thread rule: that of backing_store.hpp; size_bytes, commit_count,
-/// store_id and last_error may be called from any thread.
+/// committed state (WAL) and wait for nobody. Thread rule: that of backing_store.hpp; look may be called from any
+/// thread.
 ///
 /// Sizes, measured on a 2-core VM with an ext4 virtio disk, SQLite 3.40, values of random bytes, synchronous=FULL
 /// (a 64 MiB value is written twice, to the WAL and to the file; ms, median of 3):
@@ -77,8 +77,6 @@ class SqliteStore final : public BackingStore {
   /// deleted file (Errc::not_durable until the daemon is started again). On a full disk what the batch frees is freed
   /// all the same, with the help of a small file kept for that (`path`-reserve).
   Result<> commit(const Batch& batch) override;
-  /// O(1): two calls of lstat(2).
-  bool in_place() const override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;
   Result<Census> census() override;
   /// No other call to this store from within `each`. Rows that break the contract are skipped, so that one of them does
@@ -90,7 +88,11 @@ class SqliteStore final : public BackingStore {
   Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) override;
   /// Also deletes chunks nobody needs and checkpoints; when nothing is left to do it lets the WAL shrink.
   Result<std::uint64_t> vacuum(std::uint64_t pages) override;
-  std::uint64_t size_bytes() const override;
+  void checkpoint() override;
+  /// O(1): seven calls of stat(2).
+  Files look() const override;
+  std::uint64_t size_bytes() const { return look().bytes; }
+  std::error_code unusable() const override { return {}; }
 
   /// What the last failure was, in SQLite's words; empty when there has been none.
   std::string last_error() const override;
@@ -113,7 +115,10 @@ class SqliteStore final : public BackingStore {
   Result<std::unique_ptr<WriterStatements>> set_up_writer(Connection& connection);
   Result<> replace_writer();
 
+  bool in_place() const;
   Result<> check_files();
+  static int on_commit(void* self, sqlite3* connection, const char* name, int pages);
+  int checkpoint_now(sqlite3* connection, int mode);
   bool make_room(const std::vector<BuildRow>& builds);
   Result<> write_batch(const Batch& batch);
   Result<> put_build(Work& work, const BuildRow& row);
@@ -143,6 +148,8 @@ class SqliteStore final : public BackingStore {
   FileId file_;
   FileId wal_;
   int wal_pages_ = 0;  // at this size the WAL is checkpointed
+  std::uint64_t page_bytes_ = 0;
+  std::atomic<std::uint64_t> log_held_bytes_{0};  // by the last checkpoint
   std::uint64_t store_id_ = 0;
   std::int64_t last_written_ = 0;
   std::atomic<std::uint64_t> commit_count_{0};

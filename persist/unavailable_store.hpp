@@ -4,6 +4,7 @@
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "persist/backing_store.hpp"
 
@@ -26,9 +27,12 @@ class UnavailableStore final : public BackingStore {
   Result<std::optional<StoredBuild>> load_build(BuildId) override { return error_; }
   Result<> load_value(std::uint64_t, std::uint64_t, std::span<std::byte>) override { return error_; }
   Result<std::uint64_t> vacuum(std::uint64_t) override { return error_; }
+  void checkpoint() override {}
+  Files look() const override { return {}; }
+  std::vector<std::string> skipped() const override { return {}; }
+  std::int64_t last_written() const override { return 0; }
   std::error_code unusable() const override { return error_; }
   std::string last_error() const override { return why_; }
-  std::uint64_t size_bytes() const override { return 0; }
 
  private:
   std::error_code error_;

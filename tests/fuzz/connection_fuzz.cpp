@@ -26,7 +26,7 @@ struct Daemon {
     config.ring_size = 64 << 10;
     config.segment_size = Engine::kSegmentBytes;
     config.frame_timeout = 10s;
-    services.stats = [] { return std::string("{}"); };
+    services.stats.make = [] { return std::string("{}"); };
     services.shed_ring = [] { return false; };
     services.free_page = [] { return false; };
   }

@@ -62,7 +62,7 @@ std::string DaemonProcess::program() { return STEPSTASHD_PATH; }
 
 void DaemonProcess::spawn() {
   if (running()) throw std::logic_error("the daemon runs already");
-  const std::string notify_path = directory_.file("notify.sock");
+  const std::string notify_path = this->notify_path();
   ::unlink(notify_path.c_str());
   notify_ = UniqueFd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   sockaddr_un address{};
@@ -110,7 +110,7 @@ void DaemonProcess::spawn() {
     const int null = ::open("/dev/null", O_RDONLY);
     ::dup2(null, 0);
     ::dup2(log.get(), 1);
-    ::dup2(log.get(), 2);
+    ::dup2(stderr_ >= 0 ? stderr_ : log.get(), 2);
     for (int fd = 0; fd <= 2; ++fd) {
       if ((closed_ >> fd & 1U) != 0) ::close(fd);
     }
@@ -153,7 +153,7 @@ bool DaemonProcess::ready_within(std::chrono::nanoseconds time) {
 void DaemonProcess::start() {
   spawn();
   if (wait_ready()) {
-    notify_.reset();  // nobody reads it from here on: a full queue would make the daemon wait
+    if (!unread_notices_) notify_.reset();  // nobody reads it from here on
     return;
   }
   const int status = wait_exit(kExitDeadline);

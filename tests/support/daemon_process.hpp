@@ -73,6 +73,11 @@ class DaemonProcess {
   void limit_descriptors(::rlim_t most) { descriptors_ = most; }
   /// A daemon that is started from now on starts without these: bit n for descriptor n, of 0 to 2.
   void close_standard(unsigned closed) { closed_ = closed; }
+  /// The standard error of a daemon that is started from now on; log() does not have what it writes there.
+  void use_stderr(int fd) { stderr_ = fd; }
+  /// What a daemon says to its service manager from now on is left unread, until it is killed.
+  void leave_notices_unread() { unread_notices_ = true; }
+  std::string notify_path() const { return directory_.file("notify.sock"); }
 
  private:
   void spawn();
@@ -88,6 +93,8 @@ class DaemonProcess {
   bool owns_segment_ = true;
   ::rlim_t descriptors_ = 0;
   unsigned closed_ = 0;
+  int stderr_ = -1;
+  bool unread_notices_ = false;
   pid_t pid_ = -1;
   UniqueFd process_;  // pidfd
   UniqueFd notify_;   // where the daemon says that it is ready

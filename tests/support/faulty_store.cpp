@@ -62,8 +62,60 @@ void FaultyStore::release() {
     const std::lock_guard lock(mutex_);
     blocking_ = false;
     blocking_loads_ = false;
+    hanging_ = false;
   }
   changed_.notify_all();
+}
+
+void FaultyStore::hang() {
+  const std::lock_guard lock(mutex_);
+  hanging_ = true;
+}
+
+void FaultyStore::move_away(bool away) {
+  const std::lock_guard lock(mutex_);
+  away_ = away;
+}
+
+void FaultyStore::pass(std::unique_lock<std::mutex>& lock) const {
+  if (!hanging_) return;
+  ++blocked_;
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return !hanging_; });
+  --blocked_;
+}
+
+void FaultyStore::pass() const {
+  std::unique_lock lock(mutex_);
+  pass(lock);
+}
+
+void FaultyStore::checkpoint() {
+  pass();
+  inner_.checkpoint();
+}
+
+persist::BackingStore::Files FaultyStore::look() const {
+  pass();
+  Files files = inner_.look();
+  const std::lock_guard lock(mutex_);
+  files.in_place = files.in_place && !away_;
+  return files;
+}
+
+Result<persist::BackingStore::Census> FaultyStore::census() {
+  pass();
+  return inner_.census();
+}
+
+Result<> FaultyStore::load_entries(const std::function<bool(const persist::StoredEntry&)>& each) {
+  pass();
+  return inner_.load_entries(each);
+}
+
+Result<> FaultyStore::load_builds_with_data(const std::function<bool(const persist::StoredBuild&)>& each) {
+  pass();
+  return inner_.load_builds_with_data(each);
 }
 
 bool FaultyStore::wait_for_commits(std::uint64_t count, std::chrono::milliseconds deadline) {
@@ -102,6 +154,7 @@ Result<> FaultyStore::commit(const persist::Batch& batch) {
   {
     std::unique_lock lock(mutex_);
     const std::uint64_t number = ++commits_;
+    pass(lock);
     if (blocking_) {
       ++blocked_;
       changed_.notify_all();
@@ -131,8 +184,9 @@ Result<> FaultyStore::commit(const persist::Batch& batch) {
 
 Result<std::uint64_t> FaultyStore::reserve_ids(std::uint64_t count, std::uint64_t at_least) {
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     ++reservations_;
+    pass(lock);
     if (reservation_error_) return *reservation_error_;
   }
   return inner_.reserve_ids(count, at_least);
@@ -140,7 +194,8 @@ Result<std::uint64_t> FaultyStore::reserve_ids(std::uint64_t count, std::uint64_
 
 Result<std::optional<persist::StoredBuild>> FaultyStore::load_build(BuildId build) {
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
+    pass(lock);
     if (load_error_) return *load_error_;
   }
   return inner_.load_build(build);
@@ -150,6 +205,7 @@ Result<> FaultyStore::load_value(std::uint64_t id, std::uint64_t revision, std::
   {
     std::unique_lock lock(mutex_);
     ++loads_;
+    pass(lock);
     if (blocking_loads_) {
       ++blocked_;
       changed_.notify_all();
@@ -163,8 +219,9 @@ Result<> FaultyStore::load_value(std::uint64_t id, std::uint64_t revision, std::
 
 Result<std::uint64_t> FaultyStore::vacuum(std::uint64_t pages) {
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     ++vacuums_;
+    pass(lock);
   }
   return inner_.vacuum(pages);
 }

@@ -37,7 +37,12 @@ class FaultyStore final : public persist::BackingStore {
   void block_commits();
   /// The same for values that are loaded.
   void block_loads();
-  /// True when a commit or a load is stopped there; false when none came within `deadline`.
+  /// Every call that may do input or output stops before it reaches the inner store, as on a disk that hangs, until
+  /// release().
+  void hang();
+  /// Its files are where they belong, or not.
+  void move_away(bool away);
+  /// True when a call is stopped there; false when none came within `deadline`.
   bool wait_until_blocked(std::chrono::milliseconds deadline = std::chrono::seconds(30));
   void release();
   /// True when at least `count` commits have returned, failed ones included; false after `deadline`.
@@ -55,23 +60,28 @@ class FaultyStore final : public persist::BackingStore {
   std::int64_t last_written() const override { return inner_.last_written(); }
   Result<> commit(const persist::Batch& batch) override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;
-  Result<Census> census() override { return inner_.census(); }
-  Result<> load_entries(const std::function<bool(const persist::StoredEntry&)>& each) override {
-    return inner_.load_entries(each);
-  }
+  Result<Census> census() override;
+  Result<> load_entries(const std::function<bool(const persist::StoredEntry&)>& each) override;
   std::vector<std::string> skipped() const override { return inner_.skipped(); }
-  Result<> load_builds_with_data(const std::function<bool(const persist::StoredBuild&)>& each) override {
-    return inner_.load_builds_with_data(each);
-  }
+  Result<> load_builds_with_data(const std::function<bool(const persist::StoredBuild&)>& each) override;
   Result<std::optional<persist::StoredBuild>> load_build(BuildId build) override;
   Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) override;
   Result<std::uint64_t> vacuum(std::uint64_t pages) override;
-  std::uint64_t size_bytes() const override { return inner_.size_bytes(); }
+  void checkpoint() override;
+  Files look() const override;
+  std::error_code unusable() const override { return inner_.unusable(); }
+  std::string last_error() const override { return inner_.last_error(); }
 
  private:
+  /// Waits while the disk hangs. With the lock.
+  void pass(std::unique_lock<std::mutex>& lock) const;
+  void pass() const;
+
   persist::BackingStore& inner_;
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
+  mutable std::condition_variable changed_;
+  bool hanging_ = false;
+  bool away_ = false;
   std::uint64_t fail_at_ = 0;  // number of the commit that fails; 0: none
   std::error_code nth_error_;
   bool landed_ = false;
@@ -81,7 +91,7 @@ class FaultyStore final : public persist::BackingStore {
   std::optional<std::error_code> reservation_error_;
   bool blocking_ = false;
   bool blocking_loads_ = false;
-  std::uint64_t blocked_ = 0;  // commits and loads stopped now
+  mutable std::uint64_t blocked_ = 0;  // calls stopped now
   std::uint64_t commits_ = 0;
   std::uint64_t returned_ = 0;
   std::uint64_t failed_ = 0;

@@ -126,11 +126,13 @@ Result<> MemoryStore::load_value(std::uint64_t id, std::uint64_t revision, std::
 
 Result<std::uint64_t> MemoryStore::vacuum(std::uint64_t) { return std::uint64_t{0}; }
 
-std::uint64_t MemoryStore::size_bytes() const {
+persist::BackingStore::Files MemoryStore::look() const {
   const std::lock_guard lock(mutex_);
-  std::uint64_t sum = 0;
-  for (const auto& [id, row] : rows_) sum += row.value.size() + row.entry.name.size() + row.entry.source.size();
-  return sum;
+  Files files;
+  for (const auto& [id, row] : rows_) {
+    files.bytes += row.value.size() + row.entry.name.size() + row.entry.source.size();
+  }
+  return files;
 }
 
 void MemoryStore::erase(std::uint64_t id) {

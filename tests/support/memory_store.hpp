@@ -32,7 +32,11 @@ class MemoryStore final : public persist::BackingStore {
   Result<std::optional<persist::StoredBuild>> load_build(BuildId build) override;
   Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) override;
   Result<std::uint64_t> vacuum(std::uint64_t pages) override;
-  std::uint64_t size_bytes() const override;
+  std::vector<std::string> skipped() const override { return {}; }
+  void checkpoint() override {}
+  Files look() const override;
+  std::error_code unusable() const override { return {}; }
+  std::string last_error() const override { return {}; }
 
  private:
   struct Row {

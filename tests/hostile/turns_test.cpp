@@ -1,0 +1,115 @@
+// One user's requests, however many and however dear, and another user who is served all the while: how long a set of
+// the second takes, quiet and not, in one run. The figures are printed.
+#include "tests/hostile/flood.hpp"
+#include "tests/hostile/siege.hpp"
+#include "tests/protocol/samples.hpp"
+
+using namespace stepstash;
+using namespace stepstash::test;
+
+namespace {
+
+constexpr uid_t kReader = 60'001;
+constexpr uid_t kWriter = 60'002;
+constexpr uid_t kNobody = 60'003;
+constexpr auto kPhase = 2s;
+
+boost::test_tools::assertion_result root(boost::unit_test::test_unit_id) {
+  boost::test_tools::assertion_result is(::geteuid() == 0);
+  is.message() << "only root can be other users";
+  return is;
+}
+
+std::string text(const protocol::Request& request) {
+  const auto bytes = protocol::frame_of(request);
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+/// A siege by other users, who may connect.
+struct Crowd : Siege {
+  explicit Crowd(std::vector<std::string> options = {}) : Siege(with_users(std::move(options))) {
+    std::filesystem::permissions(daemon.directory().path(), std::filesystem::perms{0755});
+    BOOST_TEST_MESSAGE("quiet: " << Latency::of(client, kPhase));
+  }
+  static std::vector<std::string> with_users(std::vector<std::string> options) {
+    options.insert(options.begin(), {"--socket-mode=0666", "--read-users=60001", "--write-users=60002",
+                                     "--max-connections-per-user=1200"});
+    return options;
+  }
+  /// With so many connections of `uid` that each say `again` all the time.
+  void endure(const char* what, uid_t uid, std::size_t count, const protocol::Request& again) {
+    Flood flood(daemon.socket(), uid, count, text(protocol::Hello{}), text(again));
+    const Latency latency = Latency::of(client, kPhase);
+    BOOST_TEST_MESSAGE(what << ", " << count << " connections: " << latency);
+    BOOST_TEST(latency.worst < 1e6 * std::chrono::duration<double>(kServedWithin).count(), what << ": " << latency);
+    flood.end();
+    BOOST_TEST(eventually([&] { return figure(client, "connections") <= before().connections + 2; }));
+  }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(hostile_turns, *boost::unit_test::precondition(root))
+
+BOOST_AUTO_TEST_CASE(who_asks_for_figures_all_the_time_keeps_nobody_waiting) {
+  Crowd crowd;
+  crowd.endure("stats", kReader, 100, protocol::Stats{});
+  crowd.endure("stats", kReader, 1000, protocol::Stats{});
+  crowd.lift();
+}
+
+BOOST_AUTO_TEST_CASE(whatever_one_asks_for_all_the_time_another_is_served) {
+  Crowd crowd;
+  for (int i = 0; i < 1000; ++i) crowd.client.set(49, std::string(200, 'n') + std::to_string(i), "v");
+  crowd.endure("list", kReader, 1000, protocol::List{49, std::nullopt, 0});
+  crowd.endure("flush", kReader, 1000, protocol::Flush{1000});
+  crowd.endure("wait for what is set all the time", kReader, 1000, protocol::Wait{50, "latency", 1000});
+  crowd.endure("sets", kWriter, 300, protocol::Set{params_of(48, "mine"), {}});
+  crowd.endure("durable sets", kWriter, 300, [] {
+    protocol::SetParams params = params_of(48, "mine");
+    params.durable = true;
+    return protocol::Set{params, {}};
+  }());
+  crowd.lift();
+}
+
+BOOST_AUTO_TEST_CASE(who_comes_and_goes_all_the_time_keeps_nobody_waiting) {
+  Crowd crowd;
+  protocol::Hello attach;
+  attach.attach = true;
+  for (const bool allowed : {true, false}) {
+    const Signal there;
+    std::vector<std::unique_ptr<Child>> processes;
+    for (int i = 0; i < 2; ++i) {
+      processes.push_back(std::make_unique<Child>([&] {
+        become(allowed ? kReader : kNobody);
+        const std::string hello = text(attach);
+        std::vector<int> open(500, -1);  // they stay for a while, those beyond what one may have are refused
+        for (std::size_t n = 0;; ++n) {
+          int& place = open[n % open.size()];
+          if (place >= 0) ::close(place);
+          place = connect_to(crowd.daemon.socket());
+          if (place >= 0) (void)::send(place, hello.data(), hello.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+          if (n == open.size()) there.raise();
+        }
+        return 0;
+      }));
+    }
+    for (std::size_t i = 0; i < processes.size(); ++i) BOOST_REQUIRE(there.wait());
+    const Latency latency = Latency::of(crowd.client, kPhase);
+    BOOST_TEST_MESSAGE((allowed ? "attaching" : "refused") << " all the time: " << latency);
+    BOOST_TEST(latency.worst < 1e6 * std::chrono::duration<double>(Siege::kServedWithin).count(), latency);
+    // Who comes is served, too, behind all who came before.
+    for (int i = 0; i < 5; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      Client newcomer(crowd.daemon.socket());
+      newcomer.set(50, "latency", "value");
+      BOOST_TEST((std::chrono::steady_clock::now() - start < 5 * Siege::kServedWithin));
+    }
+    processes.clear();
+    BOOST_TEST(eventually([&] { return figure(crowd.client, "connections") <= crowd.before().connections + 2; }));
+  }
+  crowd.lift();
+}
+
+BOOST_AUTO_TEST_SUITE_END()
