@@ -82,6 +82,18 @@ std::vector<Finding> diagnose(const std::string& stats) {
     found.push_back({"views hold " + of(retired, heap) + " bytes of values that were replaced or deleted",
                      "some process never releases its views; \"open_views\" counts them"});
   }
+  const std::uint64_t bytes = number(segment, "total_bytes");
+  const std::uint64_t tmpfs = number(segment, "tmpfs_bytes");  // 0: it has no bound
+  const std::uint64_t room = number(segment, "backed_bytes") + number(segment, "tmpfs_free_bytes");
+  const char* const enlarge =
+      "enlarge it (mount -o remount,size=; for a container --shm-size), or make the segment smaller (segment_size)";
+  if (tmpfs > 0 && tmpfs < bytes) {
+    found.push_back(
+        {"the tmpfs that the segment lies in is smaller than the segment: " + of(tmpfs, bytes) + " bytes", enlarge});
+  } else if (tmpfs > 0 && room < bytes) {
+    found.push_back(
+        {"others fill the tmpfs that the segment lies in: it can have " + of(room, bytes) + " bytes", enlarge});
+  }
   return found;
 }
 

@@ -36,13 +36,13 @@ Verdict verdict_of(int code) noexcept {
     case STEPSTASH_EDEADLINE:
       return {kTryLater, "; try later, or with a longer --timeout"};
     case STEPSTASH_EFULL:
-      return {kTryLater, "; try later, prune, or give the daemon a larger --segment-size"};
+      return {kTryLater, "; try later, or prune"};
     case STEPSTASH_ENOMEM:
       return {kTryLater, ""};
     case STEPSTASH_ELIMIT:
       return {kTryLater, "; try later"};
     case STEPSTASH_ETOOLARGE:
-      return {kCannotCreate, "; give the daemon a larger --segment-size"};
+      return {kCannotCreate, ""};
     case STEPSTASH_EPERM:
       return {kNotPermitted, ""};
     case STEPSTASH_ECORRUPT:

@@ -33,6 +33,9 @@ constexpr std::size_t kIdleBuffer = 4096;
 constexpr auto kStagedIdle = 5min;
 /// How often a set that waits for a ring looks whether somebody keeps one for nothing.
 constexpr auto kRingPause = 100ms;
+/// How long somebody who attaches waits for the page that he needs, on a full tmpfs: Hello names no deadline, and a
+/// client's usual one is 10 s.
+constexpr auto kPagePatience = 2s;
 constexpr std::uint32_t kDefaultDeadlineMs = 10'000;
 
 TimePoint deadline_after(std::uint32_t ms) {
@@ -346,7 +349,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   protocol::HelloOk ok;
   ok.segment_id = segment.header().segment_id;
   ok.segment_bytes = segment.bytes();
-  ok.max_value_bytes = segment.max_value_bytes();
+  ok.max_value_bytes = services_.store.max_value_bytes();
   ok.server_version = STEPSTASH_VERSION;
   if (!hello.attach) co_return co_await send(protocol::Reply(ok));
   if (hello.resume_page != 0 && hello.resume_segment == ok.segment_id &&
@@ -378,9 +381,12 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   };
   auto page = create();
   // Whoever comes to free something when the tmpfs is full needs a page, too (I9).
-  while (!page && page.error() == std::errc::no_space_on_device && !waiter_.gone() &&
-         (services_.free_page() || services_.store.made_room_in_tmpfs(page.error(), shm::kPageBytes))) {
-    co_await asio::post(services_.loop, asio::use_awaitable);
+  const TimePoint patience = std::chrono::steady_clock::now() + kPagePatience;
+  while (!page && page.error() == std::errc::no_space_on_device) {
+    if (!services_.free_page()) {
+      auto again = co_await services_.store.wait_for_pages(page.error(), shm::kPageBytes, waiter_, patience);
+      if (!again) break;
+    }
     page = create();
   }
   if (!page) {
@@ -486,10 +492,7 @@ awaitable<bool> Connection::on_pieces() {
   std::uint64_t received = staged_->received;
   if (!staged_->failure) {
     auto job = [this]() { return copy_pieces(); };
-    Result<> copied = co_await run_on(services_.copiers, job);
-    while (!copied && services_.store.made_room_in_tmpfs(copied.error(), total)) {
-      copied = co_await run_on(services_.copiers, job);
-    }
+    const Result<> copied = co_await with_pages(job, staged_->draft, received + total);
     if (!copied) staged_->failure = failure(copied.error(), received + total);
   }
   for (const protocol::Piece& piece : pieces_) {
@@ -512,6 +515,27 @@ awaitable<bool> Connection::on_pieces() {
   pieces_.clear();
   busy_ = false;
   co_return co_await write_out();
+}
+
+/// Runs `job` on a copier's thread, and again after each time that it found no pages for the first `bytes` bytes of
+/// `draft`, until it has them.
+template <class Job>
+awaitable<Result<>> Connection::with_pages(Job job, OwnedDraft& draft, std::uint64_t bytes) {
+  const Staged& staged = *staged_;
+  const std::uint64_t length = staged.length == protocol::kUnknownLength ? bytes : staged.length;
+  const TimePoint deadline = growth_deadline();
+  for (;;) {
+    const Result<> done = co_await run_on(services_.copiers, job);
+    services_.store.promise_pages(draft, length);
+    if (done) co_return success();
+    auto again = co_await services_.store.wait_for_pages(done.error(), 0, waiter_, deadline);
+    if (!again) co_return again.error();
+  }
+}
+
+/// A set that keeps room does not wait for more for ever, whatever its client said.
+TimePoint Connection::growth_deadline() const {
+  return std::min(deadline_after(staged_->params.deadline_ms), std::chrono::steady_clock::now() + kStagedIdle);
 }
 
 /// On a copier's thread, while the coroutine waits.
@@ -545,15 +569,17 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   Staged& staged = *staged_;
   if (needed <= staged.draft->capacity) co_return success();
   const std::uint64_t doubled =
-      std::min(std::max(needed, 2 * staged.draft->capacity), services_.segment.max_value_bytes());
+      std::min(std::max(needed, 2 * staged.draft->capacity), services_.store.max_value_bytes());
   if (needed > doubled) co_return Errc::too_large;
+  const TimePoint deadline = growth_deadline();
   auto extended = services_.store.extend(staged.draft, doubled);
-  if (!extended) co_return extended.error();
+  while (!extended) {
+    auto again = co_await services_.store.wait_for_pages(extended.error(), shm::kPageBytes, waiter_, deadline);
+    if (!again) co_return again.error();
+    extended = services_.store.extend(staged.draft, doubled);
+  }
   STEPSTASH_CRASH_POINT("daemon.staged.room.extended");
   if (extended.value()) co_return success();
-  // A set that keeps room does not wait for more for ever, whatever its client said.
-  const TimePoint deadline =
-      std::min(deadline_after(staged.params.deadline_ms), std::chrono::steady_clock::now() + kStagedIdle);
   auto larger = co_await services_.store.reserve(staged.params, doubled, waiter_, deadline);
   if (!larger && needed < doubled) {
     larger = co_await services_.store.reserve(staged.params, needed, waiter_, deadline);
@@ -566,7 +592,7 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
                 staged.received);
     return success();
   };
-  const Result<> copied = co_await run_on(services_.copiers, job);
+  const Result<> copied = co_await with_pages(job, to, staged.received);
   if (!copied) co_return copied.error();
   STEPSTASH_CRASH_POINT("daemon.staged.value.moved");
   staged.draft = std::move(to);
@@ -583,12 +609,17 @@ awaitable<protocol::Reply> Connection::on_commit() {
         Errc::invalid_argument,
         fmt::format("{} bytes came of a value that was announced with {}", staged.received, staged.length)};
   }
-  if (auto reserved = services_.segment.reserve(*staged.draft, staged.received); !reserved) {
-    co_return failure(reserved.error(), staged.received);
+  const TimePoint deadline = deadline_after(staged.params.deadline_ms);
+  for (;;) {
+    const auto reserved = services_.segment.reserve(*staged.draft, staged.received);
+    services_.store.promise_pages(staged.draft, staged.received);
+    if (reserved) break;
+    auto again = co_await services_.store.wait_for_pages(reserved.error(), 0, waiter_, deadline);
+    if (!again) co_return failure(again.error(), staged.received);
   }
   STEPSTASH_CRASH_POINT("daemon.staged.commit.due");
   auto done = co_await services_.store.commit(staged.params, std::move(staged.draft), staged.received,
-                                              staged.hash.digest(), waiter_, deadline_after(staged.params.deadline_ms));
+                                              staged.hash.digest(), waiter_, deadline);
   if (!done) co_return failure(done.error(), staged.received);
   co_return done.value();
 }

@@ -120,6 +120,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   awaitable<bool> on_set_begin(protocol::SetBegin begin);
   bool next_is_piece(std::size_t at) const noexcept;
   awaitable<bool> on_pieces();
+  template <class Job>
+  awaitable<Result<>> with_pages(Job job, OwnedDraft& draft, std::uint64_t bytes);
+  TimePoint growth_deadline() const;
   Result<> copy_pieces();
   bool give_up_set();
   awaitable<Result<>> grow(std::uint64_t needed);

@@ -257,6 +257,13 @@ Configured<> Server::open_segment_and_store() {
                  format_size(startup_.segment->bytes()), format_size(config_.segment_size));
   }
   shm::Writer& segment = *startup_.segment;
+  const shm::Heap::FileSystem tmpfs = segment.heap().file_system();
+  if (tmpfs.bounded() && tmpfs.total < segment.bytes()) {
+    spdlog::warn(
+        "the tmpfs {} of {} bytes is smaller than the segment of {} bytes: values are evicted when it is full. Enlarge "
+        "it (mount -o remount,size=; for a container --shm-size), or set a smaller segment_size",
+        config_.segment_directory, tmpfs.total, segment.bytes());
+  }
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
   flusher_->on_damaged_database = [this](const std::string& damage) { start_over(damage); };
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_,

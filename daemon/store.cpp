@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <cstring>
+#include <unordered_set>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
@@ -48,6 +49,10 @@ constexpr auto kRekeyPause = std::chrono::milliseconds(100);
 constexpr int kRekeyPauseTimes = 20;
 /// Steps of eviction that a small value takes before others have the loop.
 constexpr int kStepsAtOnce = 4;
+/// How often those who wait for room look for themselves.
+constexpr std::chrono::milliseconds kLookAgain{50};
+
+constexpr const char* kEnlargeTmpfs = "enlarge it (mount -o remount,size=; for a container --shm-size)";
 
 bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
 
@@ -63,7 +68,8 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
       clock_(clock),
       limits_(limits),
       start_on_boot_clock_(clock.boot_time()),
-      wall_at_start_(clock.wall_seconds()) {
+      wall_at_start_(clock.wall_seconds()),
+      tmpfs_(segment.heap().file_system()) {
   if (const std::int64_t written = database.last_written(); written != 0) {
     wall_at_start_ = std::min(wall_at_start_, written);
   }
@@ -294,12 +300,7 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
   for (std::size_t i = best.first; i < best.second && done < at_once; ++i) {
     Node* node = window[i].node;
     if (node == nullptr) continue;
-    const shm::Entry& entry = segment_.entry_at(node->block);
-    const bool resident = entry.value_offset != 0;
-    auto moved = resident ? segment_.evict(entry) : segment_.move_record(entry);
-    if (!moved) break;
-    STEPSTASH_CRASH_POINT("daemon.clear.entry.moved");
-    note_moved(*node, *moved.value(), /*evicted=*/resident);
+    if (!move_away(*node)) break;
     ++done;
   }
   segment_.reclaim_new();
@@ -307,15 +308,94 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
   return done > 0 || slab_moved ? Cleared::ahead : Cleared::unchanged;
 }
 
+bool Store::move_away(Node& node) {
+  const shm::Entry& entry = segment_.entry_at(node.block);
+  const bool resident = entry.value_offset != 0;
+  auto moved = resident ? segment_.evict(entry) : segment_.move_record(entry);
+  if (!moved) return false;
+  STEPSTASH_CRASH_POINT("daemon.clear.entry.moved");
+  note_moved(node, *moved.value(), /*evicted=*/resident);
+  return true;
+}
+
+bool Store::clear_granules() {
+  const auto start = clock_.monotonic();
+  if (start < next_granules_) return false;
+  constexpr std::uint64_t kGranule = shm::Heap::kGranule;
+  struct Granule {
+    std::uint64_t at = 0;
+    std::uint64_t bytes = 0;  // of records
+    std::vector<std::pair<Node*, shm::Offset>> records;
+  };
+  std::unordered_map<std::uint64_t, Granule> found;
+  std::unordered_set<std::uint64_t> stays;
+  const shm::BlockSet& pinned = segment_.pinned_now();
+  segment_.for_each_block([&](shm::Offset at, std::uint64_t size, bool free) {
+    if (free) return;
+    Node* node = catalog_.at_block(at);
+    const bool record = node != nullptr && !pinned.contains(at) && segment_.entry_at(at).value_offset == 0;
+    // Granules within a block hold nothing else.
+    for (const std::uint64_t number : {at / kGranule, (at + size - 1) / kGranule}) {
+      if (!record) {
+        stays.insert(number);
+        continue;
+      }
+      Granule& granule = found[number];
+      granule.at = number * kGranule;
+      if (!granule.records.empty() && granule.records.back().first == node) continue;
+      granule.bytes += size;
+      granule.records.emplace_back(node, at);
+    }
+  });
+  std::vector<Granule*> cheapest;
+  for (auto& [number, granule] : found) {
+    if (!stays.contains(number)) cheapest.push_back(&granule);
+  }
+  std::sort(cheapest.begin(), cheapest.end(),
+            [](const Granule* a, const Granule* b) { return std::pair(a->bytes, a->at) < std::pair(b->bytes, b->at); });
+  const std::uint64_t free_before = segment_.heap().file_system().free;
+  std::uint64_t bytes = 0;
+  std::size_t count = 0;
+  std::size_t records = 0;
+  while (count < cheapest.size() && records < kClearAtOnce) {
+    bytes += cheapest[count]->bytes;
+    records += cheapest[count]->records.size();
+    ++count;
+  }
+  if (count > 1 && bytes < (count - 1) * kGranule) {
+    bool room = true;
+    for (std::size_t i = 0; i < count && room; ++i) {
+      segment_.keep_clear(cheapest[i]->at, cheapest[i]->at + kGranule);
+      for (const auto& [node, at] : cheapest[i]->records) {
+        if (node->block == at) room = room && move_away(*node);  // else it went with the granule before
+      }
+    }
+    segment_.keep_clear(0, 0);
+    segment_.reclaim_new();
+    given_back_ += segment_.heap().punch(clock_.monotonic(), kPunchAtOnce);
+  }
+  const bool gained = segment_.heap().file_system().free > free_before;
+  const auto now = clock_.monotonic();
+  if (!gained) next_granules_ = now + kWalkPause * (now - start);
+  return gained;
+}
+
 Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::string_view source,
                                     std::uint64_t length) {
   std::uint64_t wanted = length;
+  const bool large = length >= shm::kPageAlignedFrom;
   const auto attempt = [&]() -> Result<shm::Draft> {
     if (auto room = segment_.make_room(build, name); !room) {
       wanted = std::max(length, 2 * segment_.index().slots() * sizeof(shm::Slot));
       return room.error();
     }
-    return segment_.draft(name, source, length);
+    // A value finds room where the segment and its tmpfs both have it; memory that was used before lacks nothing. Asked
+    // before: what draft() reserves would be given back, and reserved, again and again.
+    const std::uint64_t unreserved = segment_.unreserved_for(name, source, length);
+    const std::uint64_t lacking = unreserved == 0 ? 0 : lacking_pages(unreserved);
+    if (lacking == 0) return segment_.draft(name, source, length);
+    wanted = lacking;
+    return std::make_error_code(std::errc::no_space_on_device);
   };
   // A full tmpfs is a full segment: what is evicted gives its pages back.
   const auto full = [](const Result<shm::Draft>& draft) {
@@ -328,7 +408,6 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
     const std::uint64_t block = shm::round_up(wanted, shm::kPageBytes) + 2 * shm::kPageBytes;
     const bool scattered = draft.error() == Errc::segment_full && segment_.heap().free_bytes() >= block;
     // A small value is not worth a walk over all blocks while something can be evicted.
-    const bool large = wanted >= shm::kPageAlignedFrom;
     if (large && scattered) {
       if (const Cleared cleared = clear_run(block); cleared != Cleared::unchanged) return cleared == Cleared::ahead;
     }
@@ -336,8 +415,7 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
     return !large && scattered && clear_run(block) == Cleared::ahead;
   };
   // For a large value others have the loop after each step.
-  for (int steps = wanted >= shm::kPageAlignedFrom ? 1 : kStepsAtOnce; steps > 0 && full(draft) && make_way();
-       --steps) {
+  for (int steps = large ? 1 : kStepsAtOnce; steps > 0 && full(draft) && make_way(); --steps) {
     draft = attempt();
   }
   // What was not worth a scan is worth it where nothing else helps.
@@ -349,15 +427,51 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
 bool Store::may_evict() const { return !database_.unusable() && !flusher_.database_damaged() && flusher_.in_place(); }
 
 bool Store::free_pages(std::uint64_t bytes, bool give_back) {
-  const bool evicted = evict_some(bytes);
-  if (evicted) segment_.reclaim_new();
-  // Also where nothing can be evicted: what was freed a moment ago has pages still, and may lie elsewhere.
-  const bool given_back = give_back && segment_.heap().punch(clock_.monotonic(), std::max(bytes, kPunchAtOnce)) > 0;
-  return evicted || given_back;
+  const auto punch = [this] {
+    const std::uint64_t given = segment_.heap().punch(clock_.monotonic(), kPunchAtOnce);
+    given_back_ += given;
+    return given;
+  };
+  // First what was freed a moment ago: it has pages still, and may lie elsewhere.
+  const std::uint64_t given = give_back ? punch() : 0;
+  if (given >= bytes) return true;
+  if (!evict_some(bytes - given)) return (give_back && clear_granules()) || given > 0;
+  segment_.reclaim_new();
+  if (give_back) punch();
+  return true;
 }
 
-bool Store::made_room_in_tmpfs(std::error_code error, std::uint64_t bytes) {
-  return error == std::errc::no_space_on_device && free_pages(bytes, /*give_back=*/true);
+std::uint64_t Store::lacking_pages(std::uint64_t bytes) const noexcept {
+  const shm::Heap::FileSystem now = segment_.heap().file_system();
+  const std::uint64_t needed = promised_pages_ + bytes;
+  return now.bounded() && needed > now.free ? needed - now.free : 0;
+}
+
+awaitable<Result<>> Store::wait_for_pages(std::error_code error, std::uint64_t bytes, Waiter& waiter,
+                                          TimePoint deadline) {
+  if (error != std::errc::no_space_on_device) co_return error;
+  // Where nothing is lacking any more, another was faster, or something else is the matter: that takes its time.
+  const std::uint64_t lacking = lacking_pages(bytes);
+  const bool way_was_made = lacking > 0 && free_pages(lacking, /*give_back=*/true);
+  co_return co_await wait_for_room(error, way_was_made, waiter, deadline);
+}
+
+awaitable<Result<>> Store::wait_for_room(std::error_code why, bool way_was_made, Waiter& waiter, TimePoint deadline) {
+  if (waiter.gone() || expired(deadline)) co_return why;
+  if (way_was_made) {  // let others have the loop, then go on
+    co_await asio::post(loop_, asio::use_awaitable);
+    co_return success();
+  }
+  if (why == Errc::too_many) {  // the index has no slot for this key until maintain() allows it another table
+    co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
+    co_return success();
+  }
+  if (why != Errc::dirty_limit && shed_set && shed_set()) co_return success();
+  flusher_.kick();
+  // Retired blocks come free without notice when readers let go, and pages when others leave the tmpfs: look again by
+  // the clock, too.
+  co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kLookAgain));
+  co_return success();
 }
 
 awaitable<Result<OwnedDraft>> Store::find_room(BuildId build, std::string_view name, std::string_view source,
@@ -365,34 +479,26 @@ awaitable<Result<OwnedDraft>> Store::find_room(BuildId build, std::string_view n
                                                TimePoint deadline) {
   for (;;) {
     std::error_code why = Errc::dirty_limit;
+    const std::uint64_t before = way_made();
     // One value may exceed the limit when nothing else waits: it could never be set otherwise.
     if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
-      const std::uint64_t way_made = counters_.evictions + counters_.moves;
       auto draft = try_draft(build, name, source, length);
-      if (draft) co_return OwnedDraft(segment_, draft.value());
+      if (draft) {
+        OwnedDraft found(segment_, draft.value());
+        promise_pages(found, length);
+        co_return found;
+      }
       why = draft.error();
-      if (waiter.gone() || expired(deadline)) co_return why;
-      if (why == Errc::too_many) {  // the index has no slot for this key until maintain() allows it another table
-        co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
-        continue;
-      }
-      if (counters_.evictions + counters_.moves != way_made) {  // progress: let others have the loop, then go on
-        co_await asio::post(loop_, asio::use_awaitable);
-        continue;
-      }
-      if (shed_set && shed_set()) continue;
     }
-    if (waiter.gone() || expired(deadline)) co_return why;
-    flusher_.kick();
-    // Retired blocks come free without notice when readers let go: look again by the clock, too.
-    co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + std::chrono::milliseconds(50)));
+    auto again = co_await wait_for_room(why, way_made() != before, waiter, deadline);
+    if (!again) co_return again.error();
   }
 }
 
 awaitable<Result<OwnedDraft>> Store::reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
                                              TimePoint deadline) {
   if (auto ok = check(params); !ok) co_return ok.error();
-  if (length > segment_.max_value_bytes()) co_return Errc::too_large;
+  if (length > max_value_bytes()) co_return Errc::too_large;
   auto draft = co_await find_room(params.build, params.name, params.source, length, length, waiter, deadline);
   if (draft) draft.value().count_in(staged_bytes_);
   co_return draft;
@@ -450,12 +556,17 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
 awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& params, OwnedDraft draft,
                                                  std::uint64_t length, std::uint64_t value_hash, Waiter& waiter,
                                                  TimePoint deadline) {
-  std::uint64_t place = 0;
-  // Others may have taken the slots since the draft was made.
-  while (current(params.build, params.name) == nullptr && !waiter.gone() && !expired(deadline)) {
-    if (auto room = segment_.make_room(params.build, params.name); room || room.error() != Errc::too_many) break;
-    co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
+  // The slot for a new name: others may have taken the one that was there when room was found.
+  while (current(params.build, params.name) == nullptr) {
+    const auto slot = segment_.make_room(params.build, params.name);
+    if (slot) break;
+    const std::uint64_t before = way_made();
+    const std::uint64_t table = 2 * segment_.index().slots() * sizeof(shm::Slot);
+    if (slot.error() != Errc::too_many) free_pages(table, slot.error() != Errc::segment_full);
+    auto again = co_await wait_for_room(slot.error(), way_made() != before, waiter, deadline);
+    if (!again) co_return again.error();
   }
+  std::uint64_t place = 0;
   auto entry = publish(params, std::move(draft), length, value_hash, place);
   if (!entry) {
     if (BuildState* build = catalog_.find_build(params.build)) release_build_if_idle(*build);
@@ -476,13 +587,12 @@ awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params,
   auto draft = co_await reserve(params, value.size(), waiter, deadline);
   if (!draft) co_return draft.error();
   for (;;) {
-    auto reserved = segment_.reserve(*draft.value(), value.size());
+    const auto reserved = segment_.reserve(*draft.value(), value.size());
     if (reserved) break;
-    if (waiter.gone() || expired(deadline) || !made_room_in_tmpfs(reserved.error(), value.size())) {
-      co_return reserved.error();
-    }
-    co_await asio::post(loop_, asio::use_awaitable);
+    auto again = co_await wait_for_pages(reserved.error(), 0, waiter, deadline);
+    if (!again) co_return again.error();
   }
+  promise_pages(draft.value(), value.size());
   const std::span<std::byte> room = segment_.value_bytes(*draft.value());
   if (!value.empty()) std::memcpy(room.data(), value.data(), value.size());
   STEPSTASH_CRASH_POINT("daemon.set.copied");
@@ -525,7 +635,9 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
     const auto failure = load_failures_.find(id);
     if (failure != load_failures_.end()) {
       const std::error_code error = failure->second;
-      co_return error;
+      // Others took the pages meanwhile: that is no answer before the deadline of the one who asks.
+      auto again = co_await wait_for_pages(error, length, waiter, deadline);
+      if (!again) co_return again.error();
     }
   }
 }
@@ -554,10 +666,7 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
     if (shm::hash_bytes(bytes) != facts.value_hash) return Errc::corrupt_value;
     return success();
   };
-  Result<> loaded = co_await run_on(loader_, job);
-  while (!loaded && !stopping_ && made_room_in_tmpfs(loaded.error(), facts.length)) {
-    loaded = co_await run_on(loader_, job);
-  }
+  const Result<> loaded = co_await run_on(loader_, job);
   Node* node = catalog_.find(id);  // it may have been dropped or set again meanwhile
   const bool current = node != nullptr && !node->build->dropped(id) &&
                        segment_.entry_at(node->block).revision == facts.revision &&
@@ -570,6 +679,8 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
     --evicted_;
     ++counters_.reloads;
     damaged_.erase(id);
+  } else if (!loaded && loaded.error() == std::errc::no_space_on_device) {
+    load_failures_[id] = loaded.error();  // those who asked wait for pages (load)
   } else if (!loaded && current) {
     // A row that is gone, though nobody deleted it, is damage as much as bytes that changed.
     const bool gone = loaded.error() == Errc::not_found;
@@ -835,6 +946,7 @@ void Store::maintain() {
     next_rekey_ =
         now + std::max<std::chrono::nanoseconds>(kRekeyPause, kRekeyPauseTimes * segment_.index().last_rekey());
   }
+  tmpfs_ = segment_.heap().file_system();
   if (loaded_.empty()) load_failures_.clear();
   if (merging_ == 0 && now >= ask_again_) {
     ask_again_ = now + std::chrono::seconds(1);
@@ -877,11 +989,18 @@ void Store::on_damaged(Node& node) {
   release_build_if_idle(build);
 }
 
+std::uint64_t Store::max_value_bytes() const noexcept {
+  return tmpfs_.bounded() ? segment_.max_value_bytes_on(tmpfs_.total) : segment_.max_value_bytes();
+}
+
 std::string Store::explain(std::error_code error, std::uint64_t length) const {
   const shm::Heap& heap = segment_.heap();
   const Flusher::Counters& flushes = flusher_.counters();
   std::string text = error.message();
-  if (error == Errc::too_large) {
+  if (error == Errc::too_large && max_value_bytes() < segment_.max_value_bytes()) {
+    text += fmt::format(": {} bytes, and the tmpfs {} of {} bytes holds values up to {}; {}", length,
+                        segment_.directory(), tmpfs_.total, max_value_bytes(), kEnlargeTmpfs);
+  } else if (error == Errc::too_large) {
     text += fmt::format(": {} bytes, and a segment of {} bytes holds values up to {}; enlarge it (--segment-size)",
                         length, segment_.bytes(), segment_.max_value_bytes());
   } else if (error == Errc::segment_full || error == Errc::dirty_limit) {
@@ -892,7 +1011,7 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
         flusher_.dirty_values(), limits_.max_dirty, staged_bytes_);
     if (segment_.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment_.retired_bytes());
     if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
-    text += "; prune, enlarge the segment, or try again later";
+    text += "; prune, enlarge the segment (--segment-size), or try again later";
   } else if (error == Errc::not_durable) {
     text = flushes.last_error.empty() ? "the database has not committed it before the deadline" : flushes.last_error;
     text += "; what was set stays set, and is written when the database takes it";
@@ -904,7 +1023,14 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
     text += fmt::format(": {} of {} builds; finish and prune some, or enlarge the segment", segment_.builds(),
                         segment_.builds_capacity());
   } else if (error == std::errc::no_space_on_device) {
-    text += ": the file system of the shared memory has no room for the value";
+    text += fmt::format(
+        ": {} bytes wanted, and of the {} bytes of the tmpfs {} {} are free and {} are promised to sets under way; the "
+        "segment has {} of its {}; {} bytes in {} values wait for the database",
+        length, tmpfs_.total, segment_.directory(), tmpfs_.free, promised_pages_, heap.backed_bytes(), segment_.bytes(),
+        flusher_.dirty_bytes(), flusher_.dirty_values());
+    if (segment_.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment_.retired_bytes());
+    if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
+    text += fmt::format("; prune, try again later, or {}", kEnlargeTmpfs);
   }
   return text;
 }

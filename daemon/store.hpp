@@ -27,6 +27,35 @@
 
 namespace stepstash::daemon {
 
+/// An amount that counts in a sum while this lives.
+class Share {
+ public:
+  Share() = default;
+  Share(Share&& other) noexcept : sum_(std::exchange(other.sum_, nullptr)), amount_(std::exchange(other.amount_, 0)) {}
+  Share& operator=(Share&& other) noexcept {
+    if (this != &other) {
+      reset();
+      sum_ = std::exchange(other.sum_, nullptr);
+      amount_ = std::exchange(other.amount_, 0);
+    }
+    return *this;
+  }
+  ~Share() { reset(); }
+  void set(std::uint64_t& sum, std::uint64_t amount) noexcept {
+    reset();
+    sum_ = &sum;
+    amount_ = amount;
+    sum += amount;
+  }
+  void reset() noexcept {
+    if (sum_ != nullptr) *std::exchange(sum_, nullptr) -= std::exchange(amount_, 0);
+  }
+
+ private:
+  std::uint64_t* sum_ = nullptr;
+  std::uint64_t amount_ = 0;
+};
+
 /// A block for a value in the making; discarded unless it was published. Loop's thread only.
 class OwnedDraft {
  public:
@@ -35,15 +64,15 @@ class OwnedDraft {
   OwnedDraft(OwnedDraft&& other) noexcept
       : segment_(std::exchange(other.segment_, nullptr)),
         draft_(other.draft_),
-        sum_(std::exchange(other.sum_, nullptr)),
-        counted_(std::exchange(other.counted_, 0)) {}
+        staged_(std::move(other.staged_)),
+        promised_(std::move(other.promised_)) {}
   OwnedDraft& operator=(OwnedDraft&& other) noexcept {
     if (this != &other) {
       reset();
       segment_ = std::exchange(other.segment_, nullptr);
       draft_ = other.draft_;
-      sum_ = std::exchange(other.sum_, nullptr);
-      counted_ = std::exchange(other.counted_, 0);
+      staged_ = std::move(other.staged_);
+      promised_ = std::move(other.promised_);
     }
     return *this;
   }
@@ -54,30 +83,27 @@ class OwnedDraft {
   shm::Draft* operator->() noexcept { return &draft_; }
   shm::Draft release() noexcept {
     segment_ = nullptr;
-    uncount();
+    staged_.reset();
+    promised_.reset();
     return draft_;
   }
   void reset() noexcept {
     if (segment_ != nullptr) std::exchange(segment_, nullptr)->discard(draft_);
-    uncount();
+    staged_.reset();
+    promised_.reset();
   }
   /// Has its capacity, as it is now, counted in `sum` while it lives.
-  void count_in(std::uint64_t& sum) noexcept {
-    uncount();
-    sum_ = &sum;
-    counted_ = draft_.capacity;
-    sum += counted_;
+  void count_in(std::uint64_t& sum) noexcept { staged_.set(sum, draft_.capacity); }
+  /// Has the pages that the first `bytes` bytes of its value lack now counted in `sum` while it lives.
+  void promise(std::uint64_t& sum, std::uint64_t bytes) noexcept {
+    promised_.set(sum, segment_->unreserved_bytes(draft_, std::min(bytes, draft_.capacity)));
   }
 
  private:
-  void uncount() noexcept {
-    if (sum_ != nullptr) *std::exchange(sum_, nullptr) -= std::exchange(counted_, 0);
-  }
-
   shm::Writer* segment_ = nullptr;
   shm::Draft draft_;
-  std::uint64_t* sum_ = nullptr;
-  std::uint64_t counted_ = 0;
+  Share staged_;
+  Share promised_;
 };
 
 /// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it.
@@ -110,8 +136,9 @@ class Store {
 
   // ---- setting ----
 
-  /// Finds room for a value of `length` bytes, waiting for evictions and flushes until `deadline`. The block is not
-  /// reserved yet. Errors: invalid_argument, too_large (at once), segment_full, dirty_limit, condition_failed.
+  /// Finds room for a value of `length` bytes, waiting for evictions and flushes until `deadline`. The tmpfs has the
+  /// pages for it beyond what other sets were promised, but they are not reserved yet. Errors: invalid_argument,
+  /// too_large (at once), segment_full, ENOSPC, dirty_limit, condition_failed.
   awaitable<Result<OwnedDraft>> reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
                                         TimePoint deadline);
   /// Makes the draft larger where it is; false when there is no room behind it.
@@ -126,8 +153,12 @@ class Store {
   awaitable<Result<protocol::SetOk>> set(const protocol::SetParams& params, std::span<const std::byte> value,
                                          Waiter& waiter, TimePoint deadline);
 
-  /// After reserving a draft's pages met `error`: evicts and gives pages back if that can help, false if not.
-  bool made_room_in_tmpfs(std::error_code error, std::uint64_t bytes);
+  /// After reserving pages met `error`: waits until it is worth trying again, as a set waits for room in the segment:
+  /// what is clean is evicted, pages go back, the flusher is kicked. `bytes`: what the tmpfs lacks besides what drafts
+  /// were promised. Errors: `error`, where it is not ENOSPC, at the deadline, and when the client is gone.
+  awaitable<Result<>> wait_for_pages(std::error_code error, std::uint64_t bytes, Waiter& waiter, TimePoint deadline);
+  /// Counts the pages that the first `length` bytes of a draft's value still lack as promised to it.
+  void promise_pages(OwnedDraft& draft, std::uint64_t length) { draft.promise(promised_pages_, length); }
 
   // ---- reading ----
 
@@ -169,6 +200,10 @@ class Store {
 
   std::uint64_t resident_values() const noexcept { return catalog_.nodes().size() - evicted_; }
   std::uint64_t evicted_values() const noexcept { return evicted_; }
+  /// The longest value that there could be room for.
+  std::uint64_t max_value_bytes() const noexcept;
+  /// What the segment's tmpfs had at the last tick.
+  const shm::Heap::FileSystem& tmpfs() const noexcept { return tmpfs_; }
   /// Bytes that sets under way have reserved.
   std::uint64_t staged_bytes() const noexcept { return staged_bytes_; }
   const Limits& limits() const noexcept { return limits_; }
@@ -198,11 +233,26 @@ class Store {
     unchanged,  // there is a run, but nothing in it went
   };
   Cleared clear_run(std::uint64_t bytes);
+  /// No value can be evicted, and records lie scattered, each of which keeps a granule's pages: moves records together,
+  /// a bounded part of them at a time. False where the tmpfs gets nothing of it. O(blocks), and after it was in vain
+  /// not tried again at once.
+  bool clear_granules();
+  /// Evicts the entry's value, or moves its record, to where keep_clear() allows; false where there is no room for the
+  /// record.
+  bool move_away(Node& node);
   /// The entry is this record now: its value was evicted, or it made way for another.
   void note_moved(Node& node, const shm::Entry& record, bool evicted);
   bool may_evict() const;
-  /// Evicts and reclaims; with `give_back` the pages return to the tmpfs. False when nothing can go.
+  /// Evicts and reclaims, a bounded part of it at a time; with `give_back` pages return to the tmpfs, first those of
+  /// memory that is free anyway. False when nothing can go.
   bool free_pages(std::uint64_t bytes, bool give_back);
+  /// Bytes that the tmpfs lacks for `bytes` more besides what drafts were promised.
+  std::uint64_t lacking_pages(std::uint64_t bytes) const noexcept;
+  /// The one way to wait for room, after a try that failed with `why`: returns when it is worth trying again, at once
+  /// where `way_was_made`. Errors: `why`, at the deadline and when the client is gone.
+  awaitable<Result<>> wait_for_room(std::error_code why, bool way_was_made, Waiter& waiter, TimePoint deadline);
+  /// Changes with everything that makes room.
+  std::uint64_t way_made() const noexcept { return counters_.evictions + counters_.moves + given_back_; }
   Result<const shm::Entry*> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
                                     std::uint64_t value_hash, std::uint64_t& place);
   awaitable<std::uint64_t> drop_entries(BuildId build);
@@ -257,8 +307,12 @@ class Store {
   std::uint64_t staged_bytes_ = 0;
   std::chrono::nanoseconds next_hints_{0};
   std::chrono::nanoseconds next_scan_{0};
+  std::uint64_t promised_pages_ = 0;  // bytes that drafts lack, in whole granules
+  std::uint64_t given_back_ = 0;      // bytes, to make room for something
+  shm::Heap::FileSystem tmpfs_;
   std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for
   std::uint64_t walked_for_ = 0;
+  std::chrono::nanoseconds next_granules_{0};  // clear_granules's walk
   Counters counters_;
   std::map<std::uint64_t, std::string> damaged_;  // by id, until it is set anew or deleted
 };

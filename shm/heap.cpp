@@ -1,6 +1,8 @@
 #include "shm/heap.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
 
 #include <algorithm>
 #include <vector>
@@ -198,6 +200,34 @@ Result<> Heap::reserve(Offset block, std::uint64_t bytes) {
   return reserve_range(block, std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), end_));
 }
 
+std::uint64_t Heap::unreserved_bytes(Offset block, std::uint64_t bytes) const noexcept {
+  const Offset end = std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), end_);  // as reserve() does
+  std::uint64_t missing = 0;
+  for (std::size_t granule = block / kGranule; granule <= (end - 1) / kGranule; ++granule) {
+    // Relaxed: a figure. Who is to touch the pages reserves them.
+    if (backing_[granule].load(std::memory_order_relaxed) != Backing::reserved) missing += kGranule;
+  }
+  return missing;
+}
+
+std::uint64_t Heap::unreserved_for(std::uint64_t bytes) const noexcept {
+  const auto fit = by_size_.lower_bound({round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign), 0});
+  return fit == by_size_.end() ? 0 : unreserved_bytes(fit->second, bytes);
+}
+
+Heap::FileSystem Heap::file_system() const noexcept {
+  struct statfs status {};
+  if (::fstatfs(fd_, &status) != 0 || status.f_blocks == 0) return {};  // no blocks: a tmpfs without a bound
+  const auto block = static_cast<std::uint64_t>(status.f_bsize);
+  return {status.f_blocks * block, status.f_bavail * block};
+}
+
+std::uint64_t Heap::backed_bytes() const noexcept {
+  constexpr std::uint64_t kStatBlock = 512;  // what st_blocks counts, whatever the file system's blocks
+  struct stat status {};
+  return ::fstat(fd_, &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * kStatBlock : 0;
+}
+
 void Heap::shrink(Offset block, std::uint64_t bytes) noexcept {
   const std::uint64_t keep = round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign);
   const std::uint64_t size = block_bytes(block);
@@ -255,11 +285,12 @@ void Heap::free(Offset block) noexcept {
 
 std::uint64_t Heap::punch(std::chrono::nanoseconds idle_since, std::uint64_t limit) noexcept {
   std::uint64_t given = 0;
-  for (const auto& [at, run] : by_offset_) {
-    if (given >= limit) break;
-    if (run.freed_at > idle_since) continue;
+  // Shorter runs have no whole granule, and there may be very many of them.
+  for (auto run = by_size_.rbegin(); run != by_size_.rend() && run->first >= kGranule && given < limit; ++run) {
+    const auto& [size, at] = *run;
+    if (by_offset_.at(at).freed_at > idle_since) continue;
     // Whole granules behind the run's header page; what is cut off at the ends is under two granules.
-    for (Offset from = round_up(at + sizeof(BlockHeader), kGranule); from + kGranule <= at + run.size && given < limit;
+    for (Offset from = round_up(at + sizeof(BlockHeader), kGranule); from + kGranule <= at + size && given < limit;
          from += kGranule) {
       auto& backing = backing_[from / kGranule];
       if (backing.load(std::memory_order_relaxed) == Backing::hole) continue;  // relaxed: free runs are this thread's

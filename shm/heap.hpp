@@ -49,6 +49,11 @@ class Heap {
   /// that touching them cannot raise SIGBUS. Pages reserved before cost nothing. O(pages). Errors: ENOSPC.
   Result<> reserve(Offset block, std::uint64_t bytes);
   Result<> reserve(Offset block) { return reserve(block, block_bytes(block)); }
+  /// Bytes that reserve() of the same would have to ask the tmpfs for, at most: where an attach has not looked for
+  /// pages they count as missing. O(granules).
+  std::uint64_t unreserved_bytes(Offset block, std::uint64_t bytes) const noexcept;
+  /// The same for the block that allocate() would give out now; 0 where there is none. O(log runs + granules).
+  std::uint64_t unreserved_for(std::uint64_t bytes) const noexcept;
 
   /// As allocate(), but from the end of a run as high up as can be found at once, and with its pages reserved. For what
   /// stays long and lies apart from values. O(log runs), but for those a full tmpfs has no pages for.
@@ -72,10 +77,21 @@ class Heap {
   void free(Offset block) noexcept;
 
   /// Gives the pages of runs that have been free since before `idle_since` back to the system, at most `limit` bytes of
-  /// them, and returns how many. O(runs + pages).
+  /// them, the longest runs first, and returns how many. O(runs of at least a granule + pages).
   std::uint64_t punch(std::chrono::nanoseconds idle_since, std::uint64_t limit) noexcept;
   /// What punch() compares with; set it once in a while. CLOCK_MONOTONIC.
   void set_now(std::chrono::nanoseconds now) noexcept { now_ = now; }
+
+  /// What the file system of the segment has. Zeros where it has no bound, or does not tell.
+  struct FileSystem {
+    std::uint64_t total = 0;
+    std::uint64_t free = 0;
+    bool bounded() const noexcept { return total != 0; }
+  };
+  /// One system call, which does not block on a tmpfs.
+  FileSystem file_system() const noexcept;
+  /// Bytes of the whole segment that have pages. One system call.
+  std::uint64_t backed_bytes() const noexcept;
 
   std::uint64_t capacity() const noexcept { return end_ - begin_; }
   std::uint64_t free_bytes() const noexcept { return free_bytes_; }

@@ -224,7 +224,7 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     STEPSTASH_TRY(writer->heap_.format());
     STEPSTASH_TRY(writer->index_.format(std::max(bytes / kBytesPerSlot, kMinSlots)));
     for (std::uint64_t i = builds; i-- > 0;) writer->free_builds_.push_back(build_table(writer->mapping_.data()) + i);
-    writer->keep_slab();
+    (void)writer->keep_slab();
     STEPSTASH_CRASH_POINT("shm.segment.create.complete");
     return writer;
   };
@@ -423,7 +423,7 @@ Result<> Writer::recover(Recovery& recovery) {
     if (auto record = mark_lost(entry_at(block)); !record) erase(entry_at(block));
     STEPSTASH_CRASH_POINT("shm.recover.damaged_value.marked_lost");
   }
-  keep_slab();
+  (void)keep_slab();
   return success();
 }
 
@@ -496,13 +496,28 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
 
 // ---- entries -------------------------------------------------------------------------------------------------------
 
+namespace {
+
+/// What a block takes for this entry: its value may have to be moved up to the next page.
+std::uint64_t block_bytes_for(std::string_view name, std::string_view source, std::uint64_t length) noexcept {
+  return round_up(sizeof(Entry) + name.size() + source.size(), kBlockAlign) + length +
+         (length >= kPageAlignedFrom ? kPageBytes : 0);
+}
+
+}  // namespace
+
+std::uint64_t Writer::unreserved_for(std::string_view name, std::string_view source,
+                                     std::uint64_t length) const noexcept {
+  return length > max_value_bytes() ? 0 : heap_.unreserved_for(block_bytes_for(name, source, length));
+}
+
 Result<Draft> Writer::draft(std::string_view name, std::string_view source, std::uint64_t length) {
   const std::uint64_t head = round_up(sizeof(Entry) + name.size() + source.size(), kBlockAlign);
   const bool page_aligned = length >= kPageAlignedFrom;
   if (length > max_value_bytes()) return Errc::segment_full;  // keeps the sums below from overflowing
   // Without room for a record nothing could be evicted any more: that comes before any value.
-  if (!keep_slab()) return Errc::segment_full;
-  const Offset block = STEPSTASH_TRY(heap_.allocate(head + length + (page_aligned ? kPageBytes : 0)));
+  STEPSTASH_TRY(keep_slab());
+  const Offset block = STEPSTASH_TRY(heap_.allocate(block_bytes_for(name, source, length)));
   Draft made;
   made.block = block;
   const Offset value = page_aligned ? round_up(block + head, kPageBytes) : block + head;
@@ -587,7 +602,7 @@ Result<const Entry*> Writer::publish_record_of(const Entry& entry, EntryState st
 /// Records are cut off one slab after another, so that the few bytes that stay of an evicted value do not lie scattered
 /// where large values could.
 Result<Offset> Writer::allocate_record(std::uint64_t bytes) {
-  keep_slab();
+  (void)keep_slab();
   const std::uint64_t left = slab_bytes();
   if (left == bytes) return std::exchange(slab_, 0);
   if (left > bytes) {
@@ -598,25 +613,30 @@ Result<Offset> Writer::allocate_record(std::uint64_t bytes) {
   return heap_.allocate_high(bytes);
 }
 
-/// Sees to it that the slab has room for a record of the largest kind; false when there is no run for another slab.
-bool Writer::keep_slab() noexcept {
+/// Sees to it that the slab has room for a record of the largest kind. Errors: those of Heap::allocate_high, when there
+/// is no run for another slab.
+Result<> Writer::keep_slab() noexcept {
   const std::uint64_t left = slab_bytes();
-  if (left >= kLargestRecord) return true;
+  if (left >= kLargestRecord) return success();
+  std::error_code why = Errc::segment_full;
   for (std::uint64_t bytes = kSlabBytes; bytes >= kLargestRecord; bytes /= 2) {
     auto slab = heap_.allocate_high(bytes);
-    if (!slab) continue;
+    if (!slab) {
+      why = slab.error();
+      continue;
+    }
     if (slab_ != 0) heap_.free(slab_);
     slab_ = slab.value();
-    return true;
+    return success();
   }
-  return false;
+  return why;
 }
 
 bool Writer::keep_clear(Offset begin, Offset end) noexcept {
   heap_.keep_clear(begin, end);
   if (slab_ == 0 || slab_ >= end || slab_ + slab_bytes() <= begin) return false;
   heap_.free(std::exchange(slab_, 0));
-  return keep_slab();
+  return keep_slab().has_value();
 }
 
 void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const {
@@ -657,6 +677,13 @@ std::uint64_t Writer::max_value_bytes() const noexcept {
   return heap_.capacity() > taken ? heap_.capacity() - taken : 0;
 }
 
+std::uint64_t Writer::max_value_bytes_on(std::uint64_t total) const noexcept {
+  // Pages come in whole granules: two are cut by the value's ends, one holds the end of the table, two the slab. The
+  // rest is for pin pages and what is kept for them.
+  const std::uint64_t taken = header().heap_offset + 3 * heap_.block_bytes(index_.table_block()) + 8 * Heap::kGranule;
+  return std::min(max_value_bytes(), total > taken ? total - taken : 0);
+}
+
 // ---- reclaiming ----------------------------------------------------------------------------------------------------
 
 void Writer::retire(Offset block) {
@@ -693,7 +720,7 @@ std::uint64_t Writer::reclaim(bool all) {
   due_blocks_ = 16 + 8 * pins_.pages();
   due_bytes_ = retired_bytes_ + heap_.capacity() / 64;
   const std::uint64_t bytes = heap_.free_bytes() - before;
-  if (bytes > 0) keep_slab();
+  if (bytes > 0) (void)keep_slab();
   return bytes;
 }
 

@@ -95,6 +95,12 @@ class Writer {
   /// Reserves the pages of the record and of the value's first `bytes` bytes: 1 ms and more per MiB where they are new,
   /// and allowed on any thread. Errors: ENOSPC.
   Result<> reserve(const Draft& draft, std::uint64_t bytes);
+  /// Bytes that the tmpfs has to have for draft() and reserve() of the whole value, at most. O(log runs + granules).
+  std::uint64_t unreserved_for(std::string_view name, std::string_view source, std::uint64_t length) const noexcept;
+  /// Bytes that reserve() of the same would ask the tmpfs for, at most. O(granules).
+  std::uint64_t unreserved_bytes(const Draft& draft, std::uint64_t bytes) const noexcept {
+    return heap_.unreserved_bytes(draft.block, draft.value_offset + bytes);
+  }
   /// Where the draft's value goes. Only what reserve() has covered may be touched.
   std::span<std::byte> value_bytes(const Draft& draft) const noexcept;
   /// Lengthens a draft in place when the room behind it is free. reserve() again.
@@ -199,6 +205,10 @@ class Writer {
   std::uint64_t bytes() const noexcept { return mapping_.size(); }
   /// The longest value that an otherwise empty segment could hold.
   std::uint64_t max_value_bytes() const noexcept;
+  /// The same for a tmpfs of `total` bytes that has nothing but this segment.
+  std::uint64_t max_value_bytes_on(std::uint64_t total) const noexcept;
+  /// Where its object lies.
+  const std::string& directory() const noexcept { return directory_.path(); }
   PinRegistry& pins() noexcept { return pins_; }
   const PinRegistry& pins() const noexcept { return pins_; }
   /// A read-only descriptor of the segment, an open of its own, to be passed to a client.
@@ -208,7 +218,7 @@ class Writer {
   Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
   Result<> recover(Recovery& recovery);
   bool former_table(Offset block, const DataMap& pages) const noexcept;
-  bool keep_slab() noexcept;
+  Result<> keep_slab() noexcept;
   Result<Offset> allocate_record(std::uint64_t bytes);
   Result<const Entry*> publish_record_of(const Entry& entry, EntryState state);
   void retire(Offset block);

@@ -52,6 +52,18 @@ BOOST_AUTO_TEST_CASE(what_a_daemon_says_does_not_command_the_terminal) {
   BOOST_TEST(says(stats, "\\xe2\\x80\\xae\\x1b"));
 }
 
+BOOST_AUTO_TEST_CASE(a_tmpfs_that_cannot_give_the_segment_its_size_is_a_finding) {
+  BOOST_TEST(says(R"({"segment":{"total_bytes":1000,"tmpfs_bytes":900,"tmpfs_free_bytes":900,"backed_bytes":0}})",
+                  "smaller than the segment: 900 of 1000"));
+  BOOST_TEST(says(R"({"segment":{"total_bytes":1000,"tmpfs_bytes":9000,"tmpfs_free_bytes":300,"backed_bytes":600}})",
+                  "900 of 1000"));
+  BOOST_TEST(diagnose(R"({"segment":{"total_bytes":1000,"tmpfs_bytes":9000,"tmpfs_free_bytes":400,
+      "backed_bytes":600}})")
+                 .empty());
+  BOOST_TEST(diagnose(R"({"segment":{"total_bytes":1000,"tmpfs_bytes":0,"tmpfs_free_bytes":0,"backed_bytes":0}})")
+                 .empty());  // without a bound
+}
+
 BOOST_AUTO_TEST_CASE(what_is_no_json_is_a_finding_and_no_crash) {
   for (const char* stats : {"", "[]", "7", "{", "{\"last_recovery\":"}) BOOST_TEST(diagnose(stats).size() == 1u);
   BOOST_TEST(diagnose(R"({"damaged":[1,null],"damaged_values":"x","kept_aside":{}})").empty());

@@ -263,6 +263,237 @@ BOOST_AUTO_TEST_CASE(a_dev_shm_too_small_for_a_segment_is_an_error_at_the_start,
   });
 }
 
+// ---- a tmpfs that is smaller than the segment
+// ------------------------------------------------------------------------
+
+namespace {
+
+/// A client that sets and gets something small all the while; how long it had to wait for one round at most.
+class GoodClient {
+ public:
+  explicit GoodClient(const std::string& socket)
+      : worker_([this, socket] {
+          Client own(socket);
+          for (std::uint64_t i = 0; !over_; ++i) {
+            const auto start = std::chrono::steady_clock::now();
+            const std::string value = "small " + std::to_string(i);
+            own.set(99, "small", value);
+            require(own.get(99, "small")->text() == value, "the good client got something else");
+            const auto took = std::chrono::steady_clock::now() - start;
+            slowest_ = std::max(slowest_.load(), std::chrono::duration_cast<std::chrono::milliseconds>(took));
+            std::this_thread::sleep_for(1ms);
+          }
+        }) {}
+  ~GoodClient() { over_ = true; }
+  std::chrono::milliseconds stop() {
+    over_ = true;
+    worker_.join();
+    return slowest_;
+  }
+
+ private:
+  std::atomic<bool> over_{false};
+  std::atomic<std::chrono::milliseconds> slowest_{0ms};
+  Worker worker_;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Sets ten values of `bytes` bytes one after the other, then ten at the same time, and gets all, in order and out of
+/// it; prints how long that took.
+void set_and_get(const DaemonProcess& daemon, const char* what, std::uint64_t bytes) {
+  Client client(daemon.socket());
+  GoodClient good(daemon.socket());
+  const auto start = std::chrono::steady_clock::now();
+  for (std::uint64_t i = 0; i < 10; ++i) client.set(1, std::to_string(i), generated(bytes, i));
+  const double one_by_one = seconds_since(start);
+  const auto together = std::chrono::steady_clock::now();
+  {
+    std::vector<Worker> workers;
+    for (std::uint64_t i = 0; i < 10; ++i) {
+      workers.emplace_back([&daemon, bytes, i] {
+        Client own(daemon.socket());
+        own.set(2, std::to_string(i), generated(bytes, 100 + i), "", {.deadline = 30s});
+      });
+    }
+    for (Worker& worker : workers) worker.join();
+  }
+  const double at_once = seconds_since(together);
+  const auto reading = std::chrono::steady_clock::now();
+  for (int round = 0; round < 2; ++round) {
+    all_there(client, 1, bytes, 10);
+    for (std::uint64_t i = 10; i-- > 0;) {
+      const auto view = client.get(2, std::to_string(i));
+      require(view && is_generated(view->bytes(), bytes, 100 + i), "value " + std::to_string(i) + " of build 2");
+    }
+  }
+  const double read = seconds_since(reading);
+  const auto slowest = good.stop();
+  std::printf(
+      "%s: ten sets of %llu MiB in %.2f s, ten at once in %.2f s, 40 gets in %.2f s; a good client waited %lld "
+      "ms at most\n",
+      what, static_cast<unsigned long long>(bytes / kMiB), one_by_one, at_once, read,
+      static_cast<long long>(slowest.count()));
+  std::fflush(stdout);
+  require(slowest < 1s * kScale, "the good client waited for " + std::to_string(slowest.count()) + " ms");
+  require(figure(client, "reload_errors") == 0, "reload_errors");
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(on_a_tmpfs_smaller_than_the_segment_sets_wait_and_values_come_back,
+                     *boost::unit_test::precondition(may_mount)) {
+  for (const auto& [what, bytes] : {std::pair{"a tmpfs of 1 GiB", 1024 * kMiB}, {"a tmpfs of 64 MiB", 64 * kMiB}}) {
+    with_small_shm(bytes, [what = what, small = bytes < 1024 * kMiB] {
+      DaemonProcess daemon({"--segment-size=768MiB"});
+      daemon.start();
+      set_and_get(daemon, what, 20 * kMiB);
+      require(contains(daemon.log(), "smaller than the segment") == small, daemon.log());
+      const Client client(daemon.socket());
+      require((figure(client, "evictions") > 0) == small, "evictions");
+      require(figure(client, "segment.tmpfs_bytes") == (small ? 64 * kMiB : 1024 * kMiB), "tmpfs_bytes");
+      require(figure(client, "segment.tmpfs_free_bytes") <= figure(client, "segment.tmpfs_bytes"), "tmpfs_free_bytes");
+      const Outcome doctor = run({STEPSTASH_CLI_PATH, "doctor", "--socket", daemon.socket()});
+      require(contains(doctor.out, "smaller than the segment") == small, doctor.out);
+      require(daemon.terminate() == 0, "the daemon's end");
+    });
+  }
+}
+
+BOOST_AUTO_TEST_CASE(values_of_unknown_length_find_room_on_a_small_tmpfs, *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(64 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=768MiB"});
+    daemon.start();
+    Client client(daemon.socket());
+    const std::string piece = generated(kMiB, 1);
+    for (std::uint64_t i = 0; i < 8; ++i) {
+      auto writer = client.begin(1, std::to_string(i));
+      for (int n = 0; n < 20; ++n) writer->write(piece);
+      writer->commit();
+    }
+    for (std::uint64_t i = 0; i < 8; ++i) {
+      const auto view = client.get(1, std::to_string(i));
+      require(view && view->bytes().size() == 20 * kMiB, "value " + std::to_string(i));
+      require(is_generated(view->bytes().subspan(19 * kMiB), kMiB, 1), "the end of value " + std::to_string(i));
+    }
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
+BOOST_AUTO_TEST_CASE(small_values_that_lie_scattered_leave_a_small_tmpfs_for_a_large_one,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(32 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=256MiB", "--flush-interval=10ms"});
+    daemon.start();
+    Client client(daemon.socket());
+    // Far more than there is room for; every other one is read last, so that what goes first are holes.
+    constexpr std::uint64_t kValues = 16'000 / kScale;
+    for (std::uint64_t i = 0; i < kValues; ++i) client.set(1, std::to_string(i), generated(3000, i));
+    client.flush();
+    for (std::uint64_t i = kValues / 2; i < kValues; i += 2) (void)client.get(1, std::to_string(i));
+    client.set(2, "large", generated(20 * kMiB, 1));
+    require(is_generated(client.get(2, "large")->bytes(), 20 * kMiB, 1), "the large value");
+    all_there(client, 1, 3000, kValues);
+    require(is_generated(client.get(2, "large")->bytes(), 20 * kMiB, 1), "the large value again");
+    require(figure(client, "reload_errors") == 0, "reload_errors");
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
+BOOST_AUTO_TEST_CASE(where_others_fill_the_tmpfs_sets_and_gets_wait_until_they_leave_it,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(64 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=128MiB", "--flush-interval=10ms"});
+    daemon.start();
+    Client client(daemon.socket());
+    client.set(1, "evicted", generated(10 * kMiB, 7));
+    client.flush();
+    client.set(2, "large", generated(55 * kMiB, 8));  // in place of the other
+    require(figure(client, "evictions") == 1, "evictions");
+    client.drop(2);
+    client.flush();
+    const WriteLock lock(daemon.db());  // nothing that is set from here on can be evicted
+    client.set(3, "dirty", generated(20 * kMiB, 9));
+    require(eventually([&] { return figure(client, "segment.retired_blocks") == 0; }), "the room of what was dropped");
+    std::vector<Worker> waiting;
+    {
+      std::optional<Filler> filler(std::in_place, "/dev/shm");
+      const auto start = std::chrono::steady_clock::now();
+      std::string message;
+      try {
+        // More than is free in the segment and has pages.
+        client.set(3, "no room", generated(60 * kMiB, 1), "", {.deadline = 700ms});
+      } catch (const Error& error) {
+        require(error.code() == STEPSTASH_EFULL, error.what());
+        message = error.what();
+      }
+      require(contains(message, "/dev/shm") && contains(message, "--shm-size"), "advice: " + message);
+      require(!contains(message, "--segment-size"), "advice: " + message);
+      require(std::chrono::steady_clock::now() - start >= 600ms, "it did not wait: " + message);
+      filler.reset();
+      filler.emplace("/dev/shm");  // also what has just been given back
+      for (std::uint64_t i = 0; i < 4; ++i) {
+        waiting.emplace_back([&daemon, i] {
+          Client own(daemon.socket());
+          own.set(4, std::to_string(i), generated(5 * kMiB, i), "", {.deadline = 60s});
+        });
+      }
+      waiting.emplace_back([&daemon] {
+        Client own(daemon.socket(), 60s);
+        const auto view = own.get(1, "evicted");
+        require(view && is_generated(view->bytes(), 10 * kMiB, 7), "what was evicted");
+      });
+      require(eventually([&] { return figure(client, "connections") >= 6; }), "those who wait");
+      const auto ticks = [&] {  // utime and stime of proc(5)
+        std::ifstream stat("/proc/" + std::to_string(daemon.pid()) + "/stat");
+        std::string word;
+        std::uint64_t sum = 0;
+        for (int n = 1; stat >> word && n <= 15; ++n) sum += n >= 14 ? std::stoull(word) : 0;
+        return sum;
+      };
+      const std::uint64_t before = ticks();
+      std::this_thread::sleep_for(1s);  // a measurement
+      const std::uint64_t used = ticks() - before;
+      require(used < static_cast<std::uint64_t>(::sysconf(_SC_CLK_TCK)) / 2, "it spins: " + std::to_string(used));
+      require(stats(client).at("pid") == daemon.pid(), "another client");
+      require(client.list(4).empty(), "a value found room on a full tmpfs: " + client.stats());
+    }
+    for (Worker& worker : waiting) worker.join();
+    for (std::uint64_t i = 0; i < 4; ++i) {
+      require(is_generated(client.get(4, std::to_string(i))->bytes(), 5 * kMiB, i), "value " + std::to_string(i));
+    }
+    require(is_generated(client.get(3, "dirty")->bytes(), 20 * kMiB, 9), "what was there before");
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_value_larger_than_the_tmpfs_is_refused_at_once_with_both_sizes,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(32 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=256MiB"});
+    daemon.start();
+    Client client(daemon.socket());
+    const std::uint64_t most = figure(client, "segment.max_value_bytes");
+    require(most < 32 * kMiB && most > 24 * kMiB, std::to_string(most));
+    const auto start = std::chrono::steady_clock::now();
+    try {
+      client.set(1, "v", generated(most + 1, 1));
+      throw std::runtime_error("it was taken\n");
+    } catch (const Error& error) {
+      require(error.code() == STEPSTASH_ETOOLARGE, error.what());
+      const std::string message = error.what();
+      require(contains(message, std::to_string(32 * kMiB)) && contains(message, "--shm-size"), message);
+    }
+    require(std::chrono::steady_clock::now() - start < 5s, "it waited");
+    client.set(1, "largest", generated(most, 2));
+    require(is_generated(client.get(1, "largest")->bytes(), most, 2), "the largest");
+    client.set(1, "largest again", generated(most, 3));
+    require(is_generated(client.get(1, "largest")->bytes(), most, 2), "the largest, again");
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
 // ---- the disk ------------------------------------------------------------------------------------------------------
 
 BOOST_AUTO_TEST_CASE(a_full_disk_delays_what_is_written_and_loses_nothing, *boost::unit_test::precondition(may_mount)) {

@@ -361,6 +361,27 @@ BOOST_FIXTURE_TEST_CASE(punching_gives_the_pages_of_idle_runs_back_and_they_can_
   check();
 }
 
+BOOST_FIXTURE_TEST_CASE(what_a_block_lacks_is_known_before_it_is_allocated_and_falls_as_it_is_reserved, LargeHeap) {
+  constexpr std::uint64_t kBytes = 3 * 1024 * 1024;
+  const std::uint64_t lacking = heap->unreserved_for(kBytes);
+  BOOST_TEST(lacking >= kBytes - Heap::kGranule);
+  BOOST_TEST(lacking <= kBytes + 2 * Heap::kGranule);
+  const std::uint64_t before = pages_in_use();
+  const Offset block = take(allocate(kBytes));
+  take(heap->reserve(block, kBytes / 2));
+  const std::uint64_t rest = heap->unreserved_bytes(block, kBytes);
+  BOOST_TEST(rest < lacking);
+  BOOST_TEST(rest >= kBytes / 2 - 2 * Heap::kGranule);
+  take(heap->reserve(block));
+  BOOST_TEST(heap->unreserved_bytes(block, kBytes) == 0u);
+  BOOST_TEST((pages_in_use() - before) * shm::kPageBytes <= lacking);  // it promises no less than is taken
+  free(block);
+  BOOST_TEST(heap->unreserved_for(kBytes / 2) == 0u);
+  heap->punch(seconds(100), ~std::uint64_t{0});
+  BOOST_TEST(heap->unreserved_for(kBytes) >= kBytes - 2 * Heap::kGranule);
+  BOOST_TEST(heap->unreserved_for(std::uint64_t{1} << 40) == 0u);  // no run for it: there is nothing to lack
+}
+
 BOOST_FIXTURE_TEST_CASE(reserving_covers_the_header_that_shrinking_writes, LargeHeap) {
   // A value that ends up to 48 bytes before a granule's end: the header of the cut lies in the next granule.
   for (std::uint64_t before = 1; before <= 64; ++before) {

@@ -51,7 +51,7 @@ enum {
   STEPSTASH_ENOMEM = -2,       /**< this process is out of memory */
   STEPSTASH_EUNAVAILABLE = -3, /**< the daemon cannot be reached, or the connection broke and the outcome is unknown */
   STEPSTASH_EDEADLINE = -4,    /**< the deadline passed: try later, or with a longer one */
-  STEPSTASH_EFULL = -5,      /**< no room for the value before the deadline: try later, prune, or enlarge the segment */
+  STEPSTASH_EFULL = -5,      /**< no room for the value before the deadline: try later, prune, or enlarge what the message names */
   STEPSTASH_ETOOLARGE = -6,  /**< the value can never fit the segment */
   STEPSTASH_EPERM = -7,      /**< this user may not do that */
   STEPSTASH_ECORRUPT = -8,   /**< the stored value is damaged; it is not served */
