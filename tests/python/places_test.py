@@ -178,6 +178,9 @@ class PlacesTest(unittest.TestCase):
         unix.listen()
         second.listen()
         idle = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        abstract = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        abstract.bind(f"\0{self.segment}")
+        abstract.listen()
         file = open("/dev/null")
         cases = (
             ([tcp], f"descriptor 3 is a TCP socket on 127.0.0.1:{tcp.getsockname()[1]}"),
@@ -188,9 +191,10 @@ class PlacesTest(unittest.TestCase):
             ([file], "descriptor 3 is not a socket"),
             ([unix, second], "there are 2"),
             ([unix], None),
+            ([abstract], None),
         )
         for passed, complaint in cases:
-            with self.subTest(complaint=complaint):
+            with self.subTest(passed=passed, complaint=complaint):
                 # A shell puts them in place, and is the process that LISTEN_PID names.
                 high = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, 20) for one in passed]
                 places = " ".join(f"{3 + i}<&{number}" for i, number in enumerate(high))
@@ -207,7 +211,7 @@ class PlacesTest(unittest.TestCase):
                 if complaint is None:
                     for line in daemon.stderr:
                         if "listening on" in line:
-                            self.assertIn("passed0", line)
+                            self.assertIn("passed0" if passed == [unix] else f"on @{self.segment}", line)
                             daemon.terminate()
                     daemon.communicate()
                     self.assertEqual(daemon.returncode, 0)
@@ -215,7 +219,7 @@ class PlacesTest(unittest.TestCase):
                 _, said = daemon.communicate(timeout=60)
                 self.assertEqual(daemon.returncode, 78, said)
                 self.assertIn(complaint, said)
-        for one in (tcp, six, unix, second, datagram, idle, file):
+        for one in (tcp, six, unix, second, datagram, idle, abstract, file):
             one.close()
 
 
