@@ -18,6 +18,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/places.hpp"
 #include "base/result.hpp"
 #include "base/text.hpp"
 #include "base/unique_fd.hpp"
@@ -207,13 +208,16 @@ Configured<Principal> parse_principal(Text text, PrincipalKind kind) {
 /// A list as it travels between sources: elements separated by commas.
 Configured<std::vector<Principal>> parse_principals(Text text, PrincipalKind kind) {
   std::vector<Principal> list;
-  while (!text.empty()) {
+  if (text.empty()) return list;
+  const Text whole = text;
+  for (bool more = true; more;) {
+    more = text.find(',') != Text::npos;
     const std::size_t comma = std::min(text.find(','), text.size());
     Text element = text.substr(0, comma);
     text.remove_prefix(std::min(comma + 1, text.size()));
     while (element.starts_with(' ')) element.remove_prefix(1);
     while (element.ends_with(' ')) element.remove_suffix(1);
-    if (element.empty()) continue;
+    if (element.empty()) return bad(fmt::format("an element of the list is empty: \"{}\"", whole));
     list.push_back(STEPSTASH_TRY(parse_principal(element, kind)));
   }
   return list;
@@ -258,6 +262,7 @@ struct Setting {
   /// Reads the text into the configuration. The message of its error does not name the key; the caller does.
   Configured<> (*apply)(Config& config, Text text);
   std::string (*print)(const Config& config);  // as a TOML value
+  bool may_be_empty = false;                   // an empty text means something, and the manual says what
 };
 
 using namespace std::chrono_literals;
@@ -342,7 +347,8 @@ constexpr Setting kSettings[] = {
        if (!text.empty()) config.socket_group = STEPSTASH_TRY(parse_principal(text, PrincipalKind::group));
        return boost::outcome_v2::success();
      },
-     [](const Config& config) { return toml_string(config.socket_group ? config.socket_group->text : std::string()); }},
+     [](const Config& config) { return toml_string(config.socket_group ? config.socket_group->text : std::string()); },
+     /*may_be_empty=*/true},
     {"db", "PATH", "SQLite database behind the segment", kRestart, false, true,
      [](Config& config, Text text) -> Configured<> {
        config.db = STEPSTASH_TRY(parse_path(text));
@@ -364,7 +370,13 @@ constexpr Setting kSettings[] = {
      },
      [](const Config& config) { return toml_string(config.segment_directory); }},
     {"segment_size", "SIZE", "bytes of shared memory", kRestart, false, false,
-     apply_size<&Config::segment_size, kMinSegment, kMaxSegment>, print_size<&Config::segment_size>},
+     [](Config& config, Text text) -> Configured<> {
+       // Whole pages, as the segment will have: what is compared with it later is what it can be.
+       constexpr std::uint64_t kPage = 4 * kKiB;
+       config.segment_size = (STEPSTASH_TRY(parse_size_in(text, kMinSegment, kMaxSegment)) + kPage - 1) / kPage * kPage;
+       return boost::outcome_v2::success();
+     },
+     print_size<&Config::segment_size>},
     {"flush_interval", "DURATION", "how long a value waits for the database at most", kReload, false, false,
      apply_duration<&Config::flush_interval, 1, kHour>, print_duration<&Config::flush_interval>},
     {"max_dirty", "SIZE", "bytes that may wait for the database (three quarters of the segment)", kReload, false, false,
@@ -469,11 +481,14 @@ std::string did_you_mean(Text key) {
   return meant ? fmt::format("; did you mean \"{}\"?", *meant) : std::string();
 }
 
+std::string errno_text(int error) { return std::system_category().message(error); }
+
 // ---- the sources ---------------------------------------------------------------------------------------------------
 
 struct Assignment {
   std::string text;
   std::string origin;
+  bool empty_list = false;  ///< `[]` in the file: somebody wrote that nobody is meant
 };
 using Assignments = std::map<std::string, Assignment, std::less<>>;
 
@@ -489,7 +504,7 @@ Configured<std::string> value_text(const Setting& setting, const toml::node& nod
     std::string joined;
     for (const toml::node& element : *node.as_array()) {
       const auto text = scalar_text(element, setting.text_only);
-      if (!text || text->find(',') != std::string::npos)
+      if (!text || text->empty() || text->find(',') != std::string::npos)
         return bad(fmt::format("{}: {}: the elements are names or numbers", place, setting.key));
       joined += (joined.empty() ? "" : ",") + *text;
     }
@@ -503,10 +518,30 @@ Configured<std::string> value_text(const Setting& setting, const toml::node& nod
                          setting.is_list ? "[\"buildbot\", 1001]" : setting.print(Config{})));
 }
 
+/// The text of the file. What cannot be read, for whatever reason, is an error with that reason, never an empty file.
+Configured<std::string> file_text(const std::string& path) {
+  constexpr std::size_t kMost = 1 << 20;  // a slip of the keyboard must not read a disk
+  const auto cannot = [&](const std::string& why) { return bad(fmt::format("{}: cannot be read: {}", path, why)); };
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY));
+  struct stat status {};
+  if (!fd || ::fstat(fd.get(), &status) != 0) return cannot(errno_text(errno));
+  if (S_ISDIR(status.st_mode)) return cannot("it is a directory");
+  std::string text;
+  for (char part[4096];;) {
+    const ssize_t got = ::read(fd.get(), part, sizeof part);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return cannot(errno_text(errno));
+    if (got == 0) return text;
+    text.append(part, static_cast<std::size_t>(got));
+    if (text.size() > kMost) return cannot(fmt::format("it is longer than {} bytes", kMost));
+  }
+}
+
 Configured<> read_file(const std::string& path, Assignments& into) {
+  const std::string text = STEPSTASH_TRY(file_text(path));
   toml::table table;
   try {
-    table = toml::parse_file(path);
+    table = toml::parse(text, path);
   } catch (const toml::parse_error& error) {
     const auto line = error.source().begin.line;
     if (line == 0) return bad(fmt::format("{}: {}", path, error.description()));
@@ -517,8 +552,9 @@ Configured<> read_file(const std::string& path, Assignments& into) {
     const Setting* setting = find_setting(key.str());
     if (setting == nullptr)
       return bad(fmt::format("{}: there is no setting \"{}\"{}", place, key.str(), did_you_mean(key.str())));
-    std::string text = STEPSTASH_TRY(value_text(*setting, node, place));
-    into.insert_or_assign(std::string(setting->key), Assignment{std::move(text), place});
+    std::string value = STEPSTASH_TRY(value_text(*setting, node, place));
+    const bool empty_list = node.is_array() && node.as_array()->empty();
+    into.insert_or_assign(std::string(setting->key), Assignment{std::move(value), place, empty_list});
   }
   return boost::outcome_v2::success();
 }
@@ -528,87 +564,130 @@ Text find_variable(const Inputs& inputs, Text name) {
   return found == inputs.environment.end() ? Text() : Text(found->second);
 }
 
-/// A directory from a variable that may hold several, separated by colons (systemd); empty unless absolute.
-std::string directory_variable(const Inputs& inputs, Text name) {
+/// The first directory of a variable of systemd's, which separates several by colons; empty unless absolute.
+std::string service_directory(const Inputs& inputs, Text name) {
   Text value = find_variable(inputs, name);
   value = value.substr(0, value.find(':'));
   return value.starts_with('/') ? std::string(value) : std::string();
 }
 
-std::string home_directory(const Inputs& inputs) {
-  if (auto home = directory_variable(inputs, "HOME"); !home.empty()) return home;
+/// A directory from a variable of the XDG specification: all of it is the path, and a relative one is ignored.
+std::string xdg_directory(const Inputs& inputs, Text name) {
+  const Text value = find_variable(inputs, name);
+  return value.starts_with('/') ? std::string(value) : std::string();
+}
+
+struct Home {
+  std::string path;         ///< empty: there is none to use
+  std::string passed_over;  ///< for people
+};
+
+/// $HOME, else the user database's. A directory of somebody else's is not this user's home, whatever says so: HOME
+/// stays behind with su -m, sudo -E and setpriv(1).
+Home home_directory(const Inputs& inputs) {
+  Home home;
+  const auto take = [&](Text from, const std::string& path) {
+    if (!path.starts_with('/')) return;
+    struct stat status {};
+    const int error = ::stat(path.c_str(), &status) == 0 ? 0 : errno;
+    if (error == ENOENT || (error == 0 && S_ISDIR(status.st_mode) && status.st_uid == inputs.uid)) {
+      home.path = path;
+      return;
+    }
+    const std::string why = error != 0                 ? errno_text(error)
+                            : !S_ISDIR(status.st_mode) ? std::string("is not a directory")
+                                                       : fmt::format(
+                                                             "belongs to user {}, and not to user {}, who runs "
+                                                             "this daemon",
+                                                             status.st_uid, inputs.uid);
+    home.passed_over += fmt::format("{}{}, {}: {}", home.passed_over.empty() ? "" : "; ", from, path, why);
+  };
+  take("HOME", std::string(find_variable(inputs, "HOME")));
+  if (!home.path.empty()) return home;
   std::vector<char> buffer(1 << 16);
   passwd entry{};
   passwd* found = nullptr;
-  if (getpwuid_r(inputs.uid, &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) return {};
-  return found->pw_dir != nullptr && found->pw_dir[0] == '/' ? std::string(found->pw_dir) : std::string();
+  if (getpwuid_r(inputs.uid, &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) return home;
+  if (found->pw_dir != nullptr) take("the home directory of the user database", found->pw_dir);
+  return home;
 }
 
 constexpr uid_t kFirstLoginUser = 1000;  // login.defs' UID_MIN; system users have less
 
 /// Whether this daemon serves the machine rather than one user.
 bool is_service(const Inputs& inputs) {
-  const bool from_systemd = !directory_variable(inputs, "RUNTIME_DIRECTORY").empty() ||
-                            !directory_variable(inputs, "STATE_DIRECTORY").empty();
+  const bool from_systemd =
+      !service_directory(inputs, "RUNTIME_DIRECTORY").empty() || !service_directory(inputs, "STATE_DIRECTORY").empty();
   return inputs.uid == 0 || (inputs.uid < kFirstLoginUser && from_systemd);
 }
 
-/// Which file to read; nullopt: none. An explicit one need not be looked for: reading it reports what is wrong.
-std::optional<std::string> choose_file(const Inputs& inputs) {
-  if (inputs.config_file) return *inputs.config_file;
-  if (const Text named = find_variable(inputs, "STEPSTASH_CONFIG"); !named.empty()) return std::string(named);
+/// Which file to read; nullopt: none. One that somebody named need not be looked for: reading it reports what is wrong.
+Configured<std::optional<std::string>> choose_file(const Inputs& inputs) {
+  if (inputs.config_file) return inputs.config_file;
+  if (const auto named = inputs.environment.find("STEPSTASH_CONFIG"); named != inputs.environment.end()) {
+    if (named->second.empty()) return bad("environment STEPSTASH_CONFIG: is empty: name a file, or unset it");
+    return std::optional<std::string>(named->second);
+  }
   std::string candidate = inputs.system_config;
   if (!is_service(inputs)) {
-    std::string base = directory_variable(inputs, "XDG_CONFIG_HOME");
-    if (base.empty()) base = home_directory(inputs) + "/.config";
+    std::string base = xdg_directory(inputs, "XDG_CONFIG_HOME");
+    if (base.empty()) {
+      const std::string home = home_directory(inputs).path;
+      if (home.empty()) return std::optional<std::string>();
+      base = home + "/.config";
+    }
     candidate = base + "/stepstash/stepstashd.conf";
   }
-  // ENOENT alone means "not configured": a file that exists and cannot be read must not be passed over in silence.
-  if (::access(candidate.c_str(), F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR)) return std::nullopt;
-  return candidate;
+  // Only what is not there at all means "not configured". Anything else that keeps it from being read is an error, or
+  // rights and places would silently be others than those that somebody wrote down.
+  struct stat status {};
+  if (::stat(candidate.c_str(), &status) == 0 || errno != ENOENT) return std::optional<std::string>(candidate);
+  // A link that leads nowhere, the file's own or one on the way, is not nothing.
+  for (std::filesystem::path at(candidate); at.has_relative_path(); at = at.parent_path()) {
+    if (::lstat(at.c_str(), &status) != 0) continue;
+    if (S_ISLNK(status.st_mode) && ::stat(at.c_str(), &status) != 0)
+      return bad(fmt::format("{}: cannot be read: {} is a link that leads nowhere", candidate, at.string()));
+    break;  // there, and what is below it is not
+  }
+  return std::optional<std::string>();
 }
 
-/// Places that depend on who runs the daemon and under what.
-Configured<> fill_in_places(const Inputs& inputs, Config& config) {
-  const std::string runtime = directory_variable(inputs, "RUNTIME_DIRECTORY");
-  const std::string xdg_runtime = directory_variable(inputs, "XDG_RUNTIME_DIR");
-  if (!runtime.empty()) {
-    config.socket = runtime + "/stepstash.sock";
-  } else if (inputs.uid == 0) {
-    config.socket = "/run/stepstash/stepstash.sock";
-  } else if (!xdg_runtime.empty()) {
-    config.socket = xdg_runtime + "/stepstash/stepstash.sock";
-  } else {
-    config.private_directory = fmt::format("/tmp/stepstash-{}", inputs.uid);
-    config.socket = config.private_directory + "/stepstash.sock";
-  }
+/// Places that depend on who runs the daemon and under what. `notes`: by key, what was passed over, and why.
+void fill_in_places(const Inputs& inputs, Config& config, std::map<std::string, std::string, std::less<>>& notes) {
+  Place place = place_to_listen(inputs.uid, service_directory(inputs, "RUNTIME_DIRECTORY"),
+                                find_variable(inputs, "XDG_RUNTIME_DIR"));
+  config.socket = std::move(place.path);
+  config.private_directory = std::move(place.private_directory);
+  notes["socket"] = std::move(place.passed_over);
 
-  const std::string state = directory_variable(inputs, "STATE_DIRECTORY");
-  const std::string xdg_state = directory_variable(inputs, "XDG_STATE_HOME");
+  const std::string state = service_directory(inputs, "STATE_DIRECTORY");
+  const std::string xdg_state = xdg_directory(inputs, "XDG_STATE_HOME");
   if (!state.empty()) {
     config.db = state + "/build_data.db";
   } else if (inputs.uid == 0) {
     config.db = "/var/lib/stepstash/build_data.db";
   } else if (!xdg_state.empty()) {
     config.db = xdg_state + "/stepstash/build_data.db";
-  } else if (const std::string home = home_directory(inputs); !home.empty()) {
-    config.db = home + "/.local/state/stepstash/build_data.db";
+  } else {
+    Home home = home_directory(inputs);
+    if (!home.path.empty()) config.db = home.path + "/.local/state/stepstash/build_data.db";
+    notes["db"] = std::move(home.passed_over);
   }
   config.state_directory = std::filesystem::path(config.db).parent_path().string();
 
   config.segment_directory = "/dev/shm";
   config.segment_name = is_service(inputs) ? "stepstash" : fmt::format("stepstash-{}", inputs.uid);
-  return boost::outcome_v2::success();
 }
 
 /// What only the whole can tell.
-Configured<> check_whole(const Assignments& assignments, Config& config) {
+Configured<> check_whole(const Assignments& assignments, Text no_home, Config& config) {
   const auto origin = [&](Text key) {
     const auto found = assignments.find(key);
     return found == assignments.end() ? fmt::format("{}", key) : fmt::format("{}: {}", found->second.origin, key);
   };
   if (config.db.empty())
-    return bad("db: this user has no home directory to keep a database in: name one with --db PATH");
+    return bad(fmt::format("db: this user has no home directory to keep a database in{}{}{}: name one with --db PATH",
+                           no_home.empty() ? "" : " (", no_home, no_home.empty() ? "" : ")"));
   if (config.socket.size() > kMaxSocketPath)
     return bad(
         fmt::format("socket: the default, {}, has {} bytes, and the path of a unix socket has {} at most: name "
@@ -629,8 +708,6 @@ bool has_right(const Principals& principals, uid_t peer, std::span<const gid_t> 
     return std::any_of(principals.groups.begin(), principals.groups.end(), is(group));
   });
 }
-
-std::string errno_text(int error) { return std::system_category().message(error); }
 
 /// mkdir -p, with `mode` for what is missing.
 Configured<> make_directories(const std::string& path, mode_t mode) {
@@ -750,7 +827,7 @@ std::vector<SettingInfo> setting_infos() {
   std::vector<SettingInfo> infos;
   for (const Setting& setting : kSettings)
     infos.push_back({std::string(setting.key), std::string(setting.placeholder), std::string(setting.help),
-                     setting.is_list, setting.reloadable});
+                     setting.is_list, setting.reloadable, setting.may_be_empty});
   return infos;
 }
 
@@ -783,14 +860,15 @@ std::map<std::string, std::string, std::less<>> Inputs::copy_environment(const c
 Configured<Reading> read_config(const Inputs& inputs) {
   Reading reading;
   Assignments assignments;
-  STEPSTASH_TRY(fill_in_places(inputs, reading.config));
-  if (const auto file = choose_file(inputs)) {
+  std::map<std::string, std::string, std::less<>> notes;
+  fill_in_places(inputs, reading.config, notes);
+  if (const auto file = STEPSTASH_TRY(choose_file(inputs))) {
     reading.config.config_file = STEPSTASH_TRY(parse_path(*file));
     STEPSTASH_TRY(read_file(reading.config.config_file, assignments));
   }
   for (const auto& [name, value] : inputs.environment) {
     constexpr Text kPrefix = "STEPSTASH_";
-    if (!name.starts_with(kPrefix) || value.empty()) continue;  // an empty variable is as good as none
+    if (!name.starts_with(kPrefix)) continue;
     const std::string key = lower(Text(name).substr(kPrefix.size()));
     // Clients' variables (STEPSTASH_BUILD) may stand here as well, so that a stranger is no error.
     if (find_setting(key) != nullptr && name == variable_of(key)) {
@@ -805,7 +883,11 @@ Configured<Reading> read_config(const Inputs& inputs) {
     const auto found = assignments.find(setting.key);
     reading.origins[std::string(setting.key)] = found == assignments.end() ? "default" : found->second.origin;
     if (found == assignments.end()) continue;
-    const auto applied = setting.apply(reading.config, found->second.text);
+    // What is empty is a variable that was not set where somebody wrote `$IT`, and not a wish for the default.
+    const bool missing = found->second.text.empty() && !found->second.empty_list && !setting.may_be_empty;
+    const Configured<> applied =
+        missing ? bad(fmt::format("is empty{}", setting.is_list ? ": [] in the file is nobody" : ""))
+                : setting.apply(reading.config, found->second.text);
     if (applied) continue;
     const bool on_command_line = found->second.origin.starts_with("--");
     return ConfigError{on_command_line
@@ -813,7 +895,11 @@ Configured<Reading> read_config(const Inputs& inputs) {
                            : fmt::format("{}: {}: {}", found->second.origin, setting.key, applied.error().message),
                        on_command_line ? kExitUsage : kExitConfig};
   }
-  STEPSTASH_TRY(check_whole(assignments, reading.config));
+  STEPSTASH_TRY(check_whole(assignments, notes["db"], reading.config));
+  for (const auto& [key, note] : notes) {
+    if (!note.empty() && !assignments.contains(key))
+      reading.warnings.push_back(fmt::format("passed over, for the default of {}: {}", key, note));
+  }
   return reading;
 }
 
@@ -872,11 +958,8 @@ Configured<std::vector<std::string>> prepare_directories(const Config& config, u
     const char* path = config.private_directory.c_str();
     if (::mkdir(path, 0700) != 0 && errno != EEXIST)
       return bad(fmt::format("cannot make the directory {}: {}", path, errno_text(errno)));
-    // Anybody can make this name first: it must be a directory, ours, and closed to all others, or the socket in it
-    // could be swapped for another.
-    struct stat status {};
-    if (::lstat(path, &status) != 0) return bad(fmt::format("{}: {}", path, errno_text(errno)));
-    if (!S_ISDIR(status.st_mode) || status.st_uid != own || (status.st_mode & 077) != 0)
+    // Anybody can make this name first, and the socket in it could then be swapped for another.
+    if (!is_private_directory(config.private_directory, own))
       return bad(
           fmt::format("{} is not a directory of user {} alone (mode 0700): remove it, or set XDG_RUNTIME_DIR, or "
                       "name another place with --socket PATH",
@@ -886,7 +969,7 @@ Configured<std::vector<std::string>> prepare_directories(const Config& config, u
   STEPSTASH_TRY(make_directories(parent(config.socket), own == 0 ? 0755 : 0700));
   const std::string beside = parent(config.db);
   STEPSTASH_TRY(make_directories(beside, 0700));
-  const bool own_place = !config.state_directory.empty() && beside != parent(config.socket);
+  const bool own_place = beside == config.state_directory && beside != parent(config.socket);
   return close_to_others(beside, own, own_place);
 }
 

@@ -121,11 +121,12 @@ struct Reading {
   Config config;
   /// For each key where its value came from: `default`, `FILE:LINE`, `environment STEPSTASH_DB`, `--db`.
   std::map<std::string, std::string, std::less<>> origins;
-  std::vector<std::string> warnings;  ///< for the log: variables that look like settings and are none
+  std::vector<std::string> warnings;  ///< for the log: variables that look like settings, or that were passed over
 };
 
-/// Reads and checks everything. Unknown keys and values out of range are errors that name the place and what is
-/// allowed.
+/// Reads and checks everything. Unknown keys and values that are empty or out of range are errors that name the place
+/// and what is allowed. A file that is not there is no file only where nobody named it; what cannot be read is an
+/// error.
 Configured<Reading> read_config(const Inputs& inputs);
 
 /// The effective settings as a TOML file that read_config accepts, each with a comment that says where it came from.
@@ -157,6 +158,7 @@ struct SettingInfo {
   std::string help;
   bool is_list = false;
   bool reloadable = false;
+  bool may_be_empty = false;  ///< an empty text is no error
 };
 std::vector<SettingInfo> setting_infos();
 

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <optional>
+#include <string>
 
 #include "base/standard_descriptors.hpp"
 #include "daemon/log.hpp"
@@ -63,7 +64,12 @@ int main(int argc, char** argv) {
   for (const std::string& line : command.reading->warnings) spdlog::warn("{}", line);
 
   Config config = std::move(command.reading->config);
-  std::optional<Server::Circumstances> circumstances{{.listening_socket = Notifier::listening_socket()}};
+  std::string what_is_wrong;
+  std::optional<Server::Circumstances> circumstances{{.listening_socket = Notifier::listening_socket(what_is_wrong)}};
+  if (!what_is_wrong.empty()) {
+    spdlog::error("{}", what_is_wrong);
+    return kExitConfig;
+  }
   for (;;) {
     auto server = Server::open(std::move(config), command.inputs, std::move(*circumstances));
     if (!server) {

@@ -25,8 +25,9 @@ class Notifier {
   /// How often alive() is due: half of what the unit asks for; nullopt without a watchdog.
   std::optional<std::chrono::microseconds> watchdog_interval() const noexcept { return watchdog_; }
 
-  /// The listening socket that the socket unit passed, if it did. Call once.
-  static UniqueFd listening_socket();
+  /// The listening socket that the socket unit passed, if it did; empty: it did not. Call once. `what_is_wrong` is set
+  /// where something was passed that cannot be served, or more than one: nobody would ever answer there.
+  static UniqueFd listening_socket(std::string& what_is_wrong);
 
  private:
   bool send(const std::string& message);

@@ -55,11 +55,13 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
 
   bool help = false, version = false, check = false, print = false;
   std::string config_file;
-  app.add_option("--config", config_file, "read this configuration file")->type_name("FILE");
+  CLI::Option* config_option = app.add_option("--config", config_file, "read this configuration file");
+  config_option->type_name("FILE");
 
   const std::vector<SettingInfo> infos = setting_infos();
   std::deque<std::vector<std::string>> texts;  // a deque: CLI11 keeps references to its elements
   std::vector<CLI::Option*> options;
+  std::deque<std::string> known_words;  // likewise
   for (const SettingInfo& info : infos) {
     CLI::Option* option = app.add_option(option_name(info.key), texts.emplace_back(), info.help);
     // One text per mention, so that nothing else on the line is taken for a second element.
@@ -73,8 +75,24 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
   app.add_flag("--version", version, "print the version and exit");
   app.add_flag("-h,--help", help, "print this and exit");
 
+  // CLI11 takes the next word for the value of `--name=`.
+  std::vector<const char*> words(argv, argv + argc);
+  for (std::size_t i = 1; i < words.size(); ++i) {
+    const std::string_view word = words[i];
+    if (!word.starts_with("--") || word.find('=') != word.size() - 1) continue;
+    const std::string name(word.substr(0, word.size() - 1));
+    const auto* option = app.get_option_no_throw(name);
+    if (option == nullptr) continue;  // refused below
+    if (option->get_expected_max() == 0) {
+      refuse(command, fmt::format("{} takes no value", name), kExitUsage);
+      return command;
+    }
+    words[i] = known_words.emplace_back(name).c_str();
+    words.insert(words.begin() + static_cast<std::ptrdiff_t>(++i), "");
+  }
+
   try {
-    app.parse(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
   } catch (const CLI::ParseError& error) {
     refuse(command, error.what(), kExitUsage);
     return command;
@@ -96,7 +114,13 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
     return command;
   }
 
-  if (!config_file.empty()) command.inputs.config_file = config_file;
+  if (config_option->count() > 0) {
+    if (config_file.empty()) {
+      refuse(command, "--config: is empty", kExitUsage);
+      return command;
+    }
+    command.inputs.config_file = config_file;
+  }
   for (std::size_t i = 0; i < infos.size(); ++i) {
     if (options[i]->count() == 0) continue;
     std::string joined;

@@ -313,6 +313,9 @@ Configured<> Server::listen() {
     socklen_t size = sizeof address;
     if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0 && address.sun_path[0] == '/') {
       path = address.sun_path;
+    } else if (size > offsetof(sockaddr_un, sun_path) && address.sun_path[0] == 0) {
+      // An abstract one has no file, and no group: the lists, or the daemon's own group, say who may.
+      path = "@" + std::string(address.sun_path + 1, size - offsetof(sockaddr_un, sun_path) - 1);
     }
   } else {
     locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));

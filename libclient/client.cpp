@@ -217,6 +217,7 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
       if (nobody_there(error) && (!wait || passed(deadline))) {
         return explain(Errc::unavailable, "%s: %s: is stepstashd running?", address_.path(), error.message().c_str());
       }
+      if (is_errno(error, EMFILE) || is_errno(error, ENFILE)) return error;  // explained, and not the socket's fault
       if (!wait) return explain(error, "%s: cannot connect: %s", address_.path(), error.message().c_str());
       if (passed(deadline)) return explain(Errc::unavailable, "%s: the daemon takes no connections", address_.path());
       continue;

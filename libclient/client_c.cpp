@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/crash_point.hpp"
+#include "base/places.hpp"
 #include "libclient/client.hpp"
 #include "libclient/explain.hpp"
 #include "libclient/include/stepstash/client.h"
@@ -233,14 +234,21 @@ struct OwnedList : stepstash_list {
   std::vector<stepstash_entry> rows;
 };
 
-std::string socket_path(const char* given) {
-  if (given != nullptr) return given;
-  if (const char* named = std::getenv("STEPSTASH_SOCKET"); named != nullptr && *named != 0) return named;
-  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR"); runtime != nullptr && *runtime != 0) {
-    std::string path = std::string(runtime) + "/stepstash/stepstash.sock";
-    if (::access(path.c_str(), F_OK) == 0) return path;
+Result<stepstash::Place> place_of(const char* given) {
+  if (given != nullptr) return stepstash::Place{given, {}, {}};
+  if (const char* named = std::getenv("STEPSTASH_SOCKET"); named != nullptr) {
+    if (*named != 0) return stepstash::Place{named, {}, {}};
+    return ss::explain(Errc::invalid_argument, "STEPSTASH_SOCKET is empty: unset it, or name the daemon's socket");
   }
-  return "/run/stepstash/stepstash.sock";
+  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+  return stepstash::place_to_connect(::geteuid(), runtime != nullptr ? runtime : "");
+}
+
+/// The same error, with what was passed over on the way to the place.
+std::error_code explain_place(std::error_code error, const stepstash::Place& place) {
+  if (place.passed_over.empty()) return error;
+  const std::string so_far = ss::explanation(error);
+  return ss::explain(error, "%s (passed over: %s)", so_far.c_str(), place.passed_over.c_str());
 }
 
 }  // namespace
@@ -255,11 +263,13 @@ int stepstash_connect(const char* socket, uint32_t deadline_ms, stepstash_client
   return guarded([&] {
     if (client == nullptr) return invalid("stepstash_connect: client is NULL");
     *client = nullptr;
-    auto address = ss::Address::of(socket_path(socket));
+    auto place = place_of(socket);
+    if (!place) return report(place.error());
+    auto address = ss::Address::of(place.value().path);
     if (!address) return report(address.error());
     const ss::Milliseconds deadline(deadline_ms != 0 ? deadline_ms : kDefaultDeadlineMs);
     auto connected = ss::Client::connect(address.value(), deadline);
-    if (!connected) return report(connected.error());
+    if (!connected) return report(explain_place(connected.error(), place.value()));
     *client = new stepstash_client{std::move(connected).value()};
     return int{STEPSTASH_OK};
   });

@@ -1,5 +1,7 @@
 #include "libclient/explain.hpp"
 
+#include <sys/resource.h>
+
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -58,6 +60,16 @@ std::error_code explain(std::error_code code, const char* format, ...) noexcept 
   }
   kept.text[at] = 0;
   return code;
+}
+
+std::error_code explain_lack_of_descriptors(std::error_code code) noexcept {
+  if (code == std::errc::too_many_files_open_in_system) {
+    return explain(code, "this machine has no file descriptors left (fs.file-max)");
+  }
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  return explain(code, "this process has no file descriptors left: it may have %llu (RLIMIT_NOFILE, ulimit -n)",
+                 static_cast<unsigned long long>(limit.rlim_cur));
 }
 
 const char* explanation(std::error_code code) noexcept {

@@ -15,6 +15,9 @@ namespace stepstash::client {
 /// may stand in it as they are.
 std::error_code explain(std::error_code code, const char* format, ...) noexcept __attribute__((format(printf, 2, 3)));
 
+/// Explains EMFILE and ENFILE: whose descriptors they are that ran out, or the daemon would be blamed for ours.
+std::error_code explain_lack_of_descriptors(std::error_code code) noexcept;
+
 /// The text kept for `code`, or, where none was kept for this very code, the code's own message. Never null.
 const char* explanation(std::error_code code) noexcept;
 /// Begins a call: what was kept before explains nothing that follows.

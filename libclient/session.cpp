@@ -20,6 +20,8 @@ constexpr std::size_t kFirstBuffer = 4096;  // every reply but list pages and lo
 
 bool broken(int error) noexcept { return error == EPIPE || error == ECONNRESET || error == ENOTCONN; }
 
+bool lacks_descriptors(int error) noexcept { return error == EMFILE || error == ENFILE; }
+
 std::error_code connection_broke() noexcept { return explain(Errc::unavailable, "the daemon closed the connection"); }
 
 /// How many descriptors must come with a reply; -1: that depends on the request.
@@ -81,7 +83,7 @@ Channel::~Channel() {
 
 Result<std::unique_ptr<Channel>> Channel::open(const Address& address, DescriptorTable& table) {
   UniqueFd fd = above_stdio(UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)));
-  if (!fd) return last_errno();
+  if (!fd) return lacks_descriptors(errno) ? explain_lack_of_descriptors(last_errno()) : last_errno();
   int rc;
   do {
     rc = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address.name), sizeof address.name);
@@ -184,6 +186,11 @@ Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
           too_many = true;
         }
       }
+    }
+    // Where we have no descriptors left, the kernel leaves out what was sent, and says no more than this.
+    if (too_many && descriptor_count_ < kMaxDescriptors) {
+      const UniqueFd one_more(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
+      if (!one_more && lacks_descriptors(errno)) return explain_lack_of_descriptors(last_errno());
     }
     if (too_many) return explain(Errc::protocol_error, "the daemon sent more descriptors than were asked for");
     if (no_number) return no_number;

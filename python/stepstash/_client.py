@@ -231,8 +231,8 @@ class Client:
     """A connection to the daemon of this host. Any number of threads may use it at once; a forked child may go on
     using it.
 
-    `socket` None means $STEPSTASH_SOCKET, or the usual places. `deadline`, in seconds, bounds connecting now and each
-    later call that asks the daemon unless that call names its own.
+    `socket` None means $STEPSTASH_SOCKET, or the usual places (stepstashd(8), PLACES). `deadline`, in seconds, bounds
+    connecting now and each later call that asks the daemon unless that call names its own.
     """
 
     def __init__(self, socket=None, deadline: float = 10.0):

@@ -125,6 +125,12 @@ static void the_socket_comes_from_the_environment(void) {
   stepstash_close(other);
   unsetenv("STEPSTASH_SOCKET");
 
+  setenv("STEPSTASH_SOCKET", "", 1); /* a variable that a script has not set */
+  CHECK_CODE(stepstash_connect(NULL, 0, &other), STEPSTASH_EINVAL);
+  CHECK(strstr(stepstash_error_message(), "STEPSTASH_SOCKET is empty") != NULL);
+  unsetenv("STEPSTASH_SOCKET");
+
+  if (geteuid() == 0) return; /* whose daemon is the machine's, whatever XDG_RUNTIME_DIR says */
   char runtime[160], path[200];
   snprintf(runtime, sizeof runtime, "%s/run", directory);
   snprintf(path, sizeof path, "%s/stepstash", runtime);

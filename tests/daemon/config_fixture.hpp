@@ -1,6 +1,8 @@
 /// A home directory of its own for tests of the configuration: nothing of the machine's own settings shows through.
 #pragma once
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -18,7 +20,10 @@ class ConfigFixture {
     std::string pattern = (std::filesystem::temp_directory_path() / "stepstash-config.XXXXXX").string();
     if (mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
     home = pattern;
-    inputs.uid = 4711;  // a plain user that the machine has no entry for
+    // A plain user, and where that can be one that the machine has no entry for; the home directory is his.
+    inputs.uid = ::getuid() != 0 ? ::getuid() : 4711;
+    if (::chown(home.c_str(), inputs.uid, static_cast<gid_t>(-1)) != 0) throw std::runtime_error("chown failed");
+    user = std::to_string(inputs.uid);
     inputs.environment["HOME"] = home.string();
     inputs.system_config = (home / "etc/stepstashd.conf").string();
   }
@@ -52,6 +57,7 @@ class ConfigFixture {
   }
 
   std::filesystem::path home;
+  std::string user;  ///< inputs.uid as text
   Inputs inputs;
 };
 

@@ -131,12 +131,12 @@ BOOST_AUTO_TEST_SUITE_END()
 BOOST_FIXTURE_TEST_SUITE(defaults, ConfigFixture)
 
 BOOST_AUTO_TEST_CASE(a_plain_user_gets_places_of_his_own) {
-  inputs.environment["XDG_RUNTIME_DIR"] = "/run/user/4711";
+  inputs.environment["XDG_RUNTIME_DIR"] = "/run/user/" + user;
   const Config made = config();
-  BOOST_TEST(made.socket == "/run/user/4711/stepstash/stepstash.sock");
+  BOOST_TEST(made.socket == "/run/user/" + user + "/stepstash/stepstash.sock");
   BOOST_TEST(made.private_directory.empty());
   BOOST_TEST(made.db == home.string() + "/.local/state/stepstash/build_data.db");
-  BOOST_TEST(made.segment_name == "stepstash-4711");
+  BOOST_TEST(made.segment_name == "stepstash-" + user);
   BOOST_TEST(made.segment_directory == "/dev/shm");
   BOOST_TEST(made.config_file.empty());
 }
@@ -149,14 +149,50 @@ BOOST_AUTO_TEST_CASE(the_state_directory_of_the_user_is_honoured) {
 BOOST_AUTO_TEST_CASE(relative_xdg_directories_are_ignored) {
   inputs.environment["XDG_RUNTIME_DIR"] = "run";
   inputs.environment["XDG_STATE_HOME"] = "state";
-  BOOST_TEST(config().socket == "/tmp/stepstash-4711/stepstash.sock");
+  BOOST_TEST(config().socket == "/tmp/stepstash-" + user + "/stepstash.sock");
   BOOST_TEST(config().db == home.string() + "/.local/state/stepstash/build_data.db");
 }
 
 BOOST_AUTO_TEST_CASE(without_a_runtime_directory_the_socket_goes_to_a_private_one_in_tmp) {
   const Config made = config();
-  BOOST_TEST(made.socket == "/tmp/stepstash-4711/stepstash.sock");
-  BOOST_TEST(made.private_directory == "/tmp/stepstash-4711");
+  BOOST_TEST(made.socket == "/tmp/stepstash-" + user + "/stepstash.sock");
+  BOOST_TEST(made.private_directory == "/tmp/stepstash-" + user);
+}
+
+BOOST_AUTO_TEST_CASE(a_value_with_a_colon_is_one_path) {
+  std::filesystem::create_directory(home / "a:b");
+  BOOST_TEST_REQUIRE(::chown((home / "a:b").c_str(), inputs.uid, static_cast<gid_t>(-1)) == 0);
+  inputs.environment["HOME"] = (home / "a:b").string();
+  inputs.environment["XDG_RUNTIME_DIR"] = (home / "a:b").string();
+  BOOST_TEST(config().db == home.string() + "/a:b/.local/state/stepstash/build_data.db");
+  BOOST_TEST(config().socket == home.string() + "/a:b/stepstash/stepstash.sock");
+  inputs.environment["XDG_STATE_HOME"] = "/srv/a:b";
+  BOOST_TEST(config().db == "/srv/a:b/stepstash/build_data.db");
+  inputs.environment["XDG_CONFIG_HOME"] = (home / "a:b").string();
+  std::filesystem::create_directory(home / "a:b/stepstash");
+  std::ofstream(home / "a:b/stepstash/stepstashd.conf") << "max_rings = 3\n";
+  BOOST_TEST(config().max_rings == 3u);
+}
+
+BOOST_AUTO_TEST_CASE(what_is_somebody_elses_is_passed_over_and_named) {
+  // As after `setpriv --reuid`, `su -m` and `sudo -E`: the directories are those of the user before.
+  inputs.uid += 1;
+  const std::string other = std::to_string(inputs.uid);
+  inputs.environment["XDG_RUNTIME_DIR"] = home.string();
+  const std::string why = "belongs to user " + user;
+  BOOST_TEST(contains(error(), "no home directory"));
+  BOOST_TEST(contains(error(), "HOME, " + home.string() + ": " + why), error());
+  inputs.options["db"] = "/srv/b.db";
+  Reading reading = read();  // nor is there a file to read in that home
+  BOOST_TEST(reading.config.config_file.empty());
+  BOOST_TEST(reading.config.socket == "/tmp/stepstash-" + other + "/stepstash.sock");
+  BOOST_TEST_REQUIRE(reading.warnings.size() == 1u);
+  BOOST_TEST(contains(reading.warnings[0], "XDG_RUNTIME_DIR is " + home.string() + ", which " + why));
+  inputs.options["socket"] = "/srv/s.sock";
+  BOOST_TEST(read().warnings.empty());  // what was not needed was not passed over
+  inputs.options.clear();
+  inputs.environment["HOME"] = "/dev/null";
+  BOOST_TEST(contains(error(), "HOME, /dev/null: is not a directory"), error());
 }
 
 BOOST_AUTO_TEST_CASE(root_serves_the_machine) {
@@ -179,9 +215,9 @@ BOOST_AUTO_TEST_CASE(systemd_says_where_a_service_lives) {
 }
 
 BOOST_AUTO_TEST_CASE(a_user_unit_does_not_take_the_machines_segment_name) {
-  inputs.environment["RUNTIME_DIRECTORY"] = "/run/user/4711/stepstash";
-  BOOST_TEST(config().socket == "/run/user/4711/stepstash/stepstash.sock");
-  BOOST_TEST(config().segment_name == "stepstash-4711");
+  inputs.environment["RUNTIME_DIRECTORY"] = "/run/user/" + user + "/stepstash";
+  BOOST_TEST(config().socket == "/run/user/" + user + "/stepstash/stepstash.sock");
+  BOOST_TEST(config().segment_name == "stepstash-" + user);
 }
 
 BOOST_AUTO_TEST_CASE(three_quarters_of_the_segment_may_be_dirty) {
@@ -345,6 +381,17 @@ BOOST_AUTO_TEST_CASE(values_out_of_their_range_are_refused) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_segment_has_whole_pages) {
+  for (const auto& [text, bytes] : {std::pair<std::string, std::uint64_t>{"67108865B", 67'112'960},
+                                    {"67112959", 67'112'960},
+                                    {"67112960", 67'112'960},
+                                    {"64MiB", 67'108'864}}) {
+    write_config("segment_size = \"" + text + "\"");
+    BOOST_TEST(config().segment_size == bytes, text);
+    BOOST_TEST(config().max_dirty == bytes / 4 * 3);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_segment_name_has_200_characters_at_most) {
   write_config("segment_name = \"" + std::string(200, 'n') + "\"");
   BOOST_TEST(config().segment_name.size() == 200u);
@@ -355,6 +402,54 @@ BOOST_AUTO_TEST_CASE(a_segment_name_has_200_characters_at_most) {
 BOOST_AUTO_TEST_CASE(a_named_file_that_is_missing_is_an_error) {
   inputs.config_file = (home / "absent.conf").string();
   BOOST_TEST(contains(error(), "absent.conf"));
+}
+
+BOOST_AUTO_TEST_CASE(a_file_that_cannot_be_read_is_no_empty_one) {
+  namespace fs = std::filesystem;
+  const fs::path own = home / ".config/stepstash/stepstashd.conf";
+  const auto refused = [&](std::string_view reason) {
+    const auto reading = read_config(inputs);
+    BOOST_TEST_REQUIRE(!reading.has_value(), reason);
+    BOOST_TEST(reading.error().exit_status == kExitConfig, reason);
+    BOOST_TEST(contains(reading.error().message, reason), reading.error().message);
+    BOOST_TEST(contains(reading.error().message, "cannot be read"), reading.error().message);
+  };
+  BOOST_TEST(read().config.config_file.empty());  // nothing there: the one case of no file
+  for (const bool named : {false, true}) {
+    fs::remove_all(home / ".config");
+    fs::create_directories(own);  // what Docker makes where the file of a bind mount is missing
+    if (named) inputs.config_file = own.string();
+    refused("directory");
+    fs::remove(own);
+    fs::create_symlink(home / "nowhere", own);
+    refused(named ? "No such file" : "leads nowhere");
+    fs::remove(own);
+    fs::create_symlink(own, own);
+    refused("symbolic links");
+    fs::remove(own);
+    fs::create_symlink("/proc/self/mem", own);  // EIO
+    refused("Input/output error");
+    fs::remove(own);
+    fs::create_symlink("/dev/zero", own);
+    refused("longer than");
+    fs::remove_all(home / ".config");
+    std::ofstream(home / ".config") << "in the way";
+    refused("Not a directory");
+    fs::remove(home / ".config");
+    fs::create_symlink(home / "nowhere", home / ".config");
+    refused(named ? "No such file" : "leads nowhere");
+    fs::remove(home / ".config");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_running_daemon_keeps_its_settings_when_the_file_cannot_be_read) {
+  const std::string path = write_config("max_rings = 3\n");
+  const Config running = config();
+  std::filesystem::remove(path);
+  std::filesystem::create_directory(path);
+  const auto reload = reload_config(running, inputs);
+  BOOST_TEST_REQUIRE(!reload.has_value());
+  BOOST_TEST(contains(reload.error().message, "it is a directory"), reload.error().message);
 }
 
 BOOST_AUTO_TEST_CASE(a_plain_users_own_file_is_found) {
@@ -452,9 +547,60 @@ BOOST_AUTO_TEST_CASE(environment_outweighs_file_and_command_line_outweighs_both_
   BOOST_TEST(print_config(read()) == original);
 }
 
-BOOST_AUTO_TEST_CASE(an_empty_variable_is_as_good_as_none) {
-  inputs.environment["STEPSTASH_DB"] = "";
-  BOOST_TEST(config().db == home.string() + "/.local/state/stepstash/build_data.db");
+BOOST_AUTO_TEST_CASE(
+    an_empty_text_is_an_error_for_every_setting_and_every_source_unless_the_manual_says_what_it_means) {
+  std::ifstream in(STEPSTASH_SOURCE_DIR "/docs/man/stepstashd.conf.5", std::ios::binary);
+  const std::string page(std::istreambuf_iterator<char>(in), {});
+  for (const SettingInfo& info : setting_infos()) {
+    std::string variable = "STEPSTASH_" + info.key;
+    for (char& c : variable) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    const auto outcome = [&]() -> std::string {
+      const auto reading = read_config(inputs);
+      return reading ? "accepted" : std::to_string(reading.error().exit_status) + " " + reading.error().message;
+    };
+    write_config(info.key + " = \"\"\n");
+    const std::string in_file = outcome();
+    inputs.config_file.reset();
+    inputs.environment[variable] = "";
+    const std::string in_environment = outcome();
+    inputs.environment.erase(variable);
+    inputs.options[info.key] = "";
+    const std::string in_command = outcome();
+    inputs.options.clear();
+    std::string option = "--" + info.key;
+    for (char& c : option) c = c == '_' ? '-' : c;
+    if (info.may_be_empty) {
+      const std::size_t at = page.find("\n.BR " + info.key + " \"");
+      BOOST_TEST(page.substr(at, page.find("\n.TP", at) - at).find("mpty") != std::string::npos, info.key);
+      BOOST_TEST((in_file == "accepted" && in_environment == "accepted" && in_command == "accepted"), info.key);
+      continue;
+    }
+    BOOST_TEST(in_file.starts_with("78 "), info.key << ": " << in_file);
+    BOOST_TEST(contains(in_file, "test.conf:1: " + info.key + ": is empty"), in_file);
+    BOOST_TEST(in_environment.starts_with("78 environment " + variable + ": " + info.key + ": is empty"),
+               in_environment);
+    BOOST_TEST(in_command.starts_with("64 " + option + ": is empty"), in_command);
+    if (!info.is_list) continue;
+    write_config(info.key + " = []\n");  // the one way to write that nobody is meant
+    BOOST_TEST(outcome() == "accepted", info.key);
+    for (const char* text : {"[\"\"]", "[1, \"\"]", "\"1,,2\"", "\",1\"", "\"1, \"", "\" \""}) {
+      write_config(info.key + " = " + text + "\n");
+      BOOST_TEST(outcome().starts_with("78 "), info.key << " = " << text << ": " << outcome());
+    }
+    inputs.config_file.reset();
+  }
+  inputs.environment["STEPSTASH_CONFIG"] = "";
+  BOOST_TEST(contains(error(), "environment STEPSTASH_CONFIG: is empty"));
+}
+
+BOOST_AUTO_TEST_CASE(empty_variables_of_others_count_as_not_set) {
+  for (const char* name :
+       {"XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"})
+    inputs.environment[name] = "";
+  const Reading reading = read();
+  BOOST_TEST(reading.config.db == home.string() + "/.local/state/stepstash/build_data.db");
+  BOOST_TEST(reading.config.socket == "/tmp/stepstash-" + user + "/stepstash.sock");
+  BOOST_TEST(reading.warnings.empty());
 }
 
 BOOST_AUTO_TEST_CASE(a_bad_variable_is_a_configuration_error_that_names_it) {
@@ -630,13 +776,13 @@ BOOST_FIXTURE_TEST_SUITE(directories, ConfigFixture)
 BOOST_AUTO_TEST_CASE(missing_directories_are_made_and_closed_to_others) {
   inputs.options["socket"] = (home / "a/b/s.sock").string();
   inputs.options["db"] = (home / "c/d/x.db").string();
-  BOOST_TEST(prepare_directories(config(), 4711).has_value());
+  BOOST_TEST(prepare_directories(config(), inputs.uid).has_value());
   for (const char* made : {"a", "a/b", "c", "c/d"}) {
     struct stat status {};
     BOOST_TEST_REQUIRE(::stat((home / made).c_str(), &status) == 0, made);
     BOOST_TEST((status.st_mode & 0777u) == 0700u, made);
   }
-  BOOST_TEST(prepare_directories(config(), 4711).has_value());  // and again
+  BOOST_TEST(prepare_directories(config(), inputs.uid).has_value());  // and again
 }
 
 BOOST_AUTO_TEST_CASE(others_can_reach_the_socket_of_roots_daemon_whatever_the_umask) {

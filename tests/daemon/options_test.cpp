@@ -37,7 +37,7 @@ BOOST_AUTO_TEST_CASE(without_options_the_defaults_serve) {
   BOOST_TEST_REQUIRE(command.reading.has_value());
   BOOST_TEST(command.output.empty());
   BOOST_TEST(command.errors.empty());
-  BOOST_TEST(command.reading->config.segment_name == "stepstash-4711");
+  BOOST_TEST(command.reading->config.segment_name == "stepstash-" + user);
 }
 
 BOOST_AUTO_TEST_CASE(options_of_the_command_line_reach_the_configuration) {
@@ -85,6 +85,29 @@ BOOST_AUTO_TEST_CASE(usage_errors_exit_64_and_point_to_help) {
     BOOST_TEST(contains(command.errors, "--help"), command.errors);
     BOOST_TEST(command.output.empty());
   }
+}
+
+BOOST_AUTO_TEST_CASE(an_option_that_is_empty_is_a_usage_error_however_it_is_written) {
+  std::vector<std::string> all = {"--config"};
+  for (const SettingInfo& info : setting_infos()) {
+    if (!info.may_be_empty) all.push_back("--" + info.key);
+  }
+  for (std::string& option : all) {
+    for (char& c : option) c = c == '_' ? '-' : c;
+    for (const std::vector<std::string>& arguments :
+         {std::vector<std::string>{option, ""}, {option + "="}, {option + "=", "--print-config"}}) {
+      const CommandLine command = parse(arguments);
+      BOOST_TEST(!command.reading.has_value(), option);
+      BOOST_TEST(command.exit_status == kExitUsage, option);
+      BOOST_TEST(contains(command.errors, "stepstashd: " + option + ": is empty"), command.errors);
+    }
+  }
+  const CommandLine command = parse({"--socket-group=", "--max-rings=3"});  // the manual says what it means
+  BOOST_TEST_REQUIRE(command.reading.has_value(), command.errors);
+  BOOST_TEST(command.reading->config.max_rings == 3u);
+  BOOST_TEST(!command.reading->config.socket_group.has_value());
+  BOOST_TEST(parse({"--check-config="}).exit_status == kExitUsage);
+  BOOST_TEST(parse({"--no-such-option="}).exit_status == kExitUsage);
 }
 
 BOOST_AUTO_TEST_CASE(a_misspelt_option_gets_a_suggestion) {

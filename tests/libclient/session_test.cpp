@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/resource.h>
 
 #include <boost/test/unit_test.hpp>
 #include <utility>
@@ -172,6 +173,36 @@ BOOST_AUTO_TEST_CASE(a_ring_that_may_shrink_or_is_too_small_is_refused) {
     const auto adopted = c.channel->adopt_ring(std::get<protocol::SetReady>(reply.value()));
     BOOST_TEST(adopted.has_value() == one.accepted, one.bytes << " bytes, announced " << one.ready.ring_bytes);
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_lack_of_descriptors_is_this_processes_own_and_not_the_daemons_fault) {
+  rlimit before{};
+  BOOST_REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const auto limit = [&](rlim_t most) {
+    const rlimit few{most, before.rlim_max};
+    BOOST_REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
+  };
+  Connected c([&](FakeDaemon::Peer& peer) {
+    peer.read();
+    const UniqueFd ring = test::make_ring(8192);
+    const rlimit few{3, before.rlim_max};
+    ::setrlimit(RLIMIT_NOFILE, &few);
+    peer.send(protocol::SetReady{8192, 4096, true}, {ring.get()});
+    peer.read();
+  });
+  const auto reply = c.ask();  // the kernel leaves out the descriptor that came with it
+  limit(before.rlim_cur);
+  BOOST_REQUIRE(!reply.has_value());
+  BOOST_TEST((reply.error() == std::errc::too_many_files_open), reply.error().message());
+  const std::string said = explanation(reply.error());
+  BOOST_TEST(said.find("this process has no file descriptors left: it may have 3") == 0u, said);
+
+  limit(3);
+  const auto opened = Channel::open(Address::of(c.daemon.socket()).value(), c.table);
+  limit(before.rlim_cur);
+  BOOST_REQUIRE(!opened.has_value());
+  BOOST_TEST((opened.error() == std::errc::too_many_files_open), opened.error().message());
+  BOOST_TEST(std::string(explanation(opened.error())).starts_with("this process has no file descriptors left"));
 }
 
 BOOST_AUTO_TEST_CASE(a_refusal_that_comes_before_the_request_is_read) {

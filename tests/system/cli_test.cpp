@@ -150,6 +150,33 @@ BOOST_AUTO_TEST_CASE(a_deadline_is_status_75) {
   served.daemon.resume();
 }
 
+BOOST_AUTO_TEST_CASE(a_lack_of_descriptors_here_is_not_blamed_on_the_daemon) {
+  Command served;
+  served.cli({"set", "7", "n"}, {.input = "value"});
+  std::ofstream(served.file("large"), std::ios::binary) << generated(kMiB, 1);  // needs a ring, one descriptor more
+  int failed = 0, done = 0;
+  for (int most = 3; most < 12; ++most) {
+    for (const std::string& words :
+         std::vector<std::string>{"get 7 n", "set 7 large " + served.file("large"), "stats"}) {
+      const Outcome outcome =
+          run({"sh", "-c", "ulimit -n " + std::to_string(most) + "; exec \"$0\" " + words, STEPSTASH_CLI_PATH},
+              {.environment = {"STEPSTASH_SOCKET=" + served.daemon.socket()}});
+      if (outcome.status == 0) {
+        ++done;
+        continue;
+      }
+      ++failed;
+      const bool own_file = outcome.status == 74 && contains(outcome.err, "cannot open");
+      BOOST_TEST((own_file || outcome.status == 75), outcome.err);
+      BOOST_TEST((own_file || contains(outcome.err, "this process has no file descriptors left: it may have " +
+                                                        std::to_string(most))),
+                 outcome.err);
+    }
+  }
+  BOOST_TEST(failed > 3);
+  BOOST_TEST(done > 3);
+}
+
 BOOST_AUTO_TEST_CASE(another_user_is_status_77, *boost::unit_test::enable_if<true>()) {
   if (::geteuid() != 0) {
     BOOST_TEST_MESSAGE("skipped: only root can run the client as another user");

@@ -397,6 +397,16 @@ BOOST_AUTO_TEST_CASE(a_value_dropped_before_its_turn_is_never_written) {
   BOOST_TEST(figure(client, "flushed_bytes") == 5u);
 }
 
+BOOST_AUTO_TEST_CASE(a_size_that_is_no_multiple_of_a_page_is_rounded_up_and_no_reason_to_warn) {
+  DaemonProcess daemon({"--segment-size=8388609B"});
+  for (int start = 0; start < 2; ++start) {
+    daemon.start();
+    BOOST_TEST(figure(Client(daemon.socket()), "segment.total_bytes") == 8'388'608u + 4096);
+    daemon.terminate();
+  }
+  BOOST_TEST(!contains(daemon.log(), "not the configured"), daemon.log());
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 // ---- ids -----------------------------------------------------------------------------------------------------------

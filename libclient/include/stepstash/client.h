@@ -74,10 +74,11 @@ STEPSTASH_API const char* stepstash_error_message(void);
  */
 
 /**
- * Makes a client and connects it. `socket` NULL means $STEPSTASH_SOCKET, else $XDG_RUNTIME_DIR/stepstash/stepstash.sock
- * where that exists, else /run/stepstash/stepstash.sock. `deadline_ms` bounds connecting now, and each later call that
- * asks the daemon unless that call names a deadline of its own; 0 means 10,000. Errors: EUNAVAILABLE (no daemon within
- * the deadline), EPERM, EPROTOCOL, EINVAL (path longer than a unix socket's 107 bytes), ENOMEM.
+ * Makes a client and connects it. `socket` NULL means $STEPSTASH_SOCKET, else the socket of this user's own daemon
+ * where there is one, else /run/stepstash/stepstash.sock (stepstashd(8), PLACES). `deadline_ms` bounds connecting now,
+ * and each later call that asks the daemon unless that call names a deadline of its own; 0 means 10,000. Errors:
+ * EUNAVAILABLE (no daemon within the deadline), EPERM, EPROTOCOL, EINVAL (path longer than a unix socket's 107 bytes,
+ * or STEPSTASH_SOCKET empty), ELIMIT (no descriptors left), ENOMEM.
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_connect(const char* socket, uint32_t deadline_ms,
                                                         stepstash_client** client);

@@ -176,7 +176,7 @@ class Client {
  public:
   static constexpr std::uint64_t kUnknownLength = STEPSTASH_UNKNOWN_LENGTH;
 
-  /// `socket` empty: $STEPSTASH_SOCKET, or the usual places.
+  /// `socket` empty: $STEPSTASH_SOCKET, or the usual places (stepstashd(8), PLACES).
   explicit Client(const detail::Text& socket = "", Milliseconds deadline = Milliseconds(10'000)) {
     const bool usual = socket.get() == nullptr || *socket.get() == 0;
     detail::checked(stepstash_connect(usual ? nullptr : socket.get(), detail::milliseconds(deadline), &client_));
