@@ -251,6 +251,10 @@ const char* stepstash_version(void) { return STEPSTASH_VERSION; }
 
 const char* stepstash_error_message(void) { return ss::last_explanation(); }
 
+struct OwnedBuilds : stepstash_builds {
+  std::vector<stepstash_build> rows;
+};
+
 int stepstash_connect(const char* socket, uint32_t deadline_ms, stepstash_client** client) {
   return guarded([&] {
     if (client == nullptr) return invalid("stepstash_connect: client is NULL");
@@ -365,6 +369,32 @@ int stepstash_set_fd(stepstash_client* client, int64_t build, const char* name, 
     if (!staged) return report(staged.error());
     return answer(set_from(fd, *staged.value(), length), result);
   });
+int stepstash_list_builds(stepstash_client* client, stepstash_builds** builds) {
+  return guarded([&] {
+    if (client == nullptr || builds == nullptr) return invalid("stepstash_list_builds: an argument is NULL");
+    *builds = nullptr;
+    auto found = client->client->builds();
+    if (!found) return report(found.error());
+    auto owned = std::make_unique<OwnedBuilds>();
+    for (const stepstash::BuildInfo& info : found.value()) {
+      owned->rows.push_back({info.build,
+                             info.entries,
+                             info.resident_bytes,
+                             info.evicted_bytes,
+                             info.complete_at.value_or(0),
+                             info.complete_at ? 1 : 0,
+                             info.held ? 1 : 0,
+                             {}});
+    }
+    owned->count = owned->rows.size();
+    owned->builds = owned->rows.data();
+    *builds = owned.release();
+    return int{STEPSTASH_OK};
+  });
+}
+
+void stepstash_builds_free(stepstash_builds* builds) { delete static_cast<OwnedBuilds*>(builds); }
+
 }
 
 int stepstash_set_begin(stepstash_client* client, int64_t build, const char* name, uint64_t length, const char* source,

@@ -33,6 +33,18 @@ class Entry(NamedTuple):
 
 
 # ctypes cuts numbers and strings to what fits, in silence: everything is checked here first.
+class Build(NamedTuple):
+    """A build that has data: how many entries, and the bytes of their values in the segment and in the database alone.
+    `complete_at` is in seconds since 1970, None when it has not finished."""
+
+    build: int
+    entries: int
+    resident_bytes: int
+    evicted_bytes: int
+    complete_at: Optional[int]
+    held: bool
+
+
 
 
 def _integer(what, value, least, most):
@@ -316,6 +328,26 @@ class Client:
 
         Returns when every process sees the value and it survives the death of any process; with `durable` when it
         survives power loss. None: `if_absent` or `if_revision` did not hold, and nothing was changed.
+    def builds(self) -> "list[Build]":
+        """All builds that have data, in the order of their numbers."""
+        handle, found = self._open(), ctypes.POINTER(_abi.Builds)()
+        checked(_library.list_builds(handle.pointer, found))
+        try:
+            rows = [found.contents.builds[i] for i in range(found.contents.count)]
+            return [
+                Build(
+                    r.build,
+                    r.entries,
+                    r.resident_bytes,
+                    r.evicted_bytes,
+                    r.complete_at if r.finished else None,
+                    bool(r.held),
+                )
+                for r in rows
+            ]
+        finally:
+            _library.builds_free(found)
+
         """
         handle, result = self._open(), _abi.SetResult()
         options = _options(durable, if_absent, if_revision, deadline)

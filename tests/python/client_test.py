@@ -308,6 +308,20 @@ class Processes(WithDaemon):
         child = os.fork()
         if child == 0:
             status = 1
+    def test_builds_are_listed_with_what_they_take(self):
+        self.client.set(self.build, "x", b"12345")
+        self.client.set(self.build, "y", b"")
+        mine = [build for build in self.client.builds() if build.build == self.build]
+        self.assertEqual(mine, [stepstash.Build(self.build, 2, 5, 0, None, False)])
+        self.client.finish(self.build, at=0)
+        self.client.hold(self.build)
+        mine = [build for build in self.client.builds() if build.build == self.build]
+        self.assertEqual(mine, [stepstash.Build(self.build, 2, 5, 0, 0, True)])
+        numbers = [build.build for build in self.client.builds()]
+        self.assertEqual(numbers, sorted(numbers))
+        self.client.drop(self.build)
+        self.assertNotIn(self.build, [build.build for build in self.client.builds()])
+
             try:
                 same = view.data == MEGABYTE
                 view.release()

@@ -9,8 +9,8 @@
  * (STEPSTASH_MISS, STEPSTASH_UNMET), or a negative STEPSTASH_E.... stepstash_error_message() then tells, for the
  * calling thread, what happened, to what, with which numbers. Nothing throws, nothing calls exit.
  *
- * Threads. A stepstash_client may be used by any number of threads at once. A stepstash_writer and a stepstash_list
- * belong to one thread at a time. A view may be read by any thread and is released once.
+ * Threads. A stepstash_client may be used by any number of threads at once. A stepstash_writer and the lists belong to
+ * one thread at a time. A view may be read by any thread and is released once.
  *
  * Lifetime. A client outlives its views, writers and lists.
  *
@@ -142,6 +142,29 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_build(stepstash_client* cli
 STEPSTASH_API void stepstash_list_free(stepstash_list* list);
 
 /* ---- writing -------------------------------------------------------------------------------------------------------
+typedef struct stepstash_build {
+  int64_t build;
+  uint64_t entries;
+  uint64_t resident_bytes; /**< of its values in the segment */
+  uint64_t evicted_bytes;  /**< of its values that are in the database alone */
+  int64_t complete_at;     /**< seconds since 1970; 0 when it has not finished */
+  int finished;            /**< not 0: it has */
+  int held;                /**< not 0: its data is kept from being pruned */
+  uint64_t reserved[2];
+} stepstash_build;
+
+typedef struct stepstash_builds {
+  size_t count;
+  const stepstash_build* builds; /**< in the order of their numbers */
+} stepstash_builds;
+
+/**
+ * All builds that have data. They come 256 at a time, each time as they are at that instant, so that a build that is
+ * made or deleted meanwhile is in the list or not. Free it.
+ */
+STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_builds(stepstash_client* client, stepstash_builds** builds);
+STEPSTASH_API void stepstash_builds_free(stepstash_builds* builds);
+
  */
 
 /** Zero it, set `size` to sizeof, then what is wanted. NULL where options are taken means all zeros. */
