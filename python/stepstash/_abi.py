@@ -134,7 +134,10 @@ class _Library:
     """The functions of libstepstash without their prefix. $STEPSTASH_LIBRARY names another file than the usual one."""
 
     def __init__(self):
-        loaded = ctypes.CDLL(os.environ.get("STEPSTASH_LIBRARY") or "libstepstash.so.0")
+        path = os.environ.get("STEPSTASH_LIBRARY", "libstepstash.so.0")
+        if not path:  # to dlopen(3) that would be this program itself
+            raise ImportError("$STEPSTASH_LIBRARY is empty: unset it, or name the file of libstepstash")
+        loaded = ctypes.CDLL(path)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(loaded, "stepstash_" + name)
             function.restype = result

@@ -71,10 +71,11 @@ STEPSTASH_API const char* stepstash_error_message(void);
  */
 
 /**
- * Makes a client and connects it. `socket` NULL means $STEPSTASH_SOCKET, else $XDG_RUNTIME_DIR/stepstash/stepstash.sock
- * where that exists, else /run/stepstash/stepstash.sock. `deadline_ms` bounds connecting now, and each later call that
- * asks the daemon unless that call names a deadline of its own; 0 means 10,000. Errors: EUNAVAILABLE (no daemon within
- * the deadline), EPERM, EPROTOCOL, EINVAL (path longer than a unix socket's 107 bytes), ENOMEM.
+ * Makes a client and connects it. `socket` NULL means $STEPSTASH_SOCKET (empty is an error, here as there), else
+ * $XDG_RUNTIME_DIR/stepstash/stepstash.sock where that exists, else /run/stepstash/stepstash.sock. `deadline_ms` bounds
+ * connecting now, and each later call that asks the daemon unless that call names a deadline of its own; 0 means
+ * 10,000. Errors: EUNAVAILABLE (no daemon within the deadline), EPERM, EPROTOCOL, EINVAL (path longer than a unix
+ * socket's 107 bytes), ENOMEM.
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_connect(const char* socket, uint32_t deadline_ms,
                                                         stepstash_client** client);
@@ -141,7 +142,6 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_build(stepstash_client* cli
                                                            stepstash_list** list);
 STEPSTASH_API void stepstash_list_free(stepstash_list* list);
 
-/* ---- writing -------------------------------------------------------------------------------------------------------
 typedef struct stepstash_build {
   int64_t build;
   uint64_t entries;
@@ -165,6 +165,7 @@ typedef struct stepstash_builds {
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_builds(stepstash_client* client, stepstash_builds** builds);
 STEPSTASH_API void stepstash_builds_free(stepstash_builds* builds);
 
+/* ---- writing -------------------------------------------------------------------------------------------------------
  */
 
 /** Zero it, set `size` to sizeof, then what is wanted. NULL where options are taken means all zeros. */
@@ -192,7 +193,10 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set(stepstash_client* client, in
                                                     const void* data, size_t length, const char* source,
                                                     const stepstash_set_options* options, stepstash_set_result* result);
 
-/** As stepstash_set, with all that can be read from `fd` from where it stands until its end: a file, a pipe, a socket.
+/**
+ * As stepstash_set, with all that can be read from `fd` from where it stands until its end: a file, a pipe, a socket.
+ * The size that a file tells is a hint: one that holds another number of bytes is read again, to its end; EIO where it
+ * cannot be positioned. Waits where `fd` does not block.
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set_fd(stepstash_client* client, int64_t build, const char* name,
                                                        int fd, const char* source, const stepstash_set_options* options,
