@@ -10,6 +10,7 @@
 #include <cstring>
 #include <stepstash/client.hpp>
 #include <string>
+#include <vector>
 
 #include "base/text.hpp"
 #include "cli/doctor.hpp"
@@ -150,6 +151,12 @@ int list(Client& client, const Arguments& a) {
   return print(a.json ? list_json(entries) : list_text(entries, ::isatty(STDOUT_FILENO) == 1));
 }
 
+int builds(Client& client, const Arguments& a) {
+  std::vector<Build> all = client.builds();
+  sort_builds(all, a.sort);
+  return print(a.json ? builds_json(all) : builds_text(all, ::isatty(STDOUT_FILENO) == 1));
+}
+
 int print_deleted(const Arguments& a, std::uint64_t count) {
   if (a.json) return print("{\"deleted\":" + std::to_string(count) + "}\n");
   return print("deleted " + std::to_string(count) + (count == 1 ? " entry\n" : " entries\n"));
@@ -182,6 +189,8 @@ int run_with(Client& client, const Arguments& a) {
       return stat(client, a);
     case Verb::list:
       return list(client, a);
+    case Verb::builds:
+      return builds(client, a);
     case Verb::finish:
       finish(client, a);
       return kDone;
@@ -207,20 +216,16 @@ int run_with(Client& client, const Arguments& a) {
       const std::string json = client.stats();
       return print(a.json ? json + "\n" : stats_text(json));
     }
+    case Verb::help:  // answered by parse_arguments()
+      break;
   }
   return kSoftware;
-}
-
-const char* word(Verb verb) {
-  constexpr const char* words[] = {"set",  "get",  "stat",   "list",  "finish", "prune",
-                                   "drop", "hold", "unhold", "flush", "doctor", "stats"};
-  return words[static_cast<std::size_t>(verb)];
 }
 
 }  // namespace
 
 int run(const Arguments& a) {
-  std::string doing = word(a.verb);
+  std::string doing = command_of(a.verb).word;
   if (a.name) {
     doing += " " + datum(a);
   } else if (a.build != 0) {
