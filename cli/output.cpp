@@ -135,7 +135,7 @@ int complain(int status, std::string_view message) {
     line += byte < 0x20 || byte == 0x7F ? printable(std::string_view(&c, 1)) : std::string(1, c);
   }
   line += '\n';
-  static_cast<void>(!::write(STDERR_FILENO, line.data(), line.size()));  // nowhere to report that this failed
+  write_all(STDERR_FILENO, line.data(), line.size());  // nowhere to report that this failed
   return status;
 }
 
@@ -149,9 +149,16 @@ int complain(const Error& error, std::string_view what) {
 }
 
 int print(std::string_view text) {
-  const int error = write_all(STDOUT_FILENO, text.data(), text.size());
+  // Nothing to write is no reason not to notice that it could not be written.
+  const int error = !open_for_writing(STDOUT_FILENO) ? EBADF : write_all(STDOUT_FILENO, text.data(), text.size());
   if (error == 0) return kDone;
   return complain(kIoError, std::string("standard output: ") + std::strerror(error));
+}
+
+int end_output(int status) {
+  // A network file system may tell only now that something was not written.
+  if (::close(STDOUT_FILENO) == 0 || errno == EINTR) return status;
+  return complain(kIoError, std::string("standard output: ") + std::strerror(errno));
 }
 
 std::string stat_text(const View& view) {
@@ -198,13 +205,6 @@ std::string list_json(const std::vector<Entry>& entries) {
   return dump(all);
 }
 
-std::string stats_text(const std::string& json) {
-  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) return json + "\n";
-  std::vector<std::pair<std::string, std::string>> lines;
-  put_lines(parsed, "", lines);
-  std::size_t width = 0;
-  for (const auto& [name, value] : lines) width = std::max(width, name.size());
 std::string builds_text(const std::vector<Build>& builds, bool for_terminal) {
   std::vector<std::array<std::string, 6>> rows = {{"BUILD", "ENTRIES", "RESIDENT", "EVICTED", "FINISHED", "HELD"}};
   for (const Build& b : builds) {
@@ -244,6 +244,13 @@ void sort_builds(std::vector<Build>& builds, Sort by) {
   });
 }
 
+std::string stats_text(const std::string& json) {
+  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
+  if (parsed.is_discarded()) return json + "\n";
+  std::vector<std::pair<std::string, std::string>> lines;
+  put_lines(parsed, "", lines);
+  std::size_t width = 0;
+  for (const auto& [name, value] : lines) width = std::max(width, name.size());
   std::string out;
   for (const auto& [name, value] : lines) out += padded(name, width + 2) + value + "\n";
   return out;

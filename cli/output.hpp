@@ -17,20 +17,22 @@ int complain(const Error& error, std::string_view what);
 
 /// Writes all of `text` to stdout. 0, or kIoError with a complaint.
 int print(std::string_view text);
+/// Closes stdout. `status`, or kIoError with a complaint. Call it last.
+int end_output(int status);
 
 std::string stat_text(const View& view);
 std::string stat_json(const View& view);
 /// A table with a header for people, tabs for scripts.
 std::string list_text(const std::vector<Entry>& entries, bool for_people);
 std::string list_json(const std::vector<Entry>& entries);
-/// The daemon's JSON as `name value` lines; nested names are joined by dots.
-std::string stats_text(const std::string& json);
 /// As list_text: number, entries, bytes in the segment, bytes in the database alone, when it finished, whether it is
 /// held. Scripts get seconds since 1970; a terminal gets the date, in UTC.
 std::string builds_text(const std::vector<Build>& builds, bool for_terminal);
 std::string builds_json(const std::vector<Build>& builds);
 /// Puts them in order: by number; by bytes, most first; by when they finished, latest first, running ones at the end.
 void sort_builds(std::vector<Build>& builds, Sort by);
+/// The daemon's JSON as `name value` lines; nested names are joined by dots.
+std::string stats_text(const std::string& json);
 
 /// Whether a terminal can show the bytes: UTF-8 without control characters other than tab, line feed and carriage
 /// return. O(bytes), and stops at the first offence.
