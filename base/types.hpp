@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -26,6 +27,16 @@ struct EntryInfo {
   std::uint64_t length = 0;  ///< bytes of the value
   std::string name;
   std::string source;
+};
+
+/// A build that has data: what it takes, and what is known of it.
+struct BuildInfo {
+  BuildId build = 0;
+  std::uint64_t entries = 0;
+  std::uint64_t resident_bytes = 0;         ///< of values in the segment
+  std::uint64_t evicted_bytes = 0;          ///< of values in the database alone
+  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; none: it has not finished
+  bool held = false;
 };
 
 constexpr bool valid_build(BuildId build) noexcept { return build > 0; }

@@ -1,10 +1,8 @@
 #include "cli/arguments.hpp"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -16,134 +14,262 @@ namespace {
 constexpr const char* kBuildRule =
     "BUILD may be left out: with --build no argument is BUILD; without it the first argument is BUILD if it is a "
     "whole\n"
-    "number, and otherwise BUILD is $STEPSTASH_BUILD. A name that is a number therefore needs --build.\n";
+    "number, and otherwise BUILD is $STEPSTASH_BUILD. A name that is a number, or empty, therefore needs --build.\n";
 
 constexpr const char* kExitStatuses =
     "Exit status: 0 done; 1 no such build data (doctor: something is wrong); 64 usage; 69 daemon not reachable;\n"
     "73 cannot create (the output file; a value that can never fit; --if-absent and the name is there); 74 input or\n"
     "output failed; 75 try later (full, or the deadline passed); 77 not permitted.\n";
 
-/// One subcommand: what its help says, and which options it takes.
-struct Command {
-  Verb verb;
-  const char* word;
-  const char* arguments;
-  const char* summary;
-  const char* examples;
-  bool takes_build;
-  std::size_t min_arguments, max_arguments;  // after BUILD
-  bool prints_json;
-};
-
-constexpr std::array<Command, 12> kCommands = {{
+constexpr std::array kCommands = std::to_array<Command>({
     {Verb::set, "set", "[BUILD] NAME [FILE|-]",
      "Add a build datum, or replace its value and source (Buildbot: setBuildData).\n"
      "The value is FILE's content, or standard input.",
      "  stepstash set 42 toolchain toolchain.tar --source 'compile step'\n"
      "  make-report | stepstash set 42 report\n"
      "  stepstash set --build 42 --durable 2024 figures.json\n",
-     true, 1, 2, true},
+     true, 1, 2},
     {Verb::get, "get", "[BUILD] NAME",
      "Write the value of a build datum to standard output, or to a file (Buildbot: getBuildData).",
      "  stepstash get 42 report\n"
      "  stepstash get 42 toolchain -o toolchain.tar\n"
      "  stepstash get 42 coverage --wait 5min | tar x\n",
-     true, 1, 1, false},
+     true, 1, 1},
     {Verb::stat, "stat", "[BUILD] NAME",
      "Show a build datum without its value: id, revision, length, source (Buildbot: getBuildDataNoValue).",
      "  stepstash stat 42 report\n"
      "  stepstash stat 42 report --json\n",
-     true, 1, 1, true},
+     true, 1, 1},
     {Verb::list, "list", "[BUILD] [NAME]",
      "List the data of a build without values, in id order (Buildbot: getAllBuildDataNoValues).\n"
      "One line each: id, length, name, source; control characters, quotes and backslashes as \\xNN.",
      "  stepstash list 42\n"
      "  stepstash list 42 report --json\n",
-     true, 0, 1, true},
+     true, 0, 1},
+    {Verb::builds, "builds", "",
+     "List the builds that have data: how many entries, the bytes of their values in memory and in the database\n"
+     "alone, when they finished, and whether they are held.",
+     "  stepstash builds --sort bytes | head\n"
+     "  stepstash builds --json | jq '.[] | select(.held) | .buildid'\n",
+     false, 0, 0},
     {Verb::finish, "finish", "[BUILD]",
      "Record that a build completed, and when. Its data is pruned once that is longer ago than the horizon.",
      "  stepstash finish 42\n"
      "  stepstash finish 42 --at 1700000000\n",
-     true, 0, 0, false},
+     true, 0, 0},
     {Verb::prune, "prune", "",
      "Delete the data of builds completed strictly before a time (Buildbot: deleteOldBuildData).",
-     "  stepstash prune --older-than $(date -d '1 week ago' +%s)\n", false, 0, 0, true},
-    {Verb::drop, "drop", "[BUILD]", "Delete all data of one build, held or not.", "  stepstash drop 42\n", true, 0, 0,
-     true},
+     "  stepstash prune --older-than $(date -d '1 week ago' +%s)\n", false, 0, 0},
+    {Verb::drop, "drop", "[BUILD]", "Delete all data of one build, held or not.", "  stepstash drop 42\n", true, 0, 0},
     {Verb::hold, "hold", "[BUILD]", "Keep a build's data from being pruned, for a re-run.", "  stepstash hold 42\n",
-     true, 0, 0, false},
+     true, 0, 0},
     {Verb::unhold, "unhold", "[BUILD]", "Let a held build's data be pruned again.", "  stepstash unhold 42\n", true, 0,
-     0, false},
+     0},
     {Verb::flush, "flush", "", "Return when all that was acknowledged before is committed to the database.",
-     "  stepstash flush --timeout 1min\n", false, 0, 0, false},
+     "  stepstash flush --timeout 1min\n", false, 0, 0},
     {Verb::doctor, "doctor", "",
      "Say what is wrong, and what to do about it: damaged values, objects that were set aside, a database\n"
      "that takes no writes. Exit status 0: nothing is wrong; 1: something is.",
      "  stepstash doctor\n"
      "  stepstash doctor --json | jq -r '.[].what'\n",
-     false, 0, 0, true},
-    {Verb::stats, "stats", "", "Show the daemon's counters.", "  stepstash stats --json | jq .segment\n", false, 0, 0,
-     true},
-}};
+     false, 0, 0},
+    {Verb::stats, "stats", "", "Show the daemon's counters.", "  stepstash stats --json | jq .segment\n", false, 0, 0},
+    {Verb::help, "help", "[COMMAND]", "Tell what stepstash does, or one of its commands.",
+     "  stepstash help\n"
+     "  stepstash help set\n",
+     false, 0, 1},
+});
 
-/// CLI11's help with a usage line that says what find_build() makes of the arguments.
-class Help : public CLI::Formatter {
- public:
-  explicit Help(std::string usage) : usage_(std::move(usage)) { column_width(28); }
-  std::string make_usage(const CLI::App*, std::string) const override { return "Usage: " + usage_ + "\n"; }
-
- private:
-  std::string usage_;
-};
-
-/// What the options of every subcommand write to.
-struct Raw {
-  std::array<std::string, 3> words;  // BUILD, NAME, FILE, or fewer
-  std::string build, timeout, wait, at, file;
-};
-
-/// A name such as "[a,b]" must arrive as it is: CLI11 splits such texts for options that take several, so every
-/// argument is an option of its own that takes one.
-void add_options(CLI::App& sub, const Command& command, Raw& raw, Arguments& out) {
-  const char* names[] = {"first", "second", "third"};
-  const std::size_t count = command.max_arguments + (command.takes_build ? 1 : 0);
-  for (std::size_t i = 0; i < count; ++i) sub.add_option(names[i], raw.words[i])->group("");
-  if (command.takes_build) sub.add_option("--build", raw.build, "the build")->type_name("BUILD");
-  switch (command.verb) {
-    case Verb::set:
-      sub.add_option("--source", out.source, "where the value comes from, 0 to 256 characters")->type_name("SOURCE");
-      sub.add_flag("--durable", out.durable, "return only when the database has committed it");
-      sub.add_flag("--if-absent", out.if_absent, "fail with 73 when the name is there already");
-      break;
-    case Verb::get:
-      sub.add_option("-o,--output", raw.file, "write to FILE, which appears whole or not at all")->type_name("FILE");
-      sub.add_option("--wait", raw.wait, "wait that long for the name to appear")->type_name("DURATION");
-      break;
-    case Verb::finish:
-      sub.add_option("--at", raw.at, "seconds since 1970 (default: now)")->type_name("EPOCH");
-      break;
-    case Verb::prune:
-      sub.add_option("--older-than", raw.at, "seconds since 1970")->type_name("EPOCH")->required();
-      break;
-    default:
-      break;
-  }
-  if (command.prints_json) sub.add_flag("--json", out.json, "print JSON");
-  sub.add_option("--socket", out.socket, "the daemon's socket (default: $STEPSTASH_SOCKET, or the usual places)")
-      ->type_name("PATH");
-  sub.add_option("--timeout", raw.timeout, "how long to wait for the daemon (default: 10s)")->type_name("DURATION");
-  sub.formatter(std::make_shared<Help>(std::string("stepstash ") + command.word + " [OPTIONS]" +
-                                       (*command.arguments != 0 ? " " : "") + command.arguments));
-  sub.footer(std::string("\nExamples:\n") + command.examples + (command.takes_build ? "\n" : "") +
-             (command.takes_build ? kBuildRule : "") + "\n" + kExitStatuses);
+constexpr std::uint32_t in(std::initializer_list<Verb> verbs) {
+  std::uint32_t mask = 0;
+  for (const Verb verb : verbs) mask |= 1U << static_cast<unsigned>(verb);
+  return mask;
 }
 
-Parsed refuse(std::string message, std::string_view command = {}) {
+constexpr std::uint32_t kOfABuild =
+    in({Verb::set, Verb::get, Verb::stat, Verb::list, Verb::finish, Verb::drop, Verb::hold, Verb::unhold});
+constexpr std::uint32_t kAll = ~0U;
+constexpr std::uint32_t kAsking = kAll & ~in({Verb::help});
+
+constexpr std::array kOptions = std::to_array<Option>({
+    {Option::build, "--build", 0, "BUILD", nullptr, "the build", kOfABuild, false},
+    {Option::source, "--source", 0, "SOURCE", "no source", "where the value comes from, 0 to 256 characters",
+     in({Verb::set}), false},
+    {Option::durable, "--durable", 0, nullptr, nullptr, "return only when the database has committed it",
+     in({Verb::set}), false},
+    {Option::if_absent, "--if-absent", 0, nullptr, nullptr, "fail with 73 when the name is there already",
+     in({Verb::set}), false},
+    {Option::output, "--output", 'o', "FILE", nullptr, "write to FILE; a regular file appears whole or not at all",
+     in({Verb::get}), false},
+    {Option::wait, "--wait", 0, "DURATION", nullptr, "wait that long for the name to appear", in({Verb::get}), false},
+    {Option::at, "--at", 0, "EPOCH", nullptr, "seconds since 1970 (default: now)", in({Verb::finish}), false},
+    {Option::older_than, "--older-than", 0, "EPOCH", nullptr, "seconds since 1970; needed", in({Verb::prune}), false},
+    {Option::sort, "--sort", 0, "KEY", nullptr,
+     "build (the default), bytes (largest first) or time (finished last first)", in({Verb::builds}), false},
+    {Option::json, "--json", 0, nullptr, nullptr, "print JSON",
+     in({Verb::set, Verb::stat, Verb::list, Verb::builds, Verb::prune, Verb::drop, Verb::doctor, Verb::stats}), true},
+    {Option::socket, "--socket", 0, "PATH", nullptr,
+     "the daemon's socket (default: $STEPSTASH_SOCKET, or the usual places)", kAsking, true},
+    {Option::timeout, "--timeout", 0, "DURATION", nullptr, "how long to wait for the daemon (default: 10s)", kAsking,
+     true},
+    {Option::help, "--help", 'h', nullptr, nullptr, "print this help and exit", kAll, true},
+    {Option::version, "--version", 0, nullptr, nullptr, "print the version and exit", 0, true},
+});
+
+constexpr bool in_order() {
+  for (std::size_t i = 0; i < kOptions.size(); ++i) {
+    if (kOptions[i].id != static_cast<Option::Id>(i)) return false;
+  }
+  for (std::size_t i = 0; i < kCommands.size(); ++i) {
+    if (kCommands[i].verb != static_cast<Verb>(i)) return false;
+  }
+  return true;
+}
+static_assert(in_order(), "both tables are indexed by their enumerations");
+
+bool takes(const Command& command, const Option& option) noexcept {
+  return (option.commands >> static_cast<unsigned>(command.verb) & 1) != 0;
+}
+
+// ---- help ----------------------------------------------------------------------------------------------------------
+
+/// "  LEFT   RIGHT", where further lines of RIGHT stand under the first.
+void add_row(std::string& out, std::string_view left, std::string_view right) {
+  constexpr std::size_t kColumn = 28;
+  std::string row = "  " + std::string(left);
+  row.append(row.size() + 2 <= kColumn ? kColumn - row.size() : 2, ' ');
+  for (const char c : right) {
+    row += c;
+    if (c == '\n') row.append(kColumn, ' ');
+  }
+  out += row + "\n";
+}
+
+void add_option(std::string& out, const Option& option) {
+  std::string left;
+  if (option.letter != 0) left += std::string("-") + option.letter + ", ";
+  left += option.name;
+  if (option.value != nullptr) left += std::string(" ") + option.value;
+  add_row(out, left, option.about);
+}
+
+std::string help() {
+  std::string out =
+      "Build data in shared memory: what one step of a build sets, a later one gets in place.\n"
+      "Usage: stepstash [--socket PATH] [--timeout DURATION] [--json] COMMAND [OPTIONS] [ARGUMENTS]\n\nOptions:\n";
+  for (const Option& option : kOptions) {
+    if (option.before_command) add_option(out, option);
+  }
+  out += "\nSubcommands:\n";
+  for (const Command& command : kCommands) add_row(out, command.word, command.summary);
+  return out + "\nstepstash help COMMAND tells more. '--' ends the options.\n\n" + kBuildRule + "\n" + kExitStatuses;
+}
+
+std::string help(const Command& command) {
+  std::string out = std::string(command.summary) + "\nUsage: stepstash " + command.word + " [OPTIONS]" +
+                    (*command.arguments != 0 ? " " : "") + command.arguments + "\n\nOptions:\n";
+  for (const Option& option : kOptions) {
+    if (takes(command, option)) add_option(out, option);
+  }
+  out += std::string("\nExamples:\n") + command.examples;
+  if (command.takes_build) out += std::string("\n") + kBuildRule;
+  return out + "\n" + kExitStatuses;
+}
+
+// ---- parsing -------------------------------------------------------------------------------------------------------
+
+std::string in_quotes(std::string_view text) { return '"' + printable(text) + '"'; }
+
+Parsed refuse(std::string message, const Command* command = nullptr) {
   Parsed parsed;
-  parsed.text = "stepstash: " + std::move(message) + "\nTry 'stepstash " + std::string(command) +
-                (command.empty() ? "--help'.\n" : " --help'.\n");
+  parsed.text = "stepstash: " + std::move(message) + "\nTry 'stepstash " +
+                (command != nullptr ? std::string(command->word) + " --help'.\n" : "--help'.\n");
   parsed.exit_status = kUsage;
   return parsed;
+}
+
+Parsed show(std::string text) {
+  Parsed parsed;
+  parsed.text = std::move(text);
+  return parsed;
+}
+
+const Command* find_command(std::string_view word) noexcept {
+  for (const Command& command : kCommands) {
+    if (word == command.word) return &command;
+  }
+  return nullptr;
+}
+
+/// The command line as it is written: which options with which values, and the words.
+struct Line {
+  struct Given {
+    std::string value;
+    bool before_command = false;
+  };
+  std::array<std::optional<Given>, kOptions.size()> options;
+  const Command* command = nullptr;
+  std::vector<std::string> words;  // behind the command
+
+  const std::string* value(Option::Id id) const { return options[id] ? &options[id]->value : nullptr; }
+};
+
+/// The option that `argument` names, and its value where that is in the same argument.
+std::pair<const Option*, std::optional<std::string_view>> find_option(std::string_view argument) {
+  const bool long_name = argument.starts_with("--");
+  const std::string_view name = long_name ? argument.substr(0, argument.find('=')) : argument.substr(0, 2);
+  std::optional<std::string_view> value;
+  if (name.size() < argument.size()) value = argument.substr(name.size() + (long_name ? 1 : 0));
+  for (const Option& option : kOptions) {
+    if (long_name ? option.name == name : option.letter != 0 && option.letter == name[1]) return {&option, value};
+  }
+  return {nullptr, std::nullopt};
+}
+
+/// Empty, or what is wrong.
+std::string read_line(std::span<const char* const> arguments, Line& line) {
+  bool options_end = false;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string_view argument = arguments[i];
+    if (!options_end && argument == "--") {
+      options_end = true;
+      continue;
+    }
+    if (options_end || argument.size() < 2 || argument[0] != '-') {  // a word
+      if (line.command != nullptr) {
+        line.words.emplace_back(argument);
+        continue;
+      }
+      line.command = find_command(argument);
+      if (line.command == nullptr) return in_quotes(argument) + " is no command";
+      continue;
+    }
+    auto [option, value] = find_option(argument);
+    if (option == nullptr) return "no option is called " + in_quotes(argument);
+    const std::string name(option->name);
+    if (option->value == nullptr && value) return name + " takes no value: " + in_quotes(argument);
+    if (option->value != nullptr && !value) {
+      if (++i == arguments.size()) return name + " needs a value: " + option->value;
+      value = arguments[i];
+    }
+    if (line.options[option->id]) return name + " is given twice";
+    if (value && value->empty() && option->if_empty == nullptr) return name + " is empty: it needs " + option->value;
+    line.options[option->id] = Line::Given{std::string(value.value_or("")), line.command == nullptr};
+  }
+  return {};
+}
+
+/// Empty, or which option is not for this command, or not in this place.
+std::string check_options(const Line& line) {
+  for (const Option& option : kOptions) {
+    const auto& given = line.options[option.id];
+    if (!given) continue;
+    const std::string name(option.name);
+    if (!takes(*line.command, option))
+      return "'stepstash " + std::string(line.command->word) + "' does not take " + name;
+    if (given->before_command && !option.before_command) return name + " goes behind the command";
+  }
+  return {};
 }
 
 bool looks_like_a_number(std::string_view text) noexcept {
@@ -151,20 +277,21 @@ bool looks_like_a_number(std::string_view text) noexcept {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
-std::string in_quotes(std::string_view text) { return '"' + printable(text) + '"'; }
-
 /// The rule of arguments.hpp. Empty: `out.build` is set and `words` has the arguments after BUILD.
-std::string find_build(const Raw& raw, bool given, const char* environment, std::vector<std::string>& words,
+std::string find_build(const std::string* given, const char* environment, std::vector<std::string>& words,
                        Arguments& out) {
   std::string text, from;
-  if (given) {
-    text = raw.build;
+  if (given != nullptr) {
+    text = *given;
     from = "--build ";
+  } else if (!words.empty() && words.front().empty()) {
+    // An unset variable of a script, in all likelihood: it must not turn the next argument into another thing.
+    return "the first argument is empty: BUILD is a whole number (an empty NAME needs --build)";
   } else if (!words.empty() && looks_like_a_number(words.front())) {
     text = words.front();
     from = "BUILD ";
     words.erase(words.begin());
-  } else if (environment != nullptr && *environment != 0) {
+  } else if (environment != nullptr) {
     text = environment;
     from = "$STEPSTASH_BUILD ";
   } else if (!words.empty()) {
@@ -179,7 +306,64 @@ std::string find_build(const Raw& raw, bool given, const char* environment, std:
   return {};
 }
 
+/// Empty, or what is wrong with a value.
+std::string read_values(const Line& line, Arguments& out) {
+  const auto wrong_duration = [](const char* option, const std::string& text) {
+    return std::string(option) + " " + in_quotes(text) +
+           " is not a duration such as 500ms, 30s, 5min, 2h or 1d (up to 49 days)";
+  };
+  if (const std::string* text = line.value(Option::timeout)) {
+    const auto timeout = duration(*text);
+    if (!timeout || timeout->count() == 0) return wrong_duration("--timeout", *text);
+    out.timeout = *timeout;
+  }
+  if (const std::string* text = line.value(Option::wait)) {
+    out.wait = duration(*text);
+    if (!out.wait) return wrong_duration("--wait", *text);
+  }
+  for (const auto id : {Option::at, Option::older_than}) {
+    if (const std::string* text = line.value(id)) {
+      out.at = whole_number(*text);
+      if (!out.at || *out.at == INT64_MIN) return in_quotes(*text) + " is not a whole number of seconds since 1970";
+    }
+  }
+  if (const std::string* text = line.value(Option::sort)) {
+    constexpr std::pair<std::string_view, Sort> keys[] = {
+        {"build", Sort::build}, {"bytes", Sort::bytes}, {"time", Sort::time}};
+    const auto* key = std::find_if(std::begin(keys), std::end(keys), [&](const auto& k) { return k.first == *text; });
+    if (key == std::end(keys)) return "--sort " + in_quotes(*text) + " is none of build, bytes and time";
+    out.sort = key->second;
+  }
+  if (const std::string* text = line.value(Option::source)) out.source = *text;
+  if (const std::string* text = line.value(Option::socket)) out.socket = *text;
+  if (const std::string* text = line.value(Option::output)) out.file = *text;
+  out.durable = line.value(Option::durable) != nullptr;
+  out.if_absent = line.value(Option::if_absent) != nullptr;
+  out.json = line.value(Option::json) != nullptr;
+  return {};
+}
+
 }  // namespace
+
+std::span<const Command> commands() noexcept { return kCommands; }
+std::span<const Option> options() noexcept { return kOptions; }
+const Command& command_of(Verb verb) noexcept { return kCommands[static_cast<std::size_t>(verb)]; }
+
+bool prints(const Arguments& a) noexcept {
+  switch (a.verb) {
+    case Verb::set:
+      return a.json;
+    case Verb::get:
+      return a.file == "-";
+    case Verb::finish:
+    case Verb::hold:
+    case Verb::unhold:
+    case Verb::flush:
+      return false;
+    default:
+      return true;
+  }
+}
 
 std::optional<std::int64_t> whole_number(std::string_view text) noexcept {
   std::int64_t value = 0;
@@ -203,86 +387,46 @@ std::optional<std::chrono::milliseconds> duration(std::string_view text) noexcep
 }
 
 Parsed parse_arguments(int argc, const char* const* argv, const char* environment_build) {
+  Line line;
+  const std::size_t count = argc > 1 ? static_cast<std::size_t>(argc) - 1 : 0;
+  if (std::string wrong = read_line({argv + 1, count}, line); !wrong.empty()) {
+    return refuse(std::move(wrong), line.command);
+  }
+  if (line.value(Option::help) != nullptr) return show(line.command != nullptr ? help(*line.command) : help());
+  if (line.value(Option::version) != nullptr && line.command == nullptr) {
+    return show("stepstash " STEPSTASH_VERSION "\n");
+  }
+  if (line.command == nullptr) return refuse("a command is missing");
+  const Command& command = *line.command;
+  if (std::string wrong = check_options(line); !wrong.empty()) return refuse(std::move(wrong), &command);
+
   Arguments out;
-  Raw raw;
-  CLI::App app("Build data in shared memory: what one step of a build sets, a later one gets in place.", "stepstash");
-  bool version = false;
-  app.add_flag("--version", version, "print the version and exit");
-  app.require_subcommand(0, 1);  // at most one: an argument that is called like another one is an argument
-  app.formatter(std::make_shared<Help>("stepstash COMMAND [OPTIONS] [ARGUMENTS]"));
-  app.footer(std::string("\nstepstash COMMAND --help tells more. '--' ends the options.\n\n") + kBuildRule + "\n" +
-             kExitStatuses);
-  std::array<CLI::App*, kCommands.size()> subs{};
-  for (std::size_t i = 0; i < kCommands.size(); ++i) {
-    const std::string_view summary = kCommands[i].summary;
-    subs[i] = app.add_subcommand(kCommands[i].word, std::string(summary));
-    // Only the options of the command that is meant are made: all of them take 0.1 ms, a sixth of a whole get.
-    if (argc > 1 &&
-        std::any_of(argv + 1, argv + argc, [&](const char* a) { return kCommands[i].word == std::string_view(a); })) {
-      add_options(*subs[i], kCommands[i], raw, out);
-    }
-  }
-
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    Parsed parsed;
-    parsed.text = app.help();
-    return parsed;
-  } catch (const CLI::ParseError& error) {
-    const auto used = app.get_subcommands();
-    return refuse(printable(error.what()), used.empty() ? std::string() : used.front()->get_name());
-  }
-  if (version) {
-    Parsed parsed;
-    parsed.text = "stepstash " STEPSTASH_VERSION "\n";
-    return parsed;
-  }
-  const auto used = app.get_subcommands();
-  if (used.empty()) return refuse("a command is missing");
-  const std::size_t which = static_cast<std::size_t>(std::find(subs.begin(), subs.end(), used.front()) - subs.begin());
-  const Command& command = kCommands[which];
-  CLI::App& sub = *subs[which];
   out.verb = command.verb;
-
-  std::vector<std::string> words;
-  for (std::size_t i = 0; const char* name : {"first", "second", "third"}) {
-    const CLI::Option* option = sub.get_option_no_throw(name);
-    if (option != nullptr && option->count() > 0) words.push_back(raw.words[i]);
-    ++i;
-  }
+  std::vector<std::string> words = std::move(line.words);
   if (command.takes_build) {
-    std::string wrong = find_build(raw, sub.count("--build") > 0, environment_build, words, out);
-    if (!wrong.empty()) return refuse(std::move(wrong), command.word);
+    std::string wrong = find_build(line.value(Option::build), environment_build, words, out);
+    if (!wrong.empty()) return refuse(std::move(wrong), &command);
   }
-  if (words.size() < command.min_arguments) return refuse("NAME is missing", command.word);
+  if (words.size() < command.min_arguments) return refuse("NAME is missing", &command);
   if (words.size() > command.max_arguments) {
-    return refuse("too many arguments: " + in_quotes(words[command.max_arguments]) + " (is BUILD a whole number?)",
-                  command.word);
+    return refuse("too many arguments: " + in_quotes(words[command.max_arguments]) +
+                      (command.takes_build ? " (is BUILD a whole number?)" : ""),
+                  &command);
+  }
+  if (command.verb == Verb::help) {
+    if (words.empty()) return show(help());
+    const Command* wanted = find_command(words[0]);
+    return wanted != nullptr ? show(help(*wanted)) : refuse(in_quotes(words[0]) + " is no command");
+  }
+  if (command.verb == Verb::prune && line.value(Option::older_than) == nullptr) {
+    return refuse("--older-than is missing", &command);
   }
   if (!words.empty()) out.name = words[0];
-  if (words.size() > 1) out.file = words[1];
-  if (sub.get_option_no_throw("--output") != nullptr && sub.count("--output") > 0) out.file = raw.file;
-
-  const auto wrong_duration = [&](const char* option, const std::string& text) {
-    return refuse(std::string(option) + " " + in_quotes(text) +
-                      " is not a duration such as 500ms, 30s, 5min, 2h or 1d (up to 49 days)",
-                  command.word);
-  };
-  if (sub.count("--timeout") > 0) {
-    const auto timeout = duration(raw.timeout);
-    if (!timeout || timeout->count() == 0) return wrong_duration("--timeout", raw.timeout);
-    out.timeout = *timeout;
+  if (words.size() > 1) {
+    if (words[1].empty()) return refuse("FILE is empty ('-' is standard input)", &command);
+    out.file = words[1];
   }
-  if (!raw.wait.empty()) {
-    out.wait = duration(raw.wait);
-    if (!out.wait) return wrong_duration("--wait", raw.wait);
-  }
-  if (!raw.at.empty()) {
-    out.at = whole_number(raw.at);
-    if (!out.at || *out.at == INT64_MIN)
-      return refuse(in_quotes(raw.at) + " is not a whole number of seconds since 1970", command.word);
-  }
+  if (std::string wrong = read_values(line, out); !wrong.empty()) return refuse(std::move(wrong), &command);
   Parsed parsed;
   parsed.arguments = std::move(out);
   return parsed;

@@ -3,11 +3,15 @@
 /// BUILD may be left out. The rule, in the help and in stepstash(1): with --build no argument is BUILD; without it the
 /// first argument is BUILD if it is a whole number, and otherwise BUILD is $STEPSTASH_BUILD. It does not depend on how
 /// many arguments there are, nor on what is in the environment.
+///
+/// Not CLI11, which the daemon uses: it gives a meaning of its own to arguments such as "++", "[a,b]", "{}" and "%%",
+/// and cannot tell an empty value from none. Here an argument is an option of the table below, or it is a word.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -26,7 +30,10 @@ enum ExitStatus {
   kNotPermitted = 77,
 };
 
-enum class Verb { set, get, stat, list, finish, prune, drop, hold, unhold, flush, doctor, stats };
+enum class Verb { set, get, stat, list, builds, finish, prune, drop, hold, unhold, flush, doctor, stats, help };
+
+/// What `builds` is sorted by: the number, the bytes (largest first), when they finished (latest first).
+enum class Sort { build, bytes, time };
 
 struct Arguments {
   Verb verb = Verb::stats;
@@ -41,7 +48,53 @@ struct Arguments {
   std::string socket;              // empty: the library's rule
   std::chrono::milliseconds timeout{10'000};
   bool json = false;
+  Sort sort = Sort::build;
 };
+
+/// One command: what its help says.
+struct Command {
+  Verb verb;
+  const char* word;
+  const char* arguments;
+  const char* summary;
+  const char* examples;
+  bool takes_build;
+  std::size_t min_arguments, max_arguments;  // after BUILD
+};
+
+/// One option. The tests go through this table: an option that is not in it does not exist.
+struct Option {
+  enum Id {
+    build,
+    source,
+    durable,
+    if_absent,
+    output,
+    wait,
+    at,
+    older_than,
+    sort,
+    json,
+    socket,
+    timeout,
+    help,
+    version
+  };
+  Id id;
+  std::string_view name;
+  char letter;           ///< 0: none
+  const char* value;     ///< what its value is called; null: it takes none
+  const char* if_empty;  ///< what an empty value means; null: it is refused
+  const char* about;
+  std::uint32_t commands;  ///< a bit for each Verb that takes it
+  bool before_command;     ///< may also stand before the command
+};
+
+std::span<const Command> commands() noexcept;
+std::span<const Option> options() noexcept;
+const Command& command_of(Verb verb) noexcept;
+/// Whether what the command says goes to standard output.
+bool prints(const Arguments& arguments) noexcept;
 
 /// What parsing came to: arguments, or a text to print and the status to exit with.
 struct Parsed {

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <stepstash/client.hpp>
 #include <string>
+#include <vector>
 
 #include "base/standard_descriptors.hpp"
 #include "base/text.hpp"
@@ -31,18 +32,26 @@ int not_found(const Arguments& a) { return complain(kNotFound, datum(a) + ": not
 
 std::string place(const std::string& file, const char* standard) { return file == "-" ? standard : file; }
 
-/// The input of `set`, and how much it holds, where that can be known.
+/// The input of `set`.
 struct Input {
   int fd = STDIN_FILENO;
-  std::uint64_t length = Client::kUnknownLength;
+  /// What a regular file says that it holds from `start` on, where it is too much to be collected first. A hint only:
+  /// files of /sys say 4096 bytes and have four, and any file may grow or shrink while it is read.
+  std::uint64_t hint = Client::kUnknownLength;
+  off_t start = 0;
   ~Input() {
     if (fd != STDIN_FILENO) ::close(fd);
   }
 };
 
+/// The library collects as much, and so knows the length of such a value, before it announces anything.
+constexpr off_t kCollected = 64 * 1024;
+
 int open_input(const Arguments& a, Input& input) {
   if (a.file != "-") {
-    input.fd = ::open(a.file.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    do {
+      input.fd = ::open(a.file.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    } while (input.fd < 0 && errno == EINTR);  // a FIFO waits for its writer
     if (input.fd < 0) {
       const int error = errno;
       input.fd = STDIN_FILENO;
@@ -53,13 +62,39 @@ int open_input(const Arguments& a, Input& input) {
   } else if (::isatty(STDIN_FILENO) == 1) {
     complain(kDone, "reading the value from the terminal; end it with Ctrl-D at the start of a line");
   }
+  const std::string from = place(a.file, "standard input");
+  const int flags = ::fcntl(input.fd, F_GETFL);
+  if (flags < 0 || (flags & O_PATH) != 0) return complain(kIoError, from + ": " + std::strerror(EBADF));
   struct stat status {};
-  if (::fstat(input.fd, &status) != 0) return complain(kIoError, a.file + ": " + std::strerror(errno));
-  if (S_ISDIR(status.st_mode)) return complain(kIoError, a.file + ": is a directory");
-  const off_t at = S_ISREG(status.st_mode) ? ::lseek(input.fd, 0, SEEK_CUR) : -1;
-  // Files of /proc and the like have length 0 and content nevertheless.
-  if (at >= 0 && status.st_size > at) input.length = static_cast<std::uint64_t>(status.st_size - at);
+  if (::fstat(input.fd, &status) != 0) return complain(kIoError, from + ": " + std::strerror(errno));
+  if (S_ISDIR(status.st_mode)) return complain(kIoError, from + ": is a directory");
+  if (!S_ISREG(status.st_mode)) return kDone;
+  input.start = ::lseek(input.fd, 0, SEEK_CUR);
+  if (input.start >= 0 && status.st_size - input.start > kCollected) {
+    input.hint = static_cast<std::uint64_t>(status.st_size - input.start);
+  }
   return kDone;
+}
+
+/// What became of the input in a set that was announced with a length, or without.
+enum class Copied { whole, unmet, of_another_length, failed };
+
+/// Copies until the end of the input, or until `length` bytes are there. `failed`: errno says why.
+Copied copy_input(const Input& input, std::uint64_t length, Writer& writer, Progress& progress, std::uint64_t& total) {
+  while (total != length) {
+    const auto room = writer.buffer();
+    if (room.empty()) return Copied::unmet;
+    const ssize_t got = read_some(input.fd, room.data(), room.size());
+    if (got < 0) return Copied::failed;
+    if (got == 0) return length == Client::kUnknownLength ? Copied::whole : Copied::of_another_length;
+    writer.advance(static_cast<std::size_t>(got));
+    total += static_cast<std::uint64_t>(got);
+    progress.at(total);
+  }
+  char more = 0;
+  const ssize_t got = read_some(input.fd, &more, 1);
+  if (got < 0) return Copied::failed;
+  return got == 0 ? Copied::whole : Copied::of_another_length;
 }
 
 int set(Client& client, const Arguments& a) {
@@ -69,33 +104,34 @@ int set(Client& client, const Arguments& a) {
   options.durable = a.durable;
   options.if_absent = a.if_absent;
   const auto unmet = [&] { return complain(kCannotCreate, datum(a) + ": is there already (--if-absent)"); };
+  const auto unreadable = [&](const std::string& why) {
+    return complain(kIoError, place(a.file, "standard input") + ": cannot read: " + why);
+  };
 
-  auto writer = client.begin(a.build, *a.name, input.length, a.source, options);
-  if (!writer) return unmet();
-  const bool known = input.length != Client::kUnknownLength;
-  Progress progress("set " + *a.name, known ? input.length : 0);
-  std::uint64_t total = 0;
-  while (total != input.length) {
-    const auto room = writer->buffer();
-    if (room.empty()) return unmet();
-    const ssize_t got = ::read(input.fd, room.data(), room.size());
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return complain(kIoError, place(a.file, "standard input") + ": cannot read: " + std::strerror(errno));
-    if (got == 0) break;
-    writer->advance(static_cast<std::size_t>(got));
-    total += static_cast<std::uint64_t>(got);
-    progress.at(total);
+  // Twice at most: what is not announced ends where the input ends.
+  for (std::uint64_t length = input.hint;; length = Client::kUnknownLength) {
+    auto writer = client.begin(a.build, *a.name, length, a.source, options);
+    if (!writer) return unmet();
+    Progress progress("set " + *a.name, length == Client::kUnknownLength ? 0 : length);
+    std::uint64_t total = 0;
+    const Copied copied = copy_input(input, length, *writer, progress, total);
+    if (copied == Copied::unmet) return unmet();
+    if (copied == Copied::failed) return unreadable(std::strerror(errno));
+    if (copied == Copied::of_another_length) {
+      writer->abort();
+      if (::lseek(input.fd, input.start, SEEK_SET) == input.start) continue;
+      return unreadable("it does not hold the " + std::to_string(length) +
+                        " bytes that it tells, nor can it be read again");
+    }
+    const auto result = writer->commit();
+    if (!result) return unmet();
+    if (!a.json) return kDone;
+    return print("{\"id\":" + std::to_string(result->id) + ",\"revision\":" + std::to_string(result->revision) +
+                 ",\"length\":" + std::to_string(total) + "}\n");
   }
-  if (known && total != input.length) {
-    return complain(kIoError, place(a.file, "standard input") + ": became shorter while it was read: " +
-                                  std::to_string(total) + " bytes instead of " + std::to_string(input.length));
-  }
-  const auto result = writer->commit();
-  if (!result) return unmet();
-  if (!a.json) return kDone;
-  return print("{\"id\":" + std::to_string(result->id) + ",\"revision\":" + std::to_string(result->revision) +
-               ",\"length\":" + std::to_string(total) + "}\n");
 }
+
+std::string cannot_write(const Arguments& a, const std::string& why) { return a.file + ": cannot write: " + why; }
 
 /// Writes the value in parts. 0 or an errno; `done` counts.
 int write_value(int fd, const View& view, Progress& progress, std::uint64_t& done) {
@@ -111,7 +147,7 @@ int write_value(int fd, const View& view, Progress& progress, std::uint64_t& don
   return 0;
 }
 
-int get(Client& client, const Arguments& a) {
+int get(Client& client, const Arguments& a, OutputFile& file) {
   const auto view = a.wait ? client.wait(a.build, *a.name, *a.wait) : client.get(a.build, *a.name);
   if (!view && a.wait) {
     return complain(kTryLater, datum(a) + ": not found within " + std::to_string(a.wait->count()) + " ms");
@@ -119,26 +155,22 @@ int get(Client& client, const Arguments& a) {
   if (!view) return not_found(a);
   Progress progress("get " + *a.name, view->length());
   std::uint64_t done = 0;
-  const auto cut_short = [&](const char* where, int error) {
-    return complain(kIoError, std::string(where) + ": " + std::strerror(error) + " after " + std::to_string(done) +
-                                  " of " + std::to_string(view->length()) + " bytes");
+  const auto cut_short = [&](const std::string& where, int error) {
+    return complain(kIoError, where + ": " + std::strerror(error) + " after " + std::to_string(done) + " of " +
+                                  std::to_string(view->length()) + " bytes");
   };
-  if (a.file == "-") {
-    if (::isatty(STDOUT_FILENO) == 1 && !is_text(view->text())) {
-      return complain(kUsage, datum(a) + ": is binary (" + std::to_string(view->length()) +
-                                  " bytes) and standard output is a terminal: use -o FILE, or a pipe");
-    }
-    const int error = write_value(STDOUT_FILENO, *view, progress, done);
-    return error == 0 ? kDone : cut_short("standard output", error);
+  const bool to_file = a.file != "-";
+  const std::string where = to_file ? a.file : "standard output";
+  if (to_file) {
+    if (const std::string why = file.open(); !why.empty()) return complain(kCannotCreate, cannot_write(a, why));
   }
-  OutputFile file;
-  if (const int error = file.open(a.file); error != 0) {
-    return complain(kCannotCreate, a.file + ": cannot create: " + std::strerror(error));
+  const int fd = to_file ? file.fd() : STDOUT_FILENO;
+  if (::isatty(fd) == 1 && !is_text(view->text())) {
+    return complain(kUsage, datum(a) + ": is binary (" + std::to_string(view->length()) + " bytes) and " + where +
+                                " is a terminal: use -o FILE, or a pipe");
   }
-  if (const int error = write_value(file.fd(), *view, progress, done); error != 0) {
-    return cut_short(a.file.c_str(), error);
-  }
-  if (const int error = file.commit(); error != 0) return cut_short(a.file.c_str(), error);
+  if (const int error = write_value(fd, *view, progress, done); error != 0) return cut_short(where, error);
+  if (const int error = to_file ? file.commit() : 0; error != 0) return cut_short(where, error);
   return kDone;
 }
 
@@ -151,6 +183,12 @@ int stat(Client& client, const Arguments& a) {
 int list(Client& client, const Arguments& a) {
   const auto entries = a.name ? client.list(a.build, *a.name) : client.list(a.build);
   return print(a.json ? list_json(entries) : list_text(entries, ::isatty(STDOUT_FILENO) == 1));
+}
+
+int builds(Client& client, const Arguments& a) {
+  std::vector<Build> all = client.builds();
+  sort_builds(all, a.sort);
+  return print(a.json ? builds_json(all) : builds_text(all, ::isatty(STDOUT_FILENO) == 1));
 }
 
 int print_deleted(const Arguments& a, std::uint64_t count) {
@@ -175,16 +213,18 @@ std::uint64_t prune(Client& client, const Arguments& a) {
   return count;
 }
 
-int run_with(Client& client, const Arguments& a) {
+int run_with(Client& client, const Arguments& a, OutputFile& file) {
   switch (a.verb) {
     case Verb::set:
       return set(client, a);
     case Verb::get:
-      return get(client, a);
+      return get(client, a, file);
     case Verb::stat:
       return stat(client, a);
     case Verb::list:
       return list(client, a);
+    case Verb::builds:
+      return builds(client, a);
     case Verb::finish:
       finish(client, a);
       return kDone;
@@ -210,28 +250,34 @@ int run_with(Client& client, const Arguments& a) {
       const std::string json = client.stats();
       return print(a.json ? stats_json(json) : stats_text(json));
     }
+    case Verb::help:  // answered by parse_arguments()
+      break;
   }
   return kSoftware;
-}
-
-const char* word(Verb verb) {
-  constexpr const char* words[] = {"set",  "get",  "stat",   "list",  "finish", "prune",
-                                   "drop", "hold", "unhold", "flush", "doctor", "stats"};
-  return words[static_cast<std::size_t>(verb)];
 }
 
 }  // namespace
 
 int run(const Arguments& a) {
-  std::string doing = word(a.verb);
+  std::string doing = command_of(a.verb).word;
   if (a.name) {
     doing += " " + datum(a);
   } else if (a.build != 0) {
     doing += " build " + std::to_string(a.build);
   }
+  // Before anything is done that cannot be told, and before any descriptor of ours has a number in /dev/fd.
+  if (prints(a) && !open_for_writing(STDOUT_FILENO)) {
+    return complain(kIoError, std::string("standard output: ") + std::strerror(EBADF));
+  }
+  OutputFile file;
+  if (a.verb == Verb::get && a.file != "-") {
+    if (const std::string why = file.inspect(a.file); !why.empty()) {
+      return complain(kCannotCreate, cannot_write(a, why));
+    }
+  }
   try {
     Client client(a.socket, a.timeout);
-    return run_with(client, a);
+    return run_with(client, a, file);
   } catch (const Error& error) {
     return complain(error, doing);
   }

@@ -9,17 +9,20 @@
 #include "cli/arguments.hpp"
 #include "cli/commands.hpp"
 #include "cli/output.hpp"
+#include "cli/transfer.hpp"
 
 int main(int argc, char** argv) {
   using namespace stepstash::cli;
   if (!stepstash::fill_standard_descriptors()) return kTryLater;
   // A reader that goes away is an error of ours (74), so that no partial read looks like a whole one.
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);  // so is a file that becomes too large for `ulimit -f`
+  if (!occupy_standard_descriptors()) return kIoError;
   try {
     const Parsed parsed = parse_arguments(argc, argv, std::getenv("STEPSTASH_BUILD"));
-    if (parsed.arguments) return run(*parsed.arguments);
-    if (parsed.exit_status == kDone) return print(parsed.text);
-    static_cast<void>(!::write(STDERR_FILENO, parsed.text.data(), parsed.text.size()));
+    if (parsed.arguments) return end_output(run(*parsed.arguments));
+    if (parsed.exit_status == kDone) return end_output(print(parsed.text));
+    write_all(STDERR_FILENO, parsed.text.data(), parsed.text.size());  // nowhere to report that this failed
     return parsed.exit_status;
   } catch (const std::exception& e) {  // out of memory, in practice
     return complain(kTryLater, e.what());

@@ -3,9 +3,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <utility>
 
 #include "base/text.hpp"
 #include "cli/arguments.hpp"
@@ -72,11 +77,41 @@ std::string padded(std::string text, std::size_t width) {
   return text;
 }
 
+/// Columns of one width; the first `numbers` of them end at the right.
+template <std::size_t N>
+std::string table(const std::vector<std::array<std::string, N>>& rows, std::size_t numbers) {
+  std::array<std::size_t, N> widths{};
+  for (const auto& row : rows) {
+    for (std::size_t i = 0; i < N; ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string out;
+  for (const auto& row : rows) {
+    for (std::size_t i = 0; i < N; ++i) {
+      if (i > 0) out += "  ";
+      if (i < numbers) out.append(widths[i] - row[i].size(), ' ');
+      out += i < numbers || i + 1 == N ? row[i] : padded(row[i], widths[i]);
+    }
+    out += '\n';
+  }
+  return out;
+}
+
+/// Seconds since 1970 as a date of UTC; the number where there is no such date.
+std::string date(std::int64_t seconds) {
+  const std::time_t time = seconds;
+  std::tm parts{};
+  char text[64];
+  if (::gmtime_r(&time, &parts) == nullptr || std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts) == 0) {
+    return std::to_string(seconds);
+  }
+  return text;
+}
+
 }  // namespace
 
 int complain(int status, std::string_view message) {
   const std::string line = "stepstash: " + visible(message) + "\n";
-  static_cast<void>(!::write(STDERR_FILENO, line.data(), line.size()));  // nowhere to report that this failed
+  write_all(STDERR_FILENO, line.data(), line.size());  // nowhere to report that this failed
   return status;
 }
 
@@ -90,9 +125,16 @@ int complain(const Error& error, std::string_view what) {
 }
 
 int print(std::string_view text) {
-  const int error = write_all(STDOUT_FILENO, text.data(), text.size());
+  // Nothing to write is no reason not to notice that it could not be written.
+  const int error = !open_for_writing(STDOUT_FILENO) ? EBADF : write_all(STDOUT_FILENO, text.data(), text.size());
   if (error == 0) return kDone;
   return complain(kIoError, std::string("standard output: ") + std::strerror(error));
+}
+
+int end_output(int status) {
+  // A network file system may tell only now that something was not written.
+  if (::close(STDOUT_FILENO) == 0 || errno == EINTR) return status;
+  return complain(kIoError, std::string("standard output: ") + std::strerror(errno));
 }
 
 std::string stat_text(const View& view) {
@@ -123,15 +165,7 @@ std::string list_text(const std::vector<Entry>& entries, bool for_people) {
   for (const Entry& e : entries) {
     rows.push_back({std::to_string(e.id), std::to_string(e.length), printable(e.name), printable(e.source)});
   }
-  std::array<std::size_t, 4> widths{};
-  for (const auto& row : rows) {
-    for (std::size_t i = 0; i < widths.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  for (const auto& row : rows) {
-    out += std::string(widths[0] - row[0].size(), ' ') + row[0] + "  " + std::string(widths[1] - row[1].size(), ' ') +
-           row[1] + "  " + padded(row[2], widths[2]) + "  " + row[3] + "\n";
-  }
-  return out;
+  return table(rows, 2);
 }
 
 std::string list_json(const std::vector<Entry>& entries) {
@@ -145,6 +179,45 @@ std::string list_json(const std::vector<Entry>& entries) {
                    {"source", e.source}});
   }
   return dump(all);
+}
+
+std::string builds_text(const std::vector<Build>& builds, bool for_terminal) {
+  std::vector<std::array<std::string, 6>> rows = {{"BUILD", "ENTRIES", "RESIDENT", "EVICTED", "FINISHED", "HELD"}};
+  for (const Build& b : builds) {
+    std::string finished = "-";
+    if (b.complete_at) finished = for_terminal ? date(*b.complete_at) : std::to_string(*b.complete_at);
+    rows.push_back({std::to_string(b.build), std::to_string(b.entries), std::to_string(b.resident_bytes),
+                    std::to_string(b.evicted_bytes), std::move(finished), b.held ? "held" : "-"});
+  }
+  if (for_terminal) return table(rows, 4);
+  std::string out;
+  for (const auto& row : std::span(rows).subspan(1)) {
+    for (std::size_t i = 0; i < row.size(); ++i) out += row[i] + (i + 1 < row.size() ? '\t' : '\n');
+  }
+  return out;
+}
+
+std::string builds_json(const std::vector<Build>& builds) {
+  Json all = Json::array();
+  for (const Build& b : builds) {
+    all.push_back({{"buildid", b.build},
+                   {"entries", b.entries},
+                   {"resident_bytes", b.resident_bytes},
+                   {"evicted_bytes", b.evicted_bytes},
+                   {"complete_at", b.complete_at ? Json(*b.complete_at) : Json()},
+                   {"held", b.held}});
+  }
+  return dump(all);
+}
+
+void sort_builds(std::vector<Build>& builds, Sort by) {
+  std::stable_sort(builds.begin(), builds.end(), [by](const Build& a, const Build& b) {
+    if (by == Sort::bytes && a.resident_bytes + a.evicted_bytes != b.resident_bytes + b.evicted_bytes) {
+      return a.resident_bytes + a.evicted_bytes > b.resident_bytes + b.evicted_bytes;
+    }
+    if (by == Sort::time && a.complete_at != b.complete_at) return a.complete_at > b.complete_at;  // none is the least
+    return a.build < b.build;
+  });
 }
 
 std::string stats_text(const std::string& json) {

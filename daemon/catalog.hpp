@@ -33,6 +33,8 @@ struct Node : boost::intrusive::list_base_hook<boost::intrusive::link_mode<boost
   BuildState* build = nullptr;
   DirtyMark dirty;
   bool loading = false;  ///< its value is on its way back from the database
+  bool resident = false;
+  std::uint64_t length = 0;  ///< of its value, as its build counts it
 };
 
 struct BuildState {
@@ -42,6 +44,14 @@ struct BuildState {
   DirtyMark dirty;
   std::uint64_t asking = 0;  ///< not 0: the number of the question under way, what the database knows of this build
   unsigned dropping = 0;     ///< deletions under way: entries up to record->drop_upto are on their way out
+
+  /// What its entries come to, kept up to date by the Catalog; without those that are on their way out.
+  struct Sums {
+    std::uint64_t entries = 0;
+    std::uint64_t resident_bytes = 0;
+    std::uint64_t evicted_bytes = 0;
+  } sums;
+  std::uint64_t uncounted_upto = 0;  ///< entries with ids up to here are not in `sums`
 
   bool finished() const noexcept {
     return record->complete_at.load(std::memory_order_relaxed) != shm::kNotComplete;  // the loop's own stores
@@ -75,7 +85,10 @@ class Catalog {
     }
     return *state;
   }
-  void remove_build(BuildId build) { builds_.erase(build); }
+  void remove_build(BuildId build) {
+    with_data_.erase(build);
+    builds_.erase(build);
+  }
 
   Node* find(std::uint64_t id) noexcept {
     const auto found = nodes_.find(id);
@@ -85,25 +98,41 @@ class Catalog {
     const auto found = by_block_.find(block);
     return found == by_block_.end() ? nullptr : found->second;
   }
-  Node& add(std::uint64_t id, shm::Offset block, BuildState& build) {
+  Node& add(const shm::Entry& entry, shm::Offset block, BuildState& build) {
+    const std::uint64_t id = entry.id;
     auto& node = nodes_[id] = std::make_unique<Node>();
     node->id = id;
     node->block = block;
     node->build = &build;
     build.entries.emplace(id, node.get());
     by_block_.emplace(block, node.get());
+    count(*node, entry);
     return *node;
   }
-  void move(Node& node, shm::Offset block) {
+  /// Its record is another one now: `entry`, which is at `block`.
+  void move(Node& node, const shm::Entry& entry, shm::Offset block) {
     by_block_.erase(node.block);
     node.block = block;
     by_block_.emplace(block, &node);
+    uncount(node);
+    count(node, entry);
   }
   void remove(Node& node) {
+    uncount(node);
     by_block_.erase(node.block);
     node.build->entries.erase(node.id);
     nodes_.erase(node.id);
   }
+
+  /// All entries with ids up to `id` are deleted, though they are still here: they do not count any more.
+  void leave_out(BuildState& build, std::uint64_t id) {
+    build.sums = {};
+    build.uncounted_upto = id;
+    for (auto at = build.entries.upper_bound(id); at != build.entries.end(); ++at) add_to_sums(*at->second);
+    if (build.sums.entries == 0) with_data_.erase(build.id);
+  }
+  /// The builds whose sums are not zero, in the order of their numbers.
+  const std::map<BuildId, const BuildState*>& with_data() const noexcept { return with_data_; }
 
   /// Clean resident entries, the one to evict first in front: of finished builds, then of the others.
   using UseList = boost::intrusive::list<Node, boost::intrusive::constant_time_size<false>>;
@@ -122,12 +151,32 @@ class Catalog {
   const Builds& builds() const noexcept { return builds_; }
 
  private:
+  void count(Node& node, const shm::Entry& entry) {
+    node.length = entry.length;
+    node.resident = entry.value_offset != 0;
+    if (node.id <= node.build->uncounted_upto) return;
+    add_to_sums(node);
+    if (node.build->sums.entries == 1) with_data_.emplace(node.build->id, node.build);
+  }
+  static void add_to_sums(const Node& node) noexcept {
+    BuildState::Sums& sums = node.build->sums;
+    ++sums.entries;
+    (node.resident ? sums.resident_bytes : sums.evicted_bytes) += node.length;
+  }
+  void uncount(const Node& node) {
+    if (node.id <= node.build->uncounted_upto) return;
+    BuildState::Sums& sums = node.build->sums;
+    (node.resident ? sums.resident_bytes : sums.evicted_bytes) -= node.length;
+    if (--sums.entries == 0) with_data_.erase(node.build->id);
+  }
+
   // Lists first: nodes unlink themselves when they go.
   UseList finished_;
   UseList running_;
   Builds builds_;
   Nodes nodes_;
   std::unordered_map<shm::Offset, Node*, shm::SecretHash> by_block_;
+  std::map<BuildId, const BuildState*> with_data_;
 };
 
 }  // namespace stepstash::daemon

@@ -297,6 +297,7 @@ awaitable<protocol::Reply> Connection::answer(protocol::Request& request) {
     if (!page) co_return failure(page.error());
     co_return std::move(page).value();
   }
+  if (auto* builds = std::get_if<protocol::Builds>(&request)) co_return store.builds(*builds);
   if (auto* finish = std::get_if<protocol::Finish>(&request)) {
     if (!may(Right::write)) co_return refuse("finish builds");
     auto at = store.finish(finish->build, finish->complete_at);

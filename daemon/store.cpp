@@ -91,7 +91,7 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
   segment_.for_each([&](const shm::Entry& entry) {
     auto build = ensure_build(entry.buildid, /*spare=*/true);
     if (!build) return;  // cannot be: every build with entries has its record
-    Node& node = catalog_.add(entry.id, segment_.offset_of(entry), *build.value());
+    Node& node = catalog_.add(entry, segment_.offset_of(entry), *build.value());
     const bool resident = entry.value_offset != 0;
     if (!resident) ++evicted_;
     if (!resident && entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) remember_damage(entry);
@@ -238,7 +238,7 @@ bool Store::reclaim_again() {
 }
 
 void Store::note_moved(Node& node, const shm::Entry& record, bool evicted) {
-  catalog_.move(node, segment_.offset_of(record));
+  catalog_.move(node, record, segment_.offset_of(record));
   Catalog::unlist(node);
   if (evicted) ++evicted_;
   ++(evicted ? counters_.evictions : counters_.moves);
@@ -538,9 +538,9 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   damaged_.erase(facts.id);
   Node* node = catalog_.find(facts.id);
   if (node == nullptr) {
-    node = &catalog_.add(facts.id, segment_.offset_of(entry), *build);
+    node = &catalog_.add(entry, segment_.offset_of(entry), *build);
   } else {
-    catalog_.move(*node, segment_.offset_of(entry));
+    catalog_.move(*node, entry, segment_.offset_of(entry));
     Catalog::unlist(*node);
     if (was_evicted) --evicted_;
   }
@@ -674,7 +674,7 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
   if (loaded && current) {
     const shm::Entry& entry = segment_.publish(draft.release(), facts);
     STEPSTASH_CRASH_POINT("daemon.reload.value.published");
-    catalog_.move(*node, segment_.offset_of(entry));
+    catalog_.move(*node, entry, segment_.offset_of(entry));
     catalog_.touch(*node);
     --evicted_;
     ++counters_.reloads;
@@ -728,6 +728,23 @@ Result<protocol::ListPage> Store::list(const protocol::List& request) {
       break;
     }
     add(segment_.entry_at(at->second->block));
+  }
+  return page;
+}
+
+protocol::BuildsPage Store::builds(const protocol::Builds& request) const {
+  protocol::BuildsPage page;
+  const auto& all = catalog_.with_data();
+  for (auto at = all.upper_bound(request.after); at != all.end(); ++at) {
+    if (page.builds.size() == protocol::kBuildsPageRows) {
+      page.more = true;
+      break;
+    }
+    const BuildState& build = *at->second;
+    BuildInfo row{build.id,     build.sums.entries, build.sums.resident_bytes, build.sums.evicted_bytes,
+                  std::nullopt, build.held()};
+    if (build.finished()) row.complete_at = build.record->complete_at.load(std::memory_order_relaxed);
+    page.builds.push_back(row);
   }
   return page;
 }
@@ -809,6 +826,7 @@ awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
   const std::uint64_t upto = segment_.header().next_id.load(std::memory_order_relaxed) - 1;
   build->record->drop_upto.store(upto, std::memory_order_seq_cst);
   STEPSTASH_CRASH_POINT("daemon.drop.fact.stored");
+  catalog_.leave_out(*build, upto);
   ++build->dropping;  // keeps the record, and `build`
   for (;;) {
     for (std::uint64_t n = 0; n < kDropAtOnce && !build->entries.empty(); ++n) {
@@ -978,7 +996,7 @@ void Store::on_damaged(Node& node) {
   if (!record && free_pages(shm::kPageBytes, record.error() != Errc::segment_full)) record = segment_.mark_lost(entry);
   STEPSTASH_CRASH_POINT("daemon.damaged.value.marked_lost");
   if (record) {
-    catalog_.move(node, segment_.offset_of(*record.value()));
+    catalog_.move(node, *record.value(), segment_.offset_of(*record.value()));
     Catalog::unlist(node);
     ++evicted_;
     flusher_.mark_dirty(node, clock_.monotonic());

@@ -169,6 +169,8 @@ class Store {
   awaitable<Result<>> wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline);
   /// One page, in id order. O(log entries of the build + page).
   Result<protocol::ListPage> list(const protocol::List& request);
+  /// One page, in the order of the builds' numbers, as of one instant. O(log builds + page).
+  protocol::BuildsPage builds(const protocol::Builds& request) const;
 
   // ---- builds ----
 

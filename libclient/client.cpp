@@ -433,6 +433,20 @@ Result<std::vector<EntryInfo>> Client::list(BuildId build, std::optional<std::st
   }
 }
 
+Result<std::vector<BuildInfo>> Client::builds() {
+  const Deadline deadline = deadline_after(deadline_);
+  std::vector<BuildInfo> builds;
+  for (protocol::Builds request{};; request.after = builds.back().build) {
+    auto page = STEPSTASH_TRY(expect<protocol::BuildsPage>(
+        ask([&](std::uint32_t) { return request; }, deadline, Repeat::yes, "builds"), "builds"));
+    if (!page.builds.empty() && page.builds.front().build <= request.after) {
+      return explain(Errc::protocol_error, "builds: the daemon answered with builds that were not asked for");
+    }
+    builds.insert(builds.end(), page.builds.begin(), page.builds.end());
+    if (!page.more || page.builds.empty()) return builds;
+  }
+}
+
 // ---- writing -------------------------------------------------------------------------------------------------------
 
 Result<protocol::SetOk> Client::set_inline(const protocol::SetParams& params, std::span<const std::byte> value,

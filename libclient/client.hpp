@@ -61,6 +61,8 @@ class Client {
   Result<> wait(BuildId build, std::string_view name, Milliseconds deadline, shm::Pinned& out);
 
   Result<std::vector<EntryInfo>> list(BuildId build, std::optional<std::string_view> only);
+  /// In the order of their numbers; each page of them is of one instant.
+  Result<std::vector<BuildInfo>> builds();
   /// A value of at most protocol::kInlineBytes, inside the message.
   Result<protocol::SetOk> set_inline(const protocol::SetParams& params, std::span<const std::byte> value,
                                      Milliseconds deadline);

@@ -204,34 +204,56 @@ Result<std::size_t> read_full(int fd, std::span<std::byte> room) {
   return have;
 }
 
-/// What a regular file still has to give; kUnknownLength for everything else, and for files that do not tell (/proc).
-std::uint64_t length_of(int fd) noexcept {
+/// Where a regular file stands, and what it says that it holds from there on. A hint only: files of /sys say 4096 bytes
+/// and have four, and any file may grow or shrink while it is read. What fits a message is collected before anything is
+/// announced, and needs no hint.
+struct Told {
+  std::uint64_t length = STEPSTASH_UNKNOWN_LENGTH;
+  off_t start = 0;
+};
+
+Told told_by(int fd) noexcept {
   struct stat status {};
-  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0) return STEPSTASH_UNKNOWN_LENGTH;
+  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) return {};
   const off_t at = ::lseek(fd, 0, SEEK_CUR);
-  if (at < 0) return STEPSTASH_UNKNOWN_LENGTH;
-  return at < status.st_size ? static_cast<std::uint64_t>(status.st_size - at) : 0;
+  if (at < 0 || status.st_size - at <= static_cast<off_t>(stepstash::protocol::kInlineBytes)) return {};
+  return {static_cast<std::uint64_t>(status.st_size - at), at};
 }
 
-Result<stepstash::protocol::SetOk> set_from(int fd, ss::StagedSet& staged, std::uint64_t length) {
+/// Reads all that is left into the set; false when that is another length than the one that was announced.
+Result<bool> fill_from(int fd, ss::StagedSet& staged, std::uint64_t length) {
   while (staged.total() < length) {
     const auto room = STEPSTASH_TRY(staged.buffer());
     const std::size_t got = STEPSTASH_TRY(read_full(fd, room));
     STEPSTASH_TRY(staged.advance(got));
-    if (got < room.size()) break;
+    if (got < room.size()) return length == STEPSTASH_UNKNOWN_LENGTH || staged.total() == length;
   }
-  if (length != STEPSTASH_UNKNOWN_LENGTH && staged.total() < length) {
-    return ss::explain(std::make_error_code(std::errc::io_error),
-                       "the file became shorter while it was read: %llu bytes instead of %llu",
-                       static_cast<unsigned long long>(staged.total()), static_cast<unsigned long long>(length));
+  std::byte more{};
+  return STEPSTASH_TRY(read_full(fd, {&more, 1})) == 0;
+}
+
+Result<stepstash::protocol::SetOk> set_from(int fd, ss::Client& client, const Options& options) {
+  const Told told = told_by(fd);
+  // Twice at most: what is not announced ends where the file ends.
+  for (std::uint64_t length = told.length;; length = STEPSTASH_UNKNOWN_LENGTH) {
+    auto staged = STEPSTASH_TRY(ss::StagedSet::begin(client, options.params, length, options.deadline));
+    if (STEPSTASH_TRY(fill_from(fd, *staged, length))) return staged->commit();
+    if (::lseek(fd, told.start, SEEK_SET) != told.start) {
+      return ss::explain(std::make_error_code(std::errc::io_error),
+                         "descriptor %d does not hold the %llu bytes that it tells, nor can it be read again", fd,
+                         static_cast<unsigned long long>(length));
+    }
   }
-  return staged.commit();
 }
 
 /// A list and what its pointers point to.
 struct OwnedList : stepstash_list {
   std::vector<EntryInfo> infos;
   std::vector<stepstash_entry> rows;
+};
+
+struct OwnedBuilds : stepstash_builds {
+  std::vector<stepstash_build> rows;
 };
 
 Result<stepstash::Place> place_of(const char* given) {
@@ -263,6 +285,9 @@ int stepstash_connect(const char* socket, uint32_t deadline_ms, stepstash_client
   return guarded([&] {
     if (client == nullptr) return invalid("stepstash_connect: client is NULL");
     *client = nullptr;
+    if (socket != nullptr && *socket == 0) {
+      return invalid("stepstash_connect: the socket's path is empty (NULL means the usual place)");
+    }
     auto place = place_of(socket);
     if (!place) return report(place.error());
     auto address = ss::Address::of(place.value().path);
@@ -352,6 +377,32 @@ int stepstash_list_build(stepstash_client* client, int64_t build, const char* na
 
 void stepstash_list_free(stepstash_list* list) { delete static_cast<OwnedList*>(list); }
 
+int stepstash_list_builds(stepstash_client* client, stepstash_builds** builds) {
+  return guarded([&] {
+    if (client == nullptr || builds == nullptr) return invalid("stepstash_list_builds: an argument is NULL");
+    *builds = nullptr;
+    auto found = client->client->builds();
+    if (!found) return report(found.error());
+    auto owned = std::make_unique<OwnedBuilds>();
+    for (const stepstash::BuildInfo& info : found.value()) {
+      owned->rows.push_back({info.build,
+                             info.entries,
+                             info.resident_bytes,
+                             info.evicted_bytes,
+                             info.complete_at.value_or(0),
+                             info.complete_at ? 1 : 0,
+                             info.held ? 1 : 0,
+                             {}});
+    }
+    owned->count = owned->rows.size();
+    owned->builds = owned->rows.data();
+    *builds = owned.release();
+    return int{STEPSTASH_OK};
+  });
+}
+
+void stepstash_builds_free(stepstash_builds* builds) { delete static_cast<OwnedBuilds*>(builds); }
+
 int stepstash_set(stepstash_client* client, int64_t build, const char* name, const void* data, size_t length,
                   const char* source, const stepstash_set_options* options, stepstash_set_result* result) {
   return guarded([&] {
@@ -370,10 +421,7 @@ int stepstash_set_fd(stepstash_client* client, int64_t build, const char* name, 
     if (client == nullptr || name == nullptr) return invalid("stepstash_set_fd: client or name is NULL");
     auto wanted = options_of(*client->client, build, name, source, options);
     if (!wanted) return report(wanted.error());
-    const std::uint64_t length = length_of(fd);
-    auto staged = ss::StagedSet::begin(*client->client, wanted.value().params, length, wanted.value().deadline);
-    if (!staged) return report(staged.error());
-    return answer(set_from(fd, *staged.value(), length), result);
+    return answer(set_from(fd, *client->client, wanted.value()), result);
   });
 }
 

@@ -27,6 +27,7 @@ enum class Type : std::uint16_t {
   hold_build = 13,
   flush = 14,
   stats = 15,
+  builds = 16,
 
   hello_ok = 129,
   set_ok = 130,
@@ -38,6 +39,7 @@ enum class Type : std::uint16_t {
   text = 136,
   done = 137,
   failure = 138,
+  builds_page = 139,
 };
 
 constexpr std::size_t kMaxVersionBytes = 256;  // of HelloOk's server_version
@@ -189,6 +191,11 @@ void put(const Flush& m, std::vector<std::byte>& out) {
   e.finish();
 }
 void put(const Stats&, std::vector<std::byte>& out) { Encoder(out, Type::stats).finish(); }
+void put(const Builds& m, std::vector<std::byte>& out) {
+  Encoder e(out, Type::builds);
+  e.i64(m.after);
+  e.finish();
+}
 
 void put(const HelloOk& m, std::vector<std::byte>& out) {
   const std::string_view server = cut(m.server_version, kMaxVersionBytes);
@@ -256,6 +263,21 @@ void put(const Text& m, std::vector<std::byte>& out) {
   e.finish();
 }
 void put(const Done&, std::vector<std::byte>& out) { Encoder(out, Type::done).finish(); }
+void put(const BuildsPage& m, std::vector<std::byte>& out) {
+  assert(m.builds.size() <= kBuildsPageRows);
+  Encoder e(out, Type::builds_page);
+  e.u32(m.more ? kFlag0 : 0);
+  e.u32(static_cast<std::uint32_t>(m.builds.size()));
+  for (const BuildInfo& build : m.builds) {
+    e.i64(build.build);
+    e.u64(build.entries);
+    e.u64(build.resident_bytes);
+    e.u64(build.evicted_bytes);
+    e.i64(build.complete_at.value_or(0));
+    e.u32((build.complete_at ? kFlag0 : 0) | (build.held ? kFlag1 : 0));
+  }
+  e.finish();
+}
 void put(const Failure& m, std::vector<std::byte>& out) {
   const std::string_view text = cut(m.message, kMaxPayload - 8);
   Encoder e(out, Type::failure);
@@ -405,6 +427,7 @@ void take(Decoder& d, HoldBuild& m) noexcept {
 }
 void take(Decoder& d, Flush& m) noexcept { m.deadline_ms = d.u32(); }
 void take(Decoder&, Stats&) noexcept {}
+void take(Decoder& d, Builds& m) noexcept { m.after = d.i64(); }
 
 void take(Decoder& d, HelloOk& m) {
   m.version = d.u32();
@@ -451,6 +474,27 @@ void take(Decoder& d, Text& m) {
   m.text = d.text(bytes, kMaxPayload);
 }
 void take(Decoder&, Done&) noexcept {}
+void take(Decoder& d, BuildsPage& m) {
+  m.more = d.flags(kFlag0) != 0;
+  const std::uint32_t count = d.u32();
+  d.require(count <= kBuildsPageRows);
+  for (std::uint32_t i = 0; i < count && d.good_so_far(); ++i) {
+    BuildInfo build;
+    build.build = d.i64();
+    build.entries = d.u64();
+    build.resident_bytes = d.u64();
+    build.evicted_bytes = d.u64();
+    const std::int64_t at = d.i64();
+    const std::uint32_t flags = d.flags(kFlag0 | kFlag1);
+    const bool finished = (flags & kFlag0) != 0;
+    d.require(finished || at == 0);
+    if (finished) build.complete_at = at;
+    build.held = (flags & kFlag1) != 0;
+    // In their order: so a client that asks for what comes after the last one comes to an end.
+    d.require(valid_build(build.build) && (m.builds.empty() || m.builds.back().build < build.build));
+    m.builds.push_back(build);
+  }
+}
 void take(Decoder& d, Failure& m) {
   const std::uint32_t code = d.u32();
   // A code this side does not know is passed on as it is: a newer daemon may have more.
@@ -514,6 +558,8 @@ Result<Request> decode_request(Head head, std::span<const std::byte> payload) {
       return decode_as<Flush, Request>(payload);
     case Type::stats:
       return decode_as<Stats, Request>(payload);
+    case Type::builds:
+      return decode_as<Builds, Request>(payload);
     default:
       return Errc::protocol_error;
   }
@@ -542,6 +588,8 @@ Result<Reply> decode_reply(Head head, std::span<const std::byte> payload) {
       return decode_as<Done, Reply>(payload);
     case Type::failure:
       return decode_as<Failure, Reply>(payload);
+    case Type::builds_page:
+      return decode_as<BuildsPage, Reply>(payload);
     default:
       return Errc::protocol_error;
   }

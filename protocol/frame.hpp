@@ -20,6 +20,7 @@ inline constexpr std::size_t kMaxPayload = kInlineBytes + 2 * kMaxNameBytes + 25
 /// The type of a Piece: pieces that arrive together are copied together.
 inline constexpr std::uint16_t kPieceType = 4;
 static_assert(kListPageEntries * (2 * kMaxNameBytes + 64) <= kMaxPayload);
+static_assert(kBuildsPageRows * 64 <= kMaxPayload);
 
 struct Head {
   std::uint32_t payload_bytes = 0;

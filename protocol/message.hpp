@@ -27,6 +27,8 @@ inline constexpr std::size_t kInlineBytes = 64 * 1024;
 inline constexpr std::uint64_t kUnknownLength = UINT64_MAX;
 /// Entries in one ListPage at most; the rest follows on request.
 inline constexpr std::uint32_t kListPageEntries = 32;
+/// Builds in one BuildsPage at most.
+inline constexpr std::uint32_t kBuildsPageRows = 256;
 
 using SegmentId = std::array<std::uint8_t, 16>;
 
@@ -110,8 +112,13 @@ struct Flush {
 };
 struct Stats {};
 
+/// The builds that have data, in the order of their numbers. Reply: BuildsPage.
+struct Builds {
+  BuildId after = 0;  ///< builds with a larger number
+};
+
 using Request = std::variant<Hello, Set, SetBegin, Piece, SetCommit, SetAbort, Load, Wait, List, Finish, Prune, Drop,
-                             HoldBuild, Flush, Stats>;
+                             HoldBuild, Flush, Stats, Builds>;
 
 // ---- replies -------------------------------------------------------------------------------------------------------
 
@@ -151,11 +158,16 @@ struct Text {
   std::string text;  ///< JSON
 };
 struct Done {};
+struct BuildsPage {
+  bool more = false;
+  std::vector<BuildInfo> builds;
+};
 struct Failure {
   Errc code = Errc::protocol_error;
   std::string message;  ///< for people: what happened, to what, with which numbers
 };
 
-using Reply = std::variant<HelloOk, SetOk, SetReady, PieceDone, ListPage, Count, Finished, Text, Done, Failure>;
+using Reply =
+    std::variant<HelloOk, SetOk, SetReady, PieceDone, ListPage, Count, Finished, Text, Done, Failure, BuildsPage>;
 
 }  // namespace stepstash::protocol

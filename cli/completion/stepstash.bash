@@ -3,6 +3,7 @@ _stepstash() {
   local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command='' i
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
+      --socket | --timeout) ((i++)) ;; # its value is no command
       -*) ;;
       *)
         command=${COMP_WORDS[i]}
@@ -11,21 +12,23 @@ _stepstash() {
     esac
   done
   COMPREPLY=()
-  if [[ -z $command ]]; then
-    mapfile -t COMPREPLY < <(compgen -W "$(_stepstash_commands) --help --version" -- "$word")
-    return
-  fi
   case $before in
     --socket | -o | --output)
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
+      return
+      ;;
+    --sort)
+      mapfile -t COMPREPLY < <(compgen -W 'build bytes time' -- "$word")
       return
       ;;
     --build | --source | --timeout | --wait | --at | --older-than) return ;;
   esac
   if [[ $word == -* ]]; then
     # The command knows its options best.
-    mapfile -t COMPREPLY < <(compgen -W "$(stepstash "$command" --help 2> /dev/null | grep -oE -- '(^|[ ,])--?[a-z][a-z-]*' |
-      tr -d ' ,' | sort -u)" -- "$word")
+    mapfile -t COMPREPLY < <(compgen -W "$(stepstash ${command:+"$command"} --help 2> /dev/null |
+      grep -oE -- '^  (-[a-z], )?--[a-z-]+' | tr ',' '\n' | tr -d ' ' | sort -u)" -- "$word")
+  elif [[ -z $command || $command == help ]]; then
+    mapfile -t COMPREPLY < <(compgen -W "$(_stepstash_commands)" -- "$word")
   elif [[ $command == set ]]; then
     mapfile -t COMPREPLY < <(compgen -f -- "$word")
   fi

@@ -13,7 +13,7 @@ nothing else: no compiled part, no multiprocessing, and so no resource_tracker t
 its own.
 """
 
-from ._client import Client, Entry, SetResult, View, Writer, version
+from ._client import Build, Client, Entry, SetResult, View, Writer, version
 from ._errors import (
     Corrupt,
     DeadlineExceeded,
@@ -31,6 +31,7 @@ from ._errors import (
 )
 
 __all__ = [
+    "Build",
     "Client",
     "Corrupt",
     "DeadlineExceeded",

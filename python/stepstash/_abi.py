@@ -45,6 +45,23 @@ class List(ctypes.Structure):
     _fields_ = [("count", ctypes.c_size_t), ("entries", ctypes.POINTER(Entry))]
 
 
+class Build(ctypes.Structure):
+    _fields_ = [
+        ("build", ctypes.c_int64),
+        ("entries", ctypes.c_uint64),
+        ("resident_bytes", ctypes.c_uint64),
+        ("evicted_bytes", ctypes.c_uint64),
+        ("complete_at", ctypes.c_int64),
+        ("finished", ctypes.c_int),
+        ("held", ctypes.c_int),
+        ("reserved", ctypes.c_uint64 * 2),
+    ]
+
+
+class Builds(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_size_t), ("builds", ctypes.POINTER(Build))]
+
+
 class SetOptions(ctypes.Structure):
     _fields_ = [
         ("size", ctypes.c_size_t),
@@ -93,6 +110,8 @@ _FUNCTIONS = {
     "release": (None, [_P(View)]),
     "list_build": (ctypes.c_int, [_client, _int64, _text, _P(_P(List))]),
     "list_free": (None, [_P(List)]),
+    "list_builds": (ctypes.c_int, [_client, _P(_P(Builds))]),
+    "builds_free": (None, [_P(Builds)]),
     "set": (ctypes.c_int, [_client, _int64, _text, _bytes, _size, _text, _P(SetOptions), _P(SetResult)]),
     "set_fd": (ctypes.c_int, [_client, _int64, _text, ctypes.c_int, _text, _P(SetOptions), _P(SetResult)]),
     "set_begin": (ctypes.c_int, [_client, _int64, _text, _uint64, _text, _P(SetOptions), _P(_writer)]),
@@ -115,7 +134,10 @@ class _Library:
     """The functions of libstepstash without their prefix. $STEPSTASH_LIBRARY names another file than the usual one."""
 
     def __init__(self):
-        loaded = ctypes.CDLL(os.environ.get("STEPSTASH_LIBRARY") or "libstepstash.so.0")
+        path = os.environ.get("STEPSTASH_LIBRARY", "libstepstash.so.0")
+        if not path:  # to dlopen(3) that would be this program itself
+            raise ImportError("$STEPSTASH_LIBRARY is empty: unset it, or name the file of libstepstash")
+        loaded = ctypes.CDLL(path)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(loaded, "stepstash_" + name)
             function.restype = result

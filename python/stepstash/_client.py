@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import os
+import select
 import sys
 import weakref
 from typing import NamedTuple, Optional
@@ -30,6 +31,18 @@ class Entry(NamedTuple):
     length: int
     name: str
     source: str
+
+
+class Build(NamedTuple):
+    """A build that has data: how many entries, and the bytes of their values in the segment and in the database alone.
+    `complete_at` is in seconds since 1970, None when it has not finished."""
+
+    build: int
+    entries: int
+    resident_bytes: int
+    evicted_bytes: int
+    complete_at: Optional[int]
+    held: bool
 
 
 # ctypes cuts numbers and strings to what fits, in silence: everything is checked here first.
@@ -69,6 +82,24 @@ def _milliseconds(seconds):
     if math.isnan(seconds):
         raise InvalidArgument("a deadline is a number of seconds, not NaN")
     return int(min(max(seconds * 1000, 1), 2**32 - 1))
+
+
+def _waiting(file, read):
+    """What read() gives; where the file does not block and has nothing yet, waits for it as a blocking one would."""
+    while True:
+        try:
+            result = read()
+        except BlockingIOError:
+            result = None
+        if result is not None:
+            return result
+        try:
+            descriptor = file.fileno()
+        except (AttributeError, OSError):
+            raise BlockingIOError("the file does not block, has nothing to read now, and no descriptor to wait for") from None
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll()
 
 
 def _options(durable, if_absent, if_revision, deadline):
@@ -297,6 +328,26 @@ class Client:
         finally:
             _library.list_free(found)
 
+    def builds(self) -> "list[Build]":
+        """All builds that have data, in the order of their numbers."""
+        handle, found = self._open(), ctypes.POINTER(_abi.Builds)()
+        checked(_library.list_builds(handle.pointer, found))
+        try:
+            rows = [found.contents.builds[i] for i in range(found.contents.count)]
+            return [
+                Build(
+                    r.build,
+                    r.entries,
+                    r.resident_bytes,
+                    r.evicted_bytes,
+                    r.complete_at if r.finished else None,
+                    bool(r.held),
+                )
+                for r in rows
+            ]
+        finally:
+            _library.builds_free(found)
+
     # ---- writing ----
 
     def set(
@@ -353,16 +404,17 @@ class Client:
             try:
                 return self.set_file(build, name, file.fileno(), source, **conditions)
             finally:
-                file.seek(0, os.SEEK_END)  # and drops what it has read ahead
+                # To where the descriptor stands now: not every file (those of /proc) can be positioned at its end.
+                file.seek(os.lseek(file.fileno(), 0, os.SEEK_CUR))
         writer = self.begin(build, name, None, source, **conditions)
         if writer is None:
             return None
         with writer:
             if hasattr(file, "readinto"):
-                while writer.readinto(file):
+                while _waiting(file, lambda: writer.readinto(file)):
                     pass
             else:
-                while piece := file.read(1 << 20):
+                while piece := _waiting(file, lambda: file.read(1 << 20)):
                     writer.write(piece)
             return writer.commit()
 

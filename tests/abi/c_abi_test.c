@@ -428,6 +428,34 @@ static void files_and_pipes_are_read_to_their_end(void) {
   CHECK_CODE(stepstash_set_fd(client, 46, "bad", -1, "", NULL, NULL), STEPSTASH_EIO);
 }
 
+static void builds_are_listed_with_what_they_take(void) {
+  stepstash_builds* builds = NULL;
+  for (int64_t build = 51; build >= 50; --build) {
+    REQUIRE_CODE(stepstash_set(client, build, "a", "12345", 5, NULL, NULL, NULL), STEPSTASH_OK);
+    REQUIRE_CODE(stepstash_set(client, build, "b", "", 0, NULL, NULL, NULL), STEPSTASH_OK);
+  }
+  REQUIRE_CODE(stepstash_finish(client, 51, -7), STEPSTASH_OK);
+  REQUIRE_CODE(stepstash_hold(client, 51, 1), STEPSTASH_OK);
+  REQUIRE_CODE(stepstash_list_builds(client, &builds), STEPSTASH_OK);
+  size_t i = 0;
+  while (i < builds->count && builds->builds[i].build < 50) ++i;
+  CHECK(i + 2 <= builds->count);
+  const stepstash_build* running = &builds->builds[i];
+  const stepstash_build* held = running + 1;
+  CHECK(running->build == 50 && held->build == 51);
+  CHECK(running->entries == 2 && running->resident_bytes + running->evicted_bytes == 5);
+  CHECK(running->finished == 0 && running->complete_at == 0 && running->held == 0);
+  CHECK(held->finished != 0 && held->complete_at == -7 && held->held != 0);
+  CHECK(held->reserved[0] == 0 && held->reserved[1] == 0);
+  stepstash_builds_free(builds);
+  REQUIRE_CODE(stepstash_hold(client, 51, 0), STEPSTASH_OK);
+  REQUIRE_CODE(stepstash_drop(client, 50, NULL), STEPSTASH_OK);
+  REQUIRE_CODE(stepstash_drop(client, 51, NULL), STEPSTASH_OK);
+  CHECK_CODE(stepstash_list_builds(NULL, &builds), STEPSTASH_EINVAL);
+  CHECK_CODE(stepstash_list_builds(client, NULL), STEPSTASH_EINVAL);
+  stepstash_builds_free(NULL);
+}
+
 static void a_list_is_in_id_order_and_can_be_of_one_name(void) {
   stepstash_list* list = NULL;
   char name[16];
@@ -684,6 +712,7 @@ int main(int argc, char** argv) {
   RUN(a_writer_that_is_aborted_or_cut_short_leaves_nothing);
   RUN(a_writers_condition_is_kept_at_commit);
   RUN(files_and_pipes_are_read_to_their_end);
+  RUN(builds_are_listed_with_what_they_take);
   RUN(a_list_is_in_id_order_and_can_be_of_one_name);
   RUN(waiting_ends_when_the_name_appears_or_the_time_is_over);
   RUN(builds_are_finished_held_pruned_and_dropped);

@@ -1,7 +1,11 @@
 #define BOOST_TEST_MODULE cli
 #include "cli/arguments.hpp"
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <fstream>
+#include <sstream>
+#include <utility>
 #include <vector>
 
 namespace stepstash::cli {
@@ -67,7 +71,7 @@ BOOST_AUTO_TEST_CASE(builds_that_are_none_are_refused) {
   }
   for (const char* build : {"", "0", "x", "1e3", " 1", "1 ", "+1", "0x10"}) {
     BOOST_TEST(!refused({"get", "--build", build, "n"}).empty(), "--build '" << build << "'");
-    if (*build != 0) BOOST_TEST(!refused({"get", "n"}, build).empty(), "$STEPSTASH_BUILD '" << build << "'");
+    BOOST_TEST(!refused({"get", "n"}, build).empty(), "$STEPSTASH_BUILD '" << build << "'");
   }
   BOOST_TEST(good({"get", "9223372036854775807", "n"}).build == INT64_MAX);
 }
@@ -88,11 +92,141 @@ BOOST_AUTO_TEST_CASE(what_is_missing_or_too_much_is_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(names_arrive_as_they_are) {
-  for (const char* name : {"", "[a,b]", "{}", "a b", "%%", "stats", "set", "na\xC3\xAFve", "a\nb", "../x", "@f"}) {
+  for (const char* name : {"",   "[a,b]", "{}", "a b", "%%",       "stats", "set", "na\xC3\xAFve", "a\nb", "../x", "@f",
+                           "++", "+",     "-",  "=",   "--build=", "[]",    "{a}", "(x)",          "'",    "help"}) {
+    if (*name == '-' && name[1] != 0) continue;  // an option, unless "--" stands before it
     BOOST_TEST(good({"get", "42", name}).name.value() == name, "'" << name << "'");
   }
   BOOST_TEST(good({"get", "--", "42", "-o"}).name.value() == "-o");
   BOOST_TEST(good({"get", "42", "--", "--help"}).name.value() == "--help");
+  BOOST_TEST(good({"get", "--", "42", "--"}).name.value() == "--");
+  BOOST_TEST(good({"--", "get", "42", "--json"}).name.value() == "--json");
+}
+
+BOOST_AUTO_TEST_CASE(values_of_options_arrive_as_they_are) {
+  for (const char* text : {"++", "[a,b]", "{}", "%%", "=", "a=b", "--durable", "-", "--", "a\nb", "@f"}) {
+    BOOST_TEST(good({"set", "42", "n", "--source", text, "--if-absent"}).source == text, "'" << text << "'");
+    BOOST_TEST(good({"set", "42", "n", (std::string("--source=") + text).c_str()}).source == text, "'" << text << "'");
+    BOOST_TEST(good({"--socket", text, "stats"}).socket == text, "'" << text << "'");
+  }
+  for (const auto& words : {std::vector<const char*>{"-o", "out"}, {"-oout"}, {"--output", "out"}, {"--output=out"}}) {
+    std::vector<const char*> all = {"get", "42", "n"};
+    all.insert(all.end(), words.begin(), words.end());
+    BOOST_TEST(good(all).file == "out", words[0]);
+  }
+}
+
+// The table is what the parser reads: an option that is added to it is tried here as well.
+BOOST_AUTO_TEST_CASE(an_empty_value_of_any_option_is_refused_unless_it_means_something) {
+  int refusals = 0;
+  for (const Option& option : options()) {
+    if (option.value == nullptr) continue;
+    const std::string name(option.name);
+    const std::string joined = name + "=";
+    const std::string letter = std::string("-") + option.letter;
+    for (const Command& command : commands()) {
+      if ((option.commands >> static_cast<unsigned>(command.verb) & 1) == 0) continue;
+      std::vector<std::vector<const char*>> lines = {{command.word, name.c_str(), ""}, {command.word, joined.c_str()}};
+      if (option.letter != 0) lines.push_back({command.word, letter.c_str(), ""});
+      if (option.before_command) lines.push_back({name.c_str(), "", command.word});
+      for (std::vector<const char*>& line : lines) {
+        line.insert(line.end(), command.min_arguments, "n");
+        if (option.if_empty == nullptr) {
+          const std::string text = refused(line, "7");
+          BOOST_TEST(text.find(name + " is empty") != std::string::npos, command.word << " " << name << ": " << text);
+          ++refusals;
+        } else {
+          BOOST_TEST(parse(line, "7").arguments.has_value(), command.word << " " << name);
+        }
+      }
+    }
+  }
+  BOOST_TEST(refusals > 50);
+}
+
+BOOST_AUTO_TEST_CASE(empty_arguments_and_variables_are_refused_where_a_build_or_a_file_is_meant) {
+  for (const char* command : {"set", "get", "stat", "list", "finish", "drop", "hold", "unhold"}) {
+    BOOST_TEST(!refused({command, "", "n"}, "7").empty(), command);
+    BOOST_TEST(!refused({command, ""}, "7").empty(), command);
+    BOOST_TEST(refused({command, "n"}, "").find("$STEPSTASH_BUILD \"\"") != std::string::npos, command);
+  }
+  BOOST_TEST(!refused({"set", "", "report"}, "7").empty());  // not the empty name, set from a file called report
+  BOOST_TEST(!refused({"set", "42", "n", ""}).empty());
+  BOOST_TEST(!refused({"help", ""}).empty());
+  BOOST_TEST(!refused({""}).empty());
+  BOOST_TEST(good({"get", "--build", "7", ""}).name.value().empty());
+  BOOST_TEST(good({"get", "42", "n"}, "").build == 42);  // the variable is not asked
+}
+
+BOOST_AUTO_TEST_CASE(what_belongs_to_every_command_may_stand_before_it) {
+  for (const char* command : {"stats", "doctor", "builds", "flush"}) {
+    for (const auto& words : {std::vector<const char*>{"--socket", "S", "--timeout=5s", command},
+                              {"--socket=S", command, "--timeout", "5s"},
+                              {command, "--socket", "S", "--timeout", "5s"}}) {
+      const Arguments a = good(words);
+      BOOST_TEST(a.socket == "S", command);
+      BOOST_TEST((a.timeout == 5s), command);
+    }
+  }
+  BOOST_TEST(good({"--json", "list", "42"}).json);
+  BOOST_TEST(good({"list", "42", "--json"}).json);
+  BOOST_TEST(good({"--socket", "stats", "list", "42"}).socket == "stats");  // a value that is called like a command
+  BOOST_TEST(refused({"--json", "get", "42", "n"}).find("does not take --json") != std::string::npos);
+  BOOST_TEST(refused({"--durable", "set", "42", "n"}).find("behind the command") != std::string::npos);
+  BOOST_TEST(refused({"--socket", "A", "stats", "--socket", "B"}).find("twice") != std::string::npos);
+  BOOST_TEST(!refused({"--socket", "stats"}).empty());  // no command is left
+  BOOST_TEST(!refused({"--build", "7", "get", "n"}).empty());
+}
+
+BOOST_AUTO_TEST_CASE(options_that_are_none_or_for_another_command_are_refused) {
+  for (const Option& option : options()) {
+    for (const Command& command : commands()) {
+      if ((option.commands >> static_cast<unsigned>(command.verb) & 1) != 0) continue;
+      const std::string name(option.name);
+      std::vector<const char*> line = {command.word, name.c_str()};
+      if (option.value != nullptr) line.push_back("1");
+      line.insert(line.end(), command.min_arguments, "n");
+      BOOST_TEST(refused(line, "7").find("does not take " + name) != std::string::npos, command.word << " " << name);
+    }
+  }
+  for (const char* text : {"--sock", "-x", "--", "--json=1", "-", "--js", "-oh"}) {
+    BOOST_TEST(!refused({"stats", text, "x"}).empty(), text);
+  }
+  BOOST_TEST(!refused({"get", "42", "n", "-o"}).empty());
+  BOOST_TEST(!refused({"stats", "--timeout"}).empty());
+}
+
+BOOST_AUTO_TEST_CASE(builds_are_sorted_by_number_bytes_or_time) {
+  BOOST_TEST((good({"builds"}).sort == Sort::build));
+  BOOST_TEST((good({"builds", "--sort", "build"}).sort == Sort::build));
+  BOOST_TEST((good({"builds", "--sort", "bytes"}).sort == Sort::bytes));
+  BOOST_TEST((good({"builds", "--sort=time"}).sort == Sort::time));
+  BOOST_TEST(!refused({"builds", "--sort", "size"}).empty());
+  BOOST_TEST(!refused({"builds", "7"}).empty());
+}
+
+BOOST_AUTO_TEST_CASE(help_is_a_command_too) {
+  BOOST_TEST(parse({"help"}).text == parse({"--help"}).text);
+  BOOST_TEST(parse({"help"}).exit_status == kDone);
+  for (const Command& command : commands()) {
+    BOOST_TEST(parse({"help", command.word}).text == parse({command.word, "--help"}).text, command.word);
+    BOOST_TEST(parse({command.word, "-h"}).text == parse({command.word, "--help"}).text, command.word);
+    BOOST_TEST(parse({"help"}).text.find(std::string("\n  ") + command.word + " ") != std::string::npos, command.word);
+  }
+  BOOST_TEST(!refused({"help", "frobnicate"}).empty());
+  BOOST_TEST(!refused({"help", "get", "set"}).empty());
+}
+
+BOOST_AUTO_TEST_CASE(the_manual_has_every_command_and_option) {
+  std::ifstream page(STEPSTASH_SOURCE_DIR "/docs/man/stepstash.1");
+  std::stringstream buffer;
+  buffer << page.rdbuf();
+  std::string text = buffer.str();
+  text.erase(std::remove(text.begin(), text.end(), '\\'), text.end());
+  for (const Command& command : commands()) {
+    BOOST_TEST(text.find(std::string("stepstash ") + command.word) != std::string::npos, command.word);
+  }
+  for (const Option& option : options()) BOOST_TEST(text.find(option.name) != std::string::npos, option.name);
 }
 
 BOOST_AUTO_TEST_CASE(durations_need_a_unit_and_fit_the_protocol) {
@@ -118,8 +252,8 @@ BOOST_AUTO_TEST_CASE(times_are_whole_seconds_of_either_sign) {
 }
 
 BOOST_AUTO_TEST_CASE(help_is_no_error_and_tells_the_exit_statuses) {
-  for (const char* command :
-       {"set", "get", "stat", "list", "finish", "prune", "drop", "hold", "unhold", "flush", "doctor", "stats"}) {
+  for (const char* command : {"set", "get", "stat", "list", "builds", "finish", "prune", "drop", "hold", "unhold",
+                              "flush", "doctor", "stats"}) {
     const Parsed parsed = parse({command, "--help"});
     BOOST_TEST(parsed.exit_status == kDone);
     BOOST_TEST(parsed.text.find(std::string("Usage: stepstash ") + command) != std::string::npos, command);

@@ -55,6 +55,40 @@ BOOST_AUTO_TEST_CASE(json_has_buildbots_words) {
   BOOST_TEST(list_json({}) == "[]\n");
 }
 
+BOOST_AUTO_TEST_CASE(builds_are_listed_for_scripts_terminals_and_as_json) {
+  const std::vector<Build> builds = {{42, 3, 1000, 24, 1'700'000'000, true}, {43, 1, 0, 0, std::nullopt, false}};
+  BOOST_TEST(builds_text(builds, false) == "42\t3\t1000\t24\t1700000000\theld\n43\t1\t0\t0\t-\t-\n");
+  BOOST_TEST(builds_text(builds, true) ==
+             "BUILD  ENTRIES  RESIDENT  EVICTED  FINISHED              HELD\n"
+             "   42        3      1000       24  2023-11-14T22:13:20Z  held\n"
+             "   43        1         0        0  -                     -\n");
+  BOOST_TEST(builds_text({}, false).empty());
+  // Any number of seconds is legal, also where no calendar has a date for it.
+  BOOST_TEST(builds_text({{1, 1, 1, 1, INT64_MAX, false}}, true).find("9223372036854775807") != std::string::npos);
+  BOOST_TEST(
+      builds_json(builds) ==
+      R"([{"buildid":42,"entries":3,"resident_bytes":1000,"evicted_bytes":24,"complete_at":1700000000,"held":true},)"
+      R"({"buildid":43,"entries":1,"resident_bytes":0,"evicted_bytes":0,"complete_at":null,"held":false}])"
+      "\n");
+  BOOST_TEST(builds_json({}) == "[]\n");
+}
+
+BOOST_AUTO_TEST_CASE(builds_are_put_in_order_by_number_bytes_and_time) {
+  const auto sorted = [](Sort by) {
+    std::vector<Build> builds = {{4, 1, 5, 0, 100, false},
+                                 {1, 9, 0, 7, std::nullopt, false},
+                                 {3, 1, 2, 3, -100, true},
+                                 {2, 1, 0, 0, 100, false}};
+    sort_builds(builds, by);
+    std::vector<std::int64_t> order;
+    for (const Build& build : builds) order.push_back(build.build);
+    return order;
+  };
+  BOOST_TEST(sorted(Sort::build) == (std::vector<std::int64_t>{1, 2, 3, 4}), boost::test_tools::per_element());
+  BOOST_TEST(sorted(Sort::bytes) == (std::vector<std::int64_t>{1, 3, 4, 2}), boost::test_tools::per_element());
+  BOOST_TEST(sorted(Sort::time) == (std::vector<std::int64_t>{2, 4, 3, 1}), boost::test_tools::per_element());
+}
+
 BOOST_AUTO_TEST_CASE(stats_are_one_line_each_and_what_is_no_json_is_shown_as_it_is) {
   BOOST_TEST(stats_text(R"({"sets":1,"segment":{"total_bytes":2,"name":"x"}})") ==
              "sets                 1\nsegment.total_bytes  2\nsegment.name         x\n");

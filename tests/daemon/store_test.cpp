@@ -1,6 +1,11 @@
 // Set, load, evict, prune: where segment and database meet, on a database in memory that fails when it is told to.
 #include "daemon/store.hpp"
 
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
 #include "tests/daemon/engine.hpp"
 
 using namespace stepstash;
@@ -396,6 +401,128 @@ BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
   engine.flush().value();
   BOOST_TEST((rows(disk) == Rows{"1/last=new"}));
   BOOST_TEST(engine.segment().find_build(1)->drop_upto.load() == 0u);
+}
+
+namespace {
+
+/// What `builds` says, a page after the other.
+std::vector<BuildInfo> builds_of(Engine& engine) {
+  std::vector<BuildInfo> all;
+  for (bool more = true; more;) {
+    const auto page = engine.store().builds({all.empty() ? 0 : all.back().build});
+    BOOST_TEST(page.builds.size() <= protocol::kBuildsPageRows);
+    all.insert(all.end(), page.builds.begin(), page.builds.end());
+    more = page.more;
+  }
+  return all;
+}
+
+/// The same from what the entries say, one by one.
+std::vector<BuildInfo> builds_by_counting(Engine& engine) {
+  std::map<BuildId, BuildInfo> all;
+  engine.segment().for_each([&](const shm::Entry& entry) {
+    BuildInfo& row = all[entry.buildid];
+    row.build = entry.buildid;
+    ++row.entries;
+    (entry.value_offset != 0 ? row.resident_bytes : row.evicted_bytes) += entry.length;
+  });
+  std::vector<BuildInfo> rows;
+  for (auto& [id, row] : all) {
+    const shm::BuildRecord* record = engine.segment().find_build(id);
+    const std::int64_t at = record->complete_at.load();
+    if (at != shm::kNotComplete) row.complete_at = at;
+    row.held = record->hold.load() == shm::Hold::held;
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+std::string text_of(const std::vector<BuildInfo>& builds) {
+  std::string text;
+  for (const BuildInfo& b : builds) {
+    text += std::to_string(b.build) + ": " + std::to_string(b.entries) + " " + std::to_string(b.resident_bytes) + "+" +
+            std::to_string(b.evicted_bytes) + " " + (b.complete_at ? std::to_string(*b.complete_at) : "running") +
+            (b.held ? " held\n" : "\n");
+  }
+  return text;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(builds_say_what_their_entries_come_to_whatever_happened_to_them) {
+  std::mt19937 random(42);
+  const auto up_to = [&](int most) { return static_cast<int>(random() % static_cast<unsigned>(most)) + 1; };
+  int evicted = 0;
+  for (int step = 0; step < 600; ++step) {
+    const BuildId build = up_to(6);
+    const std::string name = std::to_string(up_to(16));
+    switch (up_to(12)) {
+      case 1:
+        if (up_to(4) == 1) engine.drop(build);
+        break;
+      case 2:
+        engine.store().finish(build, up_to(1000)).value();
+        break;
+      case 3:
+        engine.store().hold(build, up_to(2) == 1).value();
+        break;
+      case 4:
+        if (up_to(4) == 1) engine.prune(up_to(500));
+        break;
+      case 5:
+        engine.flush().value();
+        break;
+      case 6:
+        (void)engine.load(build, name).has_value();
+        break;
+      default:  // far more than 4 MiB in all: what is in the database leaves for what comes
+        engine.set(build, name,
+                   std::string(static_cast<std::size_t>(up_to(3) == 1 ? up_to(400'000) : up_to(300)), 'v'));
+    }
+    const auto counted = builds_by_counting(engine);
+    BOOST_REQUIRE_EQUAL(text_of(builds_of(engine)), text_of(counted));
+    for (const BuildInfo& row : counted) evicted += row.evicted_bytes > 0;
+  }
+  BOOST_TEST(evicted > 0);
+  engine.flush().value();
+  const TempDir elsewhere;
+  Engine cold(elsewhere, faulty, clock);  // all evicted
+  BOOST_TEST(text_of(builds_of(cold)) == text_of(builds_by_counting(cold)));
+}
+
+BOOST_AUTO_TEST_CASE(builds_come_in_pages_in_the_order_of_their_numbers) {
+  for (BuildId build = 700; build > 0; --build) engine.set(build, "v", "v");
+  engine.store().finish(1000, 5).value();  // without data
+  const auto all = builds_of(engine);
+  BOOST_REQUIRE(all.size() == 700u);
+  for (std::size_t i = 0; i < all.size(); ++i) BOOST_TEST(all[i].build == static_cast<BuildId>(i) + 1);
+  const auto first = engine.store().builds({0});
+  BOOST_TEST(first.more);
+  BOOST_TEST(first.builds.size() == protocol::kBuildsPageRows);
+  const auto last = engine.store().builds({444});
+  BOOST_TEST(!last.more);
+  BOOST_TEST(last.builds.size() == 256u);
+  BOOST_TEST(engine.store().builds({700}).builds.empty());
+  BOOST_TEST(engine.store().builds({INT64_MAX}).builds.empty());
+  BOOST_TEST(engine.store().builds({INT64_MIN}).builds.size() == protocol::kBuildsPageRows);
+}
+
+BOOST_AUTO_TEST_CASE(a_build_that_is_being_dropped_is_not_listed_and_what_is_set_meanwhile_counts) {
+  for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
+  engine.set(2, "v", "value");
+  std::optional<Result<std::uint64_t>> dropped;
+  engine.start(engine.store().drop(1), dropped);
+  engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
+  BOOST_REQUIRE(!dropped);
+  BOOST_TEST(text_of(builds_of(engine)) == "2: 1 5+0 running\n");
+  engine.set(1, "2999", "again");  // one that is still in the index
+  engine.set(1, "new", "new");
+  BOOST_REQUIRE(!dropped);
+  BOOST_TEST(text_of(builds_of(engine)) == "1: 2 8+0 running\n2: 1 5+0 running\n");
+  engine.run_until([&] { return dropped.has_value(); });
+  BOOST_TEST(text_of(builds_of(engine)) == "1: 2 8+0 running\n2: 1 5+0 running\n");
+  engine.drop(1);
+  BOOST_TEST(text_of(builds_of(engine)) == "2: 1 5+0 running\n");
 }
 
 BOOST_AUTO_TEST_CASE(a_get_during_a_deletion_says_that_it_is_gone_and_not_that_it_is_damaged) {

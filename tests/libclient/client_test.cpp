@@ -386,6 +386,34 @@ BOOST_AUTO_TEST_CASE(the_pages_of_a_list_are_joined) {
   BOOST_TEST(after == (std::vector<std::uint64_t>{0, 2, 4}), boost::test_tools::per_element());
 }
 
+BOOST_AUTO_TEST_CASE(the_pages_of_builds_are_joined_and_come_to_an_end) {
+  FakeSegment segment(1);
+  FakeDaemon daemon;
+  std::mutex mutex;
+  std::vector<BuildId> after;
+  bool honest = true;
+  daemon.serve(serving(segment, [&](Peer& peer, const protocol::Request& request) {
+    const std::lock_guard lock(mutex);
+    const auto& builds = std::get<protocol::Builds>(request);
+    after.push_back(builds.after);
+    protocol::BuildsPage page;
+    page.more = !honest || after.size() < 3;
+    const BuildId first = honest ? builds.after : 0;
+    for (BuildId i = 1; i <= 2; ++i) page.builds.push_back({first + i, 1, 2, 3, std::nullopt, false});
+    peer.send(page);
+  }));
+  const auto client = connect(daemon);
+  const auto builds = client->builds().value();
+  BOOST_TEST(builds.size() == 6u);
+  BOOST_TEST(builds.back().build == 6);
+  {
+    const std::lock_guard lock(mutex);
+    BOOST_TEST(after == (std::vector<BuildId>{0, 2, 4}), boost::test_tools::per_element());
+    honest = false;
+  }
+  BOOST_TEST((client->builds().error() == Errc::protocol_error));  // the same page again and again
+}
+
 BOOST_AUTO_TEST_CASE(a_call_that_waits_does_not_hold_up_other_threads) {
   FakeSegment segment(1);
   FakeDaemon daemon;

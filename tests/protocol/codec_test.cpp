@@ -89,8 +89,8 @@ BOOST_AUTO_TEST_CASE(fields_arrive_where_they_were_put) {
 }
 
 BOOST_AUTO_TEST_CASE(the_type_numbers_are_the_documented_ones) {
-  const std::vector<unsigned> requests = {1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 12, 13, 13, 14, 15};
-  const std::vector<unsigned> replies = {129, 130, 131, 132, 133, 133, 134, 135, 136, 137, 138};
+  const std::vector<unsigned> requests = {1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 12, 13, 13, 14, 15, 16};
+  const std::vector<unsigned> replies = {129, 130, 131, 132, 133, 133, 134, 135, 136, 137, 138, 139, 139};
   std::vector<unsigned> got;
   for (const Request& m : sample_requests()) got.push_back(head_of(frame_of(m)).value().type);
   BOOST_TEST(got == requests, boost::test_tools::per_element());
@@ -242,6 +242,36 @@ BOOST_AUTO_TEST_CASE(a_list_page_that_counts_more_entries_than_it_has_is_refused
   frame[kHeadBytes + 4] = std::byte{1};
   BOOST_TEST(!decode_reply(head_of(frame).value(), payload_of(frame)));
   for (std::size_t i = 4; i < 8; ++i) frame[kHeadBytes + i] = std::byte{0xFF};
+  BOOST_TEST(!decode_reply(head_of(frame).value(), payload_of(frame)));
+}
+
+BOOST_AUTO_TEST_CASE(a_full_page_of_builds_fits_a_frame_and_no_fuller_one_is_taken) {
+  BuildsPage page;
+  for (std::uint32_t i = 1; i <= kBuildsPageRows; ++i) page.builds.push_back({i, i, i, i, i, true});
+  auto frame = frame_of(Reply(page));
+  BOOST_TEST(frame.size() <= kHeadBytes + kMaxPayload);
+  const auto reply = decode_reply(head_of(frame).value(), payload_of(frame));
+  BOOST_TEST(std::get<BuildsPage>(reply.value()).builds.size() == kBuildsPageRows);
+  frame[kHeadBytes + 4] = std::byte{1};  // 257
+  const std::vector<std::byte> another(frame.end() - 44, frame.end());
+  frame.insert(frame.end(), another.begin(), another.end());
+  BOOST_TEST(!decode_reply(with_payload(head_of(frame).value(), frame.size() - kHeadBytes), payload_of(frame)));
+}
+
+BOOST_AUTO_TEST_CASE(builds_that_are_none_or_out_of_order_are_refused) {
+  using Numbers = std::vector<BuildId>;
+  for (const Numbers& numbers : {Numbers{0}, {-1}, {2, 1}, {1, 1}, {1, 2, 2}}) {
+    BuildsPage page;
+    for (const BuildId build : numbers) page.builds.push_back({build, 1, 1, 1, std::nullopt, false});
+    const auto frame = frame_of(Reply(page));
+    BOOST_TEST(!decode_reply(head_of(frame).value(), payload_of(frame)), numbers.front());
+  }
+  BuildsPage page;
+  page.builds.push_back({1, 1, 1, 1, 7, false});
+  auto frame = frame_of(Reply(page));
+  frame[frame.size() - 4] = std::byte{0};  // a time, and not finished
+  BOOST_TEST(!decode_reply(head_of(frame).value(), payload_of(frame)));
+  frame[frame.size() - 4] = std::byte{4};  // a flag that is not known
   BOOST_TEST(!decode_reply(head_of(frame).value(), payload_of(frame)));
 }
 

@@ -55,6 +55,13 @@ BOOST_AUTO_TEST_CASE(the_documented_failure_is_what_the_codec_sends) {
   BOOST_TEST(documented("failure") == hex(frame_of(Reply(Failure{Errc::too_large, "too large"}))));
 }
 
+BOOST_AUTO_TEST_CASE(the_documented_page_of_builds_is_what_the_codec_sends) {
+  BOOST_TEST(documented("builds") == hex(frame_of(Request(Builds{41}))));
+  BuildsPage page;
+  page.builds.push_back({42, 3, 588'895, 0, 1'700'000'000, true});
+  BOOST_TEST(documented("builds-page") == hex(frame_of(Reply(page))));
+}
+
 BOOST_AUTO_TEST_CASE(every_error_number_is_in_the_page) {
   std::ifstream page(STEPSTASH_SOURCE_DIR "/docs/protocol.md");
   std::stringstream text;

@@ -41,7 +41,8 @@ inline std::vector<Request> sample_requests() {
           HoldBuild{42, true},
           HoldBuild{42, false},
           Flush{500},
-          Stats{}};
+          Stats{},
+          Builds{INT64_MAX}};
 }
 
 inline std::vector<Reply> sample_replies() {
@@ -56,6 +57,10 @@ inline std::vector<Reply> sample_replies() {
   page.more = true;
   page.entries.push_back({1, 2, 42, 3, "a", "b"});
   page.entries.push_back({5, 6, 42, UINT64_MAX, "", ""});
+  BuildsPage builds;
+  builds.more = true;
+  builds.builds.push_back({42, 3, 1 << 20, 1 << 30, 1'700'000'000, true});
+  builds.builds.push_back({43, 1, 0, 0, std::nullopt, false});
   return {hello,
           SetOk{17, 18},
           SetReady{4 << 20, 1 << 20, true},
@@ -66,7 +71,9 @@ inline std::vector<Reply> sample_replies() {
           Finished{1'700'000'000},
           Text{"{\"sets\":1}"},
           Done{},
-          Failure{Errc::segment_full, "8 MiB do not fit: 1 MiB is free"}};
+          Failure{Errc::segment_full, "8 MiB do not fit: 1 MiB is free"},
+          builds,
+          BuildsPage{}};
 }
 
 /// Frames compare by their bytes: decoding and encoding again must give the same ones.

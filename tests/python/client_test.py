@@ -1,6 +1,7 @@
 """The Python face against the real daemon."""
 
 import array
+import fcntl
 import gc
 import io
 import os
@@ -8,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import unittest
 
@@ -218,6 +220,61 @@ class Writing(WithDaemon):
             self.client.set_file(self.build, "pipe", made.stdout)
         self.assertEqual(self.value("pipe"), bytes(300000))
 
+    def test_files_that_tell_a_wrong_size_or_cannot_be_positioned_are_taken_whole(self):
+        for path in ("/sys/devices/system/cpu/online", "/proc/version", "/proc/self/stat", "/proc/sys/kernel/ostype"):
+            if not os.path.exists(path):
+                continue
+            for buffering in (-1, 0):
+                with open(path, "rb", buffering) as file:
+                    self.client.set_file(self.build, path, file)
+                    self.assertEqual(file.read(), b"", path)
+                with open(path, "rb") as file:
+                    got, expected = self.value(path), file.read()
+                self.assertGreater(len(got), 0, path)
+                if path != "/proc/self/stat":
+                    self.assertEqual(got, expected, path)
+
+    def test_a_file_that_does_not_block_is_waited_for(self):
+        class Reader:  # with read() alone, which gives None where there is nothing yet
+            def __init__(self, fd):
+                self.fileno = lambda: fd
+                self.raw = io.FileIO(fd, closefd=False)
+
+            def read(self, count):
+                return self.raw.read(count)
+
+        for make in (lambda fd: fd, lambda fd: io.FileIO(fd, closefd=False), lambda fd: os.fdopen(os.dup(fd), "rb"), Reader):
+            reading, writing = os.pipe()
+            os.set_blocking(reading, False)
+
+            def feed(reading=reading, writing=writing):
+                for _ in range(3):
+                    until(lambda: fcntl.ioctl(reading, termios.FIONREAD, bytes(4)) == bytes(4), "all to be read")
+                    os.write(writing, b"x" * 1000)
+                until(lambda: fcntl.ioctl(reading, termios.FIONREAD, bytes(4)) == bytes(4), "all to be read")
+                os.close(writing)
+
+            feeder = threading.Thread(target=feed)
+            feeder.start()
+            file = make(reading)
+            try:
+                self.client.set_file(self.build, "slow", file)
+            finally:
+                feeder.join()
+                if hasattr(file, "close"):
+                    file.close()
+                os.close(reading)
+            self.assertEqual(self.value("slow"), b"x" * 3000)
+
+    def test_what_does_not_block_and_cannot_be_waited_for_is_an_error_and_no_value(self):
+        class Reader:
+            def read(self, _):
+                return None
+
+        with self.assertRaises(BlockingIOError):
+            self.client.set_file(self.build, "x", Reader())
+        self.assertIsNone(self.client.get(self.build, "x"))
+
     def test_nothing_of_a_writer_is_visible_before_its_commit(self):
         with self.client.begin(self.build, "x", len(MEGABYTE)) as writer:
             writer.write(MEGABYTE[:1000])
@@ -251,6 +308,20 @@ class Builds(WithDaemon):
         self.assertEqual(self.client.drop(self.build), 1)
         self.assertEqual(self.client.drop(self.build), 0)
 
+    def test_builds_are_listed_with_what_they_take(self):
+        self.client.set(self.build, "x", b"12345")
+        self.client.set(self.build, "y", b"")
+        mine = [build for build in self.client.builds() if build.build == self.build]
+        self.assertEqual(mine, [stepstash.Build(self.build, 2, 5, 0, None, False)])
+        self.client.finish(self.build, at=0)
+        self.client.hold(self.build)
+        mine = [build for build in self.client.builds() if build.build == self.build]
+        self.assertEqual(mine, [stepstash.Build(self.build, 2, 5, 0, 0, True)])
+        numbers = [build.build for build in self.client.builds()]
+        self.assertEqual(numbers, sorted(numbers))
+        self.client.drop(self.build)
+        self.assertNotIn(self.build, [build.build for build in self.client.builds()])
+
     def test_flush_returns_when_nothing_waits_for_the_database(self):
         self.client.set(self.build, "x", b"1")
         self.client.flush()
@@ -277,6 +348,20 @@ class Errors(WithDaemon):
         with self.assertRaises(stepstash.Unavailable) as caught:
             stepstash.Client(self.daemon.socket + "-none", deadline=0.1)
         self.assertIn("-none", str(caught.exception))
+
+    def test_empty_is_not_absent(self):
+        with self.assertRaisesRegex(stepstash.InvalidArgument, "empty"):
+            stepstash.Client("")
+        for variable, what in (("STEPSTASH_SOCKET", "stepstash.Client()"), ("STEPSTASH_LIBRARY", "")):
+            ended = subprocess.run(
+                [sys.executable, "-c", "import stepstash\n" + what],
+                env={**os.environ, variable: ""},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.assertNotEqual(ended.returncode, 0)
+            self.assertIn(f"${variable} is empty", ended.stderr)
 
     def test_a_path_too_long_for_a_socket_is_refused(self):
         with self.assertRaises(stepstash.InvalidArgument):

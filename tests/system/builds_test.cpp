@@ -34,6 +34,50 @@ BOOST_AUTO_TEST_CASE(prune_deletes_what_completed_strictly_before_and_counts_exa
   BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 5);
 }
 
+BOOST_AUTO_TEST_CASE(builds_are_listed_with_what_they_take_before_and_after_a_kill) {
+  Served served({"--segment-size=16MiB"});
+  Client& client = served.client;
+  const auto told = [&] {
+    std::string text;
+    for (const Build& b : client.builds()) {
+      text += std::to_string(b.build) + ": " + std::to_string(b.entries) + " " +
+              std::to_string(b.resident_bytes + b.evicted_bytes) + " " +
+              (b.complete_at ? std::to_string(*b.complete_at) : "running") + (b.held ? " held\n" : "\n");
+    }
+    return text;
+  };
+  BOOST_TEST(told() == "");
+  client.set(3, "a", "12345");
+  client.set(3, "b", generated(kMiB, 1));
+  client.set(3, "a", "123");  // replaced
+  client.set(1, "a", "");
+  client.set(2, "a", "x");
+  client.set(9, "a", "x");
+  client.finish(1, epoch(-5));
+  client.finish(2, epoch(100));
+  client.hold(2);
+  client.drop(9);
+  client.finish(10, epoch(1));  // without data
+  const std::string expected = "1: 1 0 -5\n2: 1 1 100 held\n3: 2 1048579 running\n";
+  BOOST_TEST(told() == expected);
+  served.daemon.kill();
+  served.daemon.start();
+  BOOST_TEST(told() == expected);
+  for (int i = 0; i < 20; ++i) {
+    client.set(20, std::to_string(i), generated(kMiB, 7));
+    client.flush();
+  }
+  std::uint64_t bytes = 0, evicted = 0;
+  for (const Build& b : client.builds()) {
+    bytes += b.resident_bytes + b.evicted_bytes;
+    evicted += b.evicted_bytes;
+  }
+  BOOST_TEST(bytes == 21 * kMiB + 4);
+  BOOST_TEST(evicted > 4 * kMiB);  // 16 MiB cannot hold them
+  for (std::int64_t build = 100; build < 700; ++build) client.set(build, "v", "v");
+  BOOST_TEST(client.builds().size() == 604u);
+}
+
 BOOST_AUTO_TEST_CASE(a_second_finish_moves_the_time) {
   Served served;
   served.client.set(1, "v", "v");

@@ -245,6 +245,16 @@ BOOST_AUTO_TEST_CASE(json_is_json) {
   BOOST_REQUIRE(list.size() == 1u);
   BOOST_TEST(list[0].at("name").get<std::string>() == name);
   BOOST_TEST(json({"list", "8"}).empty());
+  served.cli({"set", "6", "n"}, {.input = "longer value"});
+  served.cli({"hold", "6"});
+  const auto builds = json({"builds", "--sort", "bytes"});
+  BOOST_REQUIRE(builds.size() == 2u);
+  BOOST_TEST(builds[0].at("buildid") == 6);
+  BOOST_TEST(builds[0].at("resident_bytes") == 12);
+  BOOST_TEST(builds[0].at("held") == true);
+  BOOST_TEST(builds[1].at("complete_at").is_null());
+  BOOST_TEST(served.cli({"builds"}).out == "6\t1\t12\t0\t-\theld\n7\t1\t5\t0\t-\t-\n");
+  served.cli({"drop", "6"});
   served.cli({"finish", "7", "--at", "100"});
   BOOST_TEST(json({"prune", "--older-than", "100"}).at("deleted") == 0);
   BOOST_TEST(json({"prune", "--older-than", "101"}).at("deleted") == 1);

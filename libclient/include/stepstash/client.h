@@ -9,8 +9,8 @@
  * (STEPSTASH_MISS, STEPSTASH_UNMET), or a negative STEPSTASH_E.... stepstash_error_message() then tells, for the
  * calling thread, what happened, to what, with which numbers. Nothing throws, nothing calls exit.
  *
- * Threads. A stepstash_client may be used by any number of threads at once. A stepstash_writer and a stepstash_list
- * belong to one thread at a time. A view may be read by any thread and is released once.
+ * Threads. A stepstash_client may be used by any number of threads at once. A stepstash_writer and the lists belong to
+ * one thread at a time. A view may be read by any thread and is released once.
  *
  * Lifetime. A client outlives its views, writers and lists.
  *
@@ -51,7 +51,8 @@ enum {
   STEPSTASH_ENOMEM = -2,       /**< this process is out of memory */
   STEPSTASH_EUNAVAILABLE = -3, /**< the daemon cannot be reached, or the connection broke and the outcome is unknown */
   STEPSTASH_EDEADLINE = -4,    /**< the deadline passed: try later, or with a longer one */
-  STEPSTASH_EFULL = -5,      /**< no room for the value before the deadline: try later, prune, or enlarge what the message names */
+  STEPSTASH_EFULL =
+      -5, /**< no room for the value before the deadline: try later, prune, or enlarge what the message names */
   STEPSTASH_ETOOLARGE = -6,  /**< the value can never fit the segment */
   STEPSTASH_EPERM = -7,      /**< this user may not do that */
   STEPSTASH_ECORRUPT = -8,   /**< the stored value is damaged; it is not served */
@@ -78,7 +79,7 @@ STEPSTASH_API const char* stepstash_error_message(void);
  * where there is one, else /run/stepstash/stepstash.sock (stepstashd(8), PLACES). `deadline_ms` bounds connecting now,
  * and each later call that asks the daemon unless that call names a deadline of its own; 0 means 10,000. Errors:
  * EUNAVAILABLE (no daemon within the deadline), EPERM, EPROTOCOL, EINVAL (path longer than a unix socket's 107 bytes,
- * or STEPSTASH_SOCKET empty), ELIMIT (no descriptors left), ENOMEM.
+ * or empty, here or in STEPSTASH_SOCKET), ELIMIT (no descriptors left), ENOMEM.
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_connect(const char* socket, uint32_t deadline_ms,
                                                         stepstash_client** client);
@@ -145,6 +146,29 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_build(stepstash_client* cli
                                                            stepstash_list** list);
 STEPSTASH_API void stepstash_list_free(stepstash_list* list);
 
+typedef struct stepstash_build {
+  int64_t build;
+  uint64_t entries;
+  uint64_t resident_bytes; /**< of its values in the segment */
+  uint64_t evicted_bytes;  /**< of its values that are in the database alone */
+  int64_t complete_at;     /**< seconds since 1970; 0 when it has not finished */
+  int finished;            /**< not 0: it has */
+  int held;                /**< not 0: its data is kept from being pruned */
+  uint64_t reserved[2];
+} stepstash_build;
+
+typedef struct stepstash_builds {
+  size_t count;
+  const stepstash_build* builds; /**< in the order of their numbers */
+} stepstash_builds;
+
+/**
+ * All builds that have data. They come 256 at a time, each time as they are at that instant, so that a build that is
+ * made or deleted meanwhile is in the list or not. Free it.
+ */
+STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_builds(stepstash_client* client, stepstash_builds** builds);
+STEPSTASH_API void stepstash_builds_free(stepstash_builds* builds);
+
 /* ---- writing -------------------------------------------------------------------------------------------------------
  */
 
@@ -173,7 +197,10 @@ STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set(stepstash_client* client, in
                                                     const void* data, size_t length, const char* source,
                                                     const stepstash_set_options* options, stepstash_set_result* result);
 
-/** As stepstash_set, with all that can be read from `fd` from where it stands until its end: a file, a pipe, a socket.
+/**
+ * As stepstash_set, with all that can be read from `fd` from where it stands until its end: a file, a pipe, a socket.
+ * The size that a file tells is a hint: one that holds another number of bytes is read again, to its end; EIO where it
+ * cannot be positioned. Waits where `fd` does not block.
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_set_fd(stepstash_client* client, int64_t build, const char* name,
                                                        int fd, const char* source, const stepstash_set_options* options,

@@ -119,6 +119,16 @@ struct Entry {
   std::string source;
 };
 
+/// A build that has data.
+struct Build {
+  std::int64_t build = 0;
+  std::uint64_t entries = 0;
+  std::uint64_t resident_bytes = 0;         ///< of its values in the segment
+  std::uint64_t evicted_bytes = 0;          ///< of its values that are in the database alone
+  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; none: it has not finished
+  bool held = false;
+};
+
 struct SetOptions {
   bool durable = false;           ///< return only when the database has committed it
   bool if_absent = false;         ///< only if the name is not there
@@ -215,6 +225,22 @@ class Client {
   }
   std::vector<Entry> list(std::int64_t build) const { return list_of(build, nullptr); }
   std::vector<Entry> list(std::int64_t build, const detail::Text& name) const { return list_of(build, name.get()); }
+
+  /// All builds that have data, in the order of their numbers.
+  std::vector<Build> builds() const {
+    struct Free {
+      stepstash_builds* list = nullptr;
+      ~Free() { stepstash_builds_free(list); }
+    } owned;
+    detail::checked(stepstash_list_builds(client_, &owned.list));
+    std::vector<Build> builds;
+    builds.reserve(owned.list->count);
+    for (const stepstash_build& b : std::span(owned.list->builds, owned.list->count)) {
+      builds.push_back({b.build, b.entries, b.resident_bytes, b.evicted_bytes, std::nullopt, b.held != 0});
+      if (b.finished != 0) builds.back().complete_at = b.complete_at;
+    }
+    return builds;
+  }
 
   /// nullopt: the condition in `options` did not hold, and nothing was changed.
   std::optional<SetResult> set(std::int64_t build, const detail::Text& name, std::span<const std::byte> value,
