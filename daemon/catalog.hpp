@@ -42,6 +42,7 @@ struct BuildState {
   DirtyMark dirty;
   std::uint64_t asking = 0;  ///< not 0: the number of the question under way, what the database knows of this build
   unsigned dropping = 0;     ///< deletions under way: entries up to record->drop_upto are on their way out
+  std::size_t leaving = 0;   ///< of `entries`: those
 
   bool finished() const noexcept {
     return record->complete_at.load(std::memory_order_relaxed) != shm::kNotComplete;  // the loop's own stores
@@ -52,6 +53,7 @@ struct BuildState {
   bool dropped(std::uint64_t entry) const noexcept {
     return dropping > 0 && entry <= record->drop_upto.load(std::memory_order_relaxed);
   }
+  std::size_t present() const noexcept { return entries.size() - leaving; }
   bool held() const noexcept { return record->hold.load(std::memory_order_relaxed) == shm::Hold::held; }
 };
 
