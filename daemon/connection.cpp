@@ -146,6 +146,7 @@ awaitable<void> Connection::run() {
     go_on = co_await read_frames();
   }
   staged_.reset();
+  listing_.reset();
   if (ring_) {
     ring_.reset();
     --services_.rings;
@@ -253,6 +254,7 @@ awaitable<bool> Connection::handle(protocol::Request request) {
   }
   busy_ = true;
   bool go_on = false;
+  if (!std::holds_alternative<protocol::List>(request)) listing_.reset();
   if (auto* begin = std::get_if<protocol::SetBegin>(&request)) {
     go_on = co_await on_set_begin(std::move(*begin));
   } else {
@@ -293,7 +295,11 @@ awaitable<protocol::Reply> Connection::answer(protocol::Request& request) {
     co_return protocol::Done{};
   }
   if (auto* list = std::get_if<protocol::List>(&request)) {
-    auto page = store.list(*list);
+    auto page = store.list(*list, listing_);
+    if (!page && page.error() == Errc::deadline_exceeded) {
+      co_return protocol::Failure{Errc::deadline_exceeded,
+                                  "the rest of the list was not asked for in time: begin the list again"};
+    }
     if (!page) co_return failure(page.error());
     co_return std::move(page).value();
   }

@@ -153,6 +153,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::vector<std::byte> out_;
   std::optional<Ring> ring_;
   std::optional<Staged> staged_;
+  Listings::Handle listing_;             // a list that has more pages, for as long as nothing else is asked
   std::vector<protocol::Piece> pieces_;  // announced, not copied yet
 };
 

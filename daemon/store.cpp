@@ -42,6 +42,8 @@ constexpr std::size_t kClearPart = 64;
 /// After a walk over all blocks, or a scan of all pin pages, that found nothing the loop does other things for this
 /// many times as long.
 constexpr int kWalkPause = 9;
+/// How long a list may wait for its client to ask for the next page.
+constexpr auto kListPatience = std::chrono::seconds(10);
 /// How often a set whose key has no slot in the index looks again.
 constexpr auto kSlotPause = std::chrono::milliseconds(20);
 /// Another table on account of such a key: not sooner after the last than this, nor than this many times what it took.
@@ -69,7 +71,8 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
       limits_(limits),
       start_on_boot_clock_(clock.boot_time()),
       wall_at_start_(clock.wall_seconds()),
-      tmpfs_(segment.heap().file_system()) {
+      tmpfs_(segment.heap().file_system()),
+      listings_(Listings::make(segment)) {
   if (const std::int64_t written = database.last_written(); written != 0) {
     wall_at_start_ = std::min(wall_at_start_, written);
   }
@@ -92,6 +95,7 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
     auto build = ensure_build(entry.buildid, /*spare=*/true);
     if (!build) return;  // cannot be: every build with entries has its record
     Node& node = catalog_.add(entry, segment_.offset_of(entry), *build.value());
+    segment_.bind(entry);
     const bool resident = entry.value_offset != 0;
     if (!resident) ++evicted_;
     if (!resident && entry.state.load(std::memory_order_relaxed) == shm::EntryState::dirty) remember_damage(entry);
@@ -533,6 +537,7 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
     forget_node(*catalog_.find(dropped->id));
   }
   const bool was_evicted = old != nullptr && old->value_offset == 0;
+  if (old != nullptr) listings_->about_to_change(*old);
   const shm::Entry& entry = segment_.publish(draft.release(), facts);
   STEPSTASH_CRASH_POINT("daemon.set.published");
   damaged_.erase(facts.id);
@@ -706,19 +711,24 @@ awaitable<Result<>> Store::wait(BuildId build, const std::string& name, Waiter& 
   co_return success();
 }
 
-Result<protocol::ListPage> Store::list(const protocol::List& request) {
+Result<protocol::ListPage> Store::list(const protocol::List& request, Listings::Handle& listing) {
   if (!valid_build(request.build)) return Errc::invalid_argument;
-  protocol::ListPage page;
-  const auto add = [&](const shm::Entry& entry) {
-    page.entries.push_back({entry.id, entry.revision, entry.buildid, entry.length, std::string(shm::entry_name(entry)),
-                            std::string(shm::entry_source(entry))});
-  };
-  if (request.name) {
-    const shm::Entry* entry = current(request.build, *request.name);
-    if (entry != nullptr && entry->id > request.after_id) add(*entry);
+  const BuildState* build = catalog_.find_build(request.build);
+  const bool goes_on = listing && !request.name && request.after_id != 0 && request.build == listing->build() &&
+                       request.after_id == listing->after();
+  if (goes_on) {
+    if (listing->cut()) return Errc::deadline_exceeded;
+    protocol::ListPage page = listings_->page(*listing, build, clock_.monotonic());
+    if (!page.more) listing.reset();
     return page;
   }
-  const BuildState* build = catalog_.find_build(request.build);
+  listing.reset();
+  protocol::ListPage page;
+  if (request.name) {
+    const shm::Entry* entry = current(request.build, *request.name);
+    if (entry != nullptr && entry->id > request.after_id) page.entries.push_back(info_of(*entry));
+    return page;
+  }
   if (build == nullptr) return page;
   std::uint64_t after = request.after_id;
   if (build->dropping > 0) after = std::max(after, build->record->drop_upto.load(std::memory_order_relaxed));
@@ -727,7 +737,11 @@ Result<protocol::ListPage> Store::list(const protocol::List& request) {
       page.more = true;
       break;
     }
-    add(segment_.entry_at(at->second->block));
+    page.entries.push_back(info_of(segment_.entry_at(at->second->block)));
+  }
+  // Who goes on without having begun here gets what is there when it asks.
+  if (page.more && request.after_id == 0) {
+    listing = listings_->begin(request.build, page.entries.back().id, clock_.monotonic());
   }
   return page;
 }
@@ -802,6 +816,7 @@ Result<> Store::hold(BuildId build, bool held) {
 }
 
 void Store::forget_node(Node& node) {
+  listings_->about_to_change(segment_.entry_at(node.block));
   flusher_.forget(node);
   damaged_.erase(node.id);
   const shm::Entry& entry = segment_.entry_at(node.block);
@@ -811,36 +826,39 @@ void Store::forget_node(Node& node) {
   STEPSTASH_CRASH_POINT("daemon.drop.entry.erased");
 }
 
-/// In slices: a build of 100,000 entries would hold the loop for a second.
-awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
-  BuildState* build = catalog_.find_build(id);
-  if (build == nullptr) co_return 0;
-  const std::uint64_t before = build->dropping > 0 ? build->record->drop_upto.load(std::memory_order_relaxed) : 0;
-  const auto from = build->entries.upper_bound(before);
-  // Where another deletion of this build is under way, its entries count there; but this one, too, has an end only when
-  // they are gone.
-  if (from == build->entries.end() && build->dropping == 0) co_return 0;
-  const auto count = static_cast<std::uint64_t>(std::distance(from, build->entries.end()));
-  // The fact, by one store: from here on they are deleted for everybody who asks the daemon, and a crash completes the
-  // deletion. Then they leave the index, entry by entry.
-  const std::uint64_t upto = segment_.header().next_id.load(std::memory_order_relaxed) - 1;
-  build->record->drop_upto.store(upto, std::memory_order_seq_cst);
-  STEPSTASH_CRASH_POINT("daemon.drop.fact.stored");
-  catalog_.leave_out(*build, upto);
-  ++build->dropping;  // keeps the record, and `build`
-  for (;;) {
-    for (std::uint64_t n = 0; n < kDropAtOnce && !build->entries.empty(); ++n) {
-      Node& node = *build->entries.begin()->second;
-      if (node.id > upto) break;  // set since
-      forget_node(node);
-    }
-    segment_.reclaim_if_due();
-    if (build->entries.empty() || build->entries.begin()->first > upto) break;
-    co_await asio::post(loop_, asio::use_awaitable);
+awaitable<std::uint64_t> Store::delete_builds(std::vector<BuildState*> builds) {
+  std::uint64_t count = 0;
+  std::vector<shm::BuildRecord*> records;
+  records.reserve(builds.size());
+  for (BuildState* build : builds) {
+    // Where another deletion of this build is under way, its entries count there; but this one, too, has an end only
+    // when they are gone.
+    count += build->sums.entries;
+    records.push_back(build->record);
+    ++build->dropping;  // keeps the record, and `build`
   }
-  --build->dropping;
-  STEPSTASH_CRASH_POINT("daemon.drop.entries.erased");
-  flusher_.mark_dirty(*build);
+  // The instant: from here on they are deleted for everybody, and a crash completes the deletion. What checks whether a
+  // build may be deleted has just been looked at, for nobody else has had the loop.
+  const std::uint64_t upto = segment_.begin_deletion(records);
+  STEPSTASH_CRASH_POINT("daemon.drop.fact.stored");
+  for (BuildState* build : builds) catalog_.leave_out(*build, upto);
+  // They leave the index in slices: 100,000 entries would hold the loop for a second.
+  std::uint64_t in_slice = 0;
+  for (BuildState* build : builds) {
+    for (;;) {
+      if (++in_slice > kDropAtOnce) {
+        in_slice = 0;
+        segment_.reclaim_if_due();
+        co_await asio::post(loop_, asio::use_awaitable);
+      }
+      if (build->entries.empty() || build->entries.begin()->first > upto) break;  // set since
+      forget_node(*build->entries.begin()->second);
+    }
+    --build->dropping;
+    STEPSTASH_CRASH_POINT("daemon.drop.entries.erased");
+    flusher_.mark_dirty(*build);
+  }
+  segment_.end_deletion();
   segment_.reclaim_if_due();
   room_.notify_all();
   co_return count;
@@ -848,41 +866,29 @@ awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
 
 awaitable<Result<std::uint64_t>> Store::drop(BuildId build) {
   if (!valid_build(build)) co_return Errc::invalid_argument;
-  const std::uint64_t count = co_await drop_entries(build);
+  BuildState* state = catalog_.find_build(build);
+  if (state == nullptr || (state->sums.entries == 0 && state->dropping == 0)) co_return 0;
+  std::vector<BuildState*> builds{state};
+  const std::uint64_t count = co_await delete_builds(std::move(builds));
   counters_.dropped += count;
   co_return count;
 }
 
 awaitable<Result<std::uint64_t>> Store::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
   while (merging_ > 0 && !waiter.gone() && !expired(deadline)) co_await merged_.wait(waiter, deadline);
-  std::vector<BuildId> builds;
+  std::vector<BuildState*> builds;
   for (const auto& [id, build] : catalog_.builds()) {
-    if (prunable(*build, older_than)) builds.push_back(id);
+    if (prunable(*build, older_than)) builds.push_back(build.get());
   }
-  co_return co_await prune_builds(std::move(builds), older_than);
-}
-
-awaitable<std::uint64_t> Store::prune_builds(std::vector<BuildId> builds, std::int64_t older_than) {
-  std::uint64_t count = 0;
-  std::uint64_t since_pause = 0;
-  for (const BuildId id : builds) {
-    const BuildState* build = catalog_.find_build(id);
-    if (build == nullptr || !prunable(*build, older_than)) continue;  // others had the loop meanwhile
-    const std::uint64_t dropped = co_await drop_entries(id);
-    count += dropped;
-    since_pause += dropped;
-    if (since_pause >= kDropAtOnce) {
-      since_pause = 0;
-      co_await asio::post(loop_, asio::use_awaitable);
-    }
-  }
+  if (builds.empty()) co_return 0;
+  const std::uint64_t count = co_await delete_builds(std::move(builds));
   counters_.pruned += count;
   co_return count;
 }
 
 bool Store::prunable(const BuildState& build, std::int64_t older_than) noexcept {
   // Not before the database has had its say: it may know that the build is held.
-  return build.merged() && build.finished() && !build.held() && !build.entries.empty() &&
+  return build.merged() && build.finished() && !build.held() && build.sums.entries > 0 &&
          build.record->complete_at.load(std::memory_order_relaxed) < older_than;
 }
 
@@ -893,14 +899,15 @@ awaitable<void> Store::prune_expired() {
   const std::int64_t older_than = clock_.wall_seconds() - horizon;
   // Complete for that long by both clocks: a wall clock that jumps ahead prunes nothing that has just completed.
   const std::int64_t latest = (clock_.boot_time() - *limits_.horizon).count();
-  std::vector<BuildId> builds;
+  std::vector<BuildState*> builds;
   for (const auto& [id, build] : catalog_.builds()) {
     if (!prunable(*build, older_than)) continue;
     const std::int64_t completed = build->record->completed_ns.load(std::memory_order_relaxed);
-    if (completed < latest) builds.push_back(id);
+    if (completed < latest) builds.push_back(build.get());
   }
-  const std::uint64_t count = co_await prune_builds(std::move(builds), older_than);
-  if (count > 0) {
+  if (!builds.empty()) {
+    const std::uint64_t count = co_await delete_builds(std::move(builds));
+    counters_.pruned += count;
     spdlog::info("pruned {} entries of builds that completed before {} (build_data_horizon)", count, older_than);
   }
   pruning_ = false;
@@ -959,6 +966,7 @@ void Store::maintain() {
   segment_.pins().reap();
   if (segment_.reclaim() > 0) room_.notify_all();
   segment_.heap().punch(now - limits_.punch_after, kPunchAtOnce);
+  listings_->expire(now - kListPatience);
   if (now >= next_rekey_) {
     segment_.allow_rekey();
     next_rekey_ =

@@ -20,6 +20,7 @@
 #include "base/result.hpp"
 #include "daemon/catalog.hpp"
 #include "daemon/flusher.hpp"
+#include "daemon/listing.hpp"
 #include "daemon/tasks.hpp"
 #include "persist/backing_store.hpp"
 #include "protocol/message.hpp"
@@ -167,15 +168,17 @@ class Store {
   awaitable<Result<>> load(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline);
   /// Waits until the name is there. Errors: deadline_exceeded.
   awaitable<Result<>> wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline);
-  /// One page, in id order. O(log entries of the build + page).
-  Result<protocol::ListPage> list(const protocol::List& request);
+  /// One page, in id order. O(log entries of the build + page). A list that takes more than one is kept in `listing`,
+  /// which is the connection's, and its next pages are of the same instant. Errors: deadline_exceeded: it was cut off.
+  Result<protocol::ListPage> list(const protocol::List& request, Listings::Handle& listing);
   /// One page, in the order of the builds' numbers, as of one instant. O(log builds + page).
   protocol::BuildsPage builds(const protocol::Builds& request) const;
 
   // ---- builds ----
 
   Result<std::int64_t> finish(BuildId build, std::optional<std::int64_t> complete_at);
-  /// Returns how many entries went. Waits until the database has said what it knows of builds that are new here.
+  /// Deletes what all the builds hold at one instant; returns how many entries that were. Waits until the database has
+  /// said what it knows of builds that are new here.
   awaitable<Result<std::uint64_t>> prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline);
   /// Deletes what is there now; what is set meanwhile stays. Returns how many entries went, when all of them have.
   awaitable<Result<std::uint64_t>> drop(BuildId build);
@@ -208,6 +211,7 @@ class Store {
   const shm::Heap::FileSystem& tmpfs() const noexcept { return tmpfs_; }
   /// Bytes that sets under way have reserved.
   std::uint64_t staged_bytes() const noexcept { return staged_bytes_; }
+  const Listings& listings() const noexcept { return *listings_; }
   const Limits& limits() const noexcept { return limits_; }
 
  private:
@@ -257,9 +261,10 @@ class Store {
   std::uint64_t way_made() const noexcept { return counters_.evictions + counters_.moves + given_back_; }
   Result<const shm::Entry*> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
                                     std::uint64_t value_hash, std::uint64_t& place);
-  awaitable<std::uint64_t> drop_entries(BuildId build);
+  /// Deletes what the builds hold now, at one instant, before it yields; returns how many entries that were, when all
+  /// have left the index. Each has entries, or a deletion under way.
+  awaitable<std::uint64_t> delete_builds(std::vector<BuildState*> builds);
   static bool prunable(const BuildState& build, std::int64_t older_than) noexcept;
-  awaitable<std::uint64_t> prune_builds(std::vector<BuildId> builds, std::int64_t older_than);
   /// The entry as of now: none while it is being deleted.
   const shm::Entry* current(BuildId build, std::string_view name) const noexcept;
   void set_complete(BuildState& build, std::int64_t complete_at);
@@ -315,6 +320,7 @@ class Store {
   std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for
   std::uint64_t walked_for_ = 0;
   std::chrono::nanoseconds next_granules_{0};  // clear_granules's walk
+  std::shared_ptr<Listings> listings_;
   Counters counters_;
   std::map<std::uint64_t, std::string> damaged_;  // by id, until it is set anew or deleted
 };

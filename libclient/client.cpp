@@ -421,16 +421,41 @@ Result<> Client::wait(BuildId build, std::string_view name, Milliseconds wait, s
 Result<std::vector<EntryInfo>> Client::list(BuildId build, std::optional<std::string_view> only) {
   STEPSTASH_TRY(check_key(build, only.value_or(std::string_view())));
   const Deadline deadline = deadline_after(deadline_);
+  for (Backoff backoff;; backoff.pause(deadline)) {
+    auto entries = list_once(build, only, deadline);
+    if (entries || passed(deadline)) return entries;
+    // All pages are of one instant, or none: what cannot be gone on with is begun again.
+    const std::error_code why = entries.error();
+    if (why != Errc::unavailable && why != Errc::shutting_down && why != Errc::deadline_exceeded) return entries;
+  }
+}
+
+/// The pages of a list, all through one connection: the daemon keeps for it what the list has still to tell.
+Result<std::vector<EntryInfo>> Client::list_once(BuildId build, std::optional<std::string_view> only,
+                                                 Deadline deadline) {
   std::vector<EntryInfo> entries;
   protocol::List request{build, std::nullopt, 0};
   if (only) request.name = std::string(*only);
+  std::unique_ptr<Channel> channel;
+  auto page = STEPSTASH_TRY(expect<protocol::ListPage>(
+      ask([&](std::uint32_t) { return request; }, deadline, Repeat::yes, "list", &channel), "list"));
   for (;;) {
-    auto page = STEPSTASH_TRY(
-        expect<protocol::ListPage>(ask([&](std::uint32_t) { return request; }, deadline, Repeat::yes, "list"), "list"));
     for (EntryInfo& entry : page.entries) entries.push_back(std::move(entry));
-    if (!page.more || page.entries.empty()) return entries;
+    if (!page.more || page.entries.empty()) break;
     request.after_id = entries.back().id;
+    auto reply = channel->call(request, answer_deadline(deadline));
+    if (!reply) {
+      if (reply.error() == Errc::unavailable) resume_needed_.store(true);
+      return reply.error();
+    }
+    if (const auto* failure = std::get_if<protocol::Failure>(&reply.value())) {
+      if (failure->code == Errc::shutting_down) resume_needed_.store(true);
+      return failed(*failure);
+    }
+    page = STEPSTASH_TRY(expect<protocol::ListPage>(std::move(reply), "list"));
   }
+  give_back(std::move(channel));
+  return entries;
 }
 
 Result<std::vector<BuildInfo>> Client::builds() {

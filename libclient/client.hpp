@@ -92,6 +92,7 @@ class Client {
   std::unique_ptr<Channel> take_with_ring() noexcept;
   /// Puts a channel back that a StagedSet is done with.
   void give_back(std::unique_ptr<Channel> channel) noexcept;
+  Result<std::vector<EntryInfo>> list_once(BuildId build, std::optional<std::string_view> only, Deadline deadline);
 
  private:
   struct Attachment {

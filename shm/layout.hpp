@@ -69,7 +69,10 @@ struct alignas(64) Header {
   std::uint64_t header_hash;  // XXH3-64 of the bytes before it
 
   std::atomic<IndexWord> index;
-  std::uint64_t unused2[7];
+  std::uint64_t unused2[4];
+  std::atomic<std::uint64_t> deletions;       // L11: under way; 0: a reader need not look at the build records
+  std::atomic<std::uint64_t> deletion_epoch;  // L11: of the last deletion that has taken effect
+  std::atomic<std::uint64_t> deletion_upto;   // L11: ids up to this one are what it deletes
 
   std::atomic<std::uint64_t> next_id;       // L2: ids and revisions below were, or may have been, given
   std::atomic<std::uint64_t> id_limit;      // L2: the database has reserved ids below this one
@@ -99,9 +102,13 @@ struct alignas(64) BuildRecord {
   std::atomic<Hold> hold;
   std::atomic<std::uint32_t> merged;       // 1: holds all that the database knew of this build
   std::atomic<std::int64_t> completed_ns;  // complete_at on CLOCK_BOOTTIME (negative: before the boot); 0: unknown
-  std::uint64_t unused1[3];
+  std::atomic<std::uint64_t> deletion;     // L11: the epoch of the deletion that concerns this build; 0: none
+  std::uint64_t unused1[2];
 };
 static_assert(sizeof(BuildRecord) == 64);
+
+/// Of an entry: its build has no record.
+inline constexpr std::uint32_t kNoRecord = UINT32_MAX;
 
 // ---- blocks --------------------------------------------------------------------------------------------------------
 
@@ -132,7 +139,7 @@ static_assert(sizeof(TableHeader) == 64);
 enum class EntryState : std::uint32_t { dirty = 1, clean = 2 };
 
 /// A block that holds one entry of build data: this record, then name, source, padding, value.
-/// L9: everything but `state` is complete before a slot points here and never changes afterwards.
+/// L9: everything but `state` and `record` is complete before a slot points here and never changes afterwards.
 struct Entry {
   BlockHeader block;
   std::uint64_t id;
@@ -145,8 +152,8 @@ struct Entry {
   std::uint32_t value_offset;  // from the block's start; 0: evicted, the value is in the database only
   std::uint16_t name_bytes;
   std::uint16_t source_bytes;
-  std::atomic<EntryState> state;  // L10: dirty -> clean when its transaction has committed; dirty and evicted: lost
-  std::uint32_t unused;
+  std::atomic<EntryState> state;      // L10: dirty -> clean when its transaction has committed; dirty and evicted: lost
+  std::atomic<std::uint32_t> record;  // L11: where its build's record stands in the table, or kNoRecord
 };
 static_assert(sizeof(Entry) == 88 && offsetof(Entry, id) == 16 && offsetof(Entry, state) == 80);
 

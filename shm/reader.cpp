@@ -66,6 +66,9 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
     const Offset table = index_slots_offset(word);
     const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
     if (!table_inside(table, slots, bytes)) return Found::corrupt;
+    // Before the slots: an entry that is found after a 0 here was there when no deletion was under way, or was set
+    // since.
+    const bool deletions = header.deletions.load(std::memory_order_acquire) != 0;
     const auto* slot = reinterpret_cast<const std::atomic<Slot>*>(segment + table);
     const std::uint64_t hash = key_hash(table_secret(segment, table), build, name);
 
@@ -91,6 +94,17 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
       STEPSTASH_CRASH_POINT("shm.reader.slot.seen_again");
       const Entry* entry = checked_entry(segment, bytes, slot_offset(seen));
       if (entry != nullptr && entry->buildid == build && entry_name(*entry) == name) {
+        if (deletions) {
+          const bool gone = deleted(segment, header, *entry);
+          // A deletion that had come to its end before we looked at the record has emptied the slot before that.
+          if (gone || here.load(std::memory_order_seq_cst) != seen ||
+              header.index.load(std::memory_order_seq_cst) != word) {
+            pin->store(0, std::memory_order_release);
+            if (gone) return Found::miss;
+            again = true;
+            break;
+          }
+        }
         out = {entry, pin};
         STEPSTASH_CRASH_POINT("shm.reader.view.validated");
         return out.resident() ? Found::resident : Found::evicted;

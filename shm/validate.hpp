@@ -2,6 +2,7 @@
 /// keep).
 #pragma once
 
+#include <atomic>
 #include <cstring>
 #include <span>
 #include <string_view>
@@ -85,6 +86,32 @@ inline std::string_view entry_source(const Entry& entry) noexcept {
 inline std::span<const std::byte> entry_value(const Entry& entry) noexcept {
   if (entry.value_offset == 0) return {};
   return {reinterpret_cast<const std::byte*>(&entry) + entry.value_offset, static_cast<std::size_t>(entry.length)};
+}
+
+/// L11: up to which id this build's entries are deleted. Right for an instant during the call, on any thread and in any
+/// process, whatever the daemon does meanwhile.
+inline std::uint64_t deleted_upto(const Header& header, const BuildRecord& record) noexcept {
+  for (;;) {
+    // In this order: the daemon stores the fact, drop_upto, before it takes the mark away.
+    const std::uint64_t epoch = record.deletion.load(std::memory_order_acquire);
+    const std::uint64_t upto = record.drop_upto.load(std::memory_order_acquire);
+    if (epoch == 0) return upto;
+    const bool effective = header.deletion_epoch.load(std::memory_order_acquire) == epoch;
+    const std::uint64_t all = header.deletion_upto.load(std::memory_order_acquire);
+    // The next deletion begins only when this one's marks are gone: with the mark still there, both were of this one.
+    if (record.deletion.load(std::memory_order_acquire) != epoch) continue;
+    return effective && all > upto ? all : upto;
+  }
+}
+
+/// Whether an entry that a slot leads to has been deleted: it leaves the index in its turn.
+inline bool deleted(const std::byte* base, const Header& header, const Entry& entry) noexcept {
+  const std::uint32_t at = entry.record.load(std::memory_order_relaxed);
+  if (at >= header.builds_capacity) return false;
+  const auto& record = reinterpret_cast<const BuildRecord*>(base + kPageBytes)[at];
+  // Another build's: this entry's is gone, and so is the entry from its slot.
+  if (record.buildid.load(std::memory_order_acquire) != entry.buildid) return false;
+  return entry.id <= deleted_upto(header, record);
 }
 
 /// What Entry::meta_hash must be: over everything that never changes.

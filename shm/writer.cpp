@@ -323,7 +323,14 @@ Result<> Writer::recover(Recovery& recovery) {
       take_out("build record " + std::to_string(i) + ": build " + std::to_string(build));
       record.buildid.store(0, std::memory_order_release);
       STEPSTASH_CRASH_POINT("shm.recover.build.set_aside");
+      continue;
     }
+    // A deletion that had taken effect becomes the build's own fact; one that had not, never does.
+    if (record.deletion.load(std::memory_order_relaxed) == 0) continue;
+    record.drop_upto.store(deleted_upto(header(), record), std::memory_order_release);
+    STEPSTASH_CRASH_POINT("shm.recover.deletion.fact");
+    record.deletion.store(0, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("shm.recover.deletion.settled");
   }
   for (std::uint64_t i = header().builds_capacity; i-- > 0;) {
     BuildRecord& record = build_table(base)[i];
@@ -358,6 +365,7 @@ Result<> Writer::recover(Recovery& recovery) {
       continue;
     }
     highest = std::max({highest, entry->id, entry->revision});
+    bind(*entry);
     // No checksum covers the state, for it changes. A resident entry that does not say for certain that it is clean is
     // written again: taken for clean it could be evicted, and would be lost. An evicted one is clean unless it says
     // lost.
@@ -390,6 +398,8 @@ Result<> Writer::recover(Recovery& recovery) {
   }
   index_.attach();
   STEPSTASH_CRASH_POINT("shm.recover.slots.checked");
+  header().deletions.store(0, std::memory_order_release);  // after the slots, as in end_deletion()
+  STEPSTASH_CRASH_POINT("shm.recover.deletions.over");
   recovery.attached = true;
   recovery.entries_kept = index_.entries();
   if (header().next_id.load(std::memory_order_relaxed) <= highest) header().next_id.store(highest + 1);
@@ -476,8 +486,16 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
     const auto& record = reinterpret_cast<const BuildRecord*>(base + kPageBytes)[i];
     const BuildId id = record.buildid.load(std::memory_order_relaxed);
     if (!valid_build(id) || record.hold.load(std::memory_order_relaxed) > Hold::not_held) continue;
-    dropped[id] = record.drop_upto.load(std::memory_order_relaxed);
-    if (build) build(record);
+    dropped[id] = deleted_upto(head, record);
+    if (!build) continue;
+    BuildRecord copy{};  // with the deletion that had taken effect as the build's own fact
+    copy.buildid = id;
+    copy.complete_at = record.complete_at.load(std::memory_order_relaxed);
+    copy.drop_upto = dropped[id];
+    copy.hold = record.hold.load(std::memory_order_relaxed);
+    copy.merged = record.merged.load(std::memory_order_relaxed);
+    copy.completed_ns = record.completed_ns.load(std::memory_order_relaxed);
+    build(copy);
   }
   if (!each) return success();
   const Chain chain = Chain::of(base, bytes, pages);
@@ -553,7 +571,7 @@ const Entry& Writer::publish(const Draft& draft, const EntryFacts& facts) noexce
   entry->name_bytes = static_cast<std::uint16_t>(facts.name.size());
   entry->source_bytes = static_cast<std::uint16_t>(facts.source.size());
   STEPSTASH_CRASH_POINT("shm.publish.record.fields");
-  entry->unused = 0;
+  entry->record.store(record_of(facts.build), std::memory_order_relaxed);  // published with the rest
   auto* text = reinterpret_cast<char*>(entry + 1);
   std::copy(facts.name.begin(), facts.name.end(), text);
   std::copy(facts.source.begin(), facts.source.end(), text + facts.name.size());
@@ -643,6 +661,50 @@ void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes
   // The chain is ours and whole: there is nothing to complain of.
   (void)Heap::walk(mapping_.data(), header().heap_offset, bytes(),
                    [&](Offset at, std::uint64_t size) { each(at, size, at == slab_ || heap_.is_free(at)); });
+}
+
+std::uint64_t Writer::begin_deletion(std::span<BuildRecord* const> builds) noexcept {
+  Header& head = header();
+  // From here on readers look at the records. Before any of them says more than it did.
+  head.deletions.fetch_add(1, std::memory_order_seq_cst);
+  STEPSTASH_CRASH_POINT("shm.deletion.announced");
+  const std::uint64_t epoch = head.deletion_epoch.load(std::memory_order_relaxed) + 1;
+  for (BuildRecord* build : builds) {
+    build->deletion.store(epoch, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("shm.deletion.build.marked");
+  }
+  const std::uint64_t upto = head.next_id.load(std::memory_order_relaxed) - 1;
+  head.deletion_upto.store(upto, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("shm.deletion.upto.stored");
+  head.deletion_epoch.store(epoch, std::memory_order_seq_cst);  // the instant
+  STEPSTASH_CRASH_POINT("shm.deletion.effective");
+  // What stays until the rows are gone from the database, build by build.
+  for (BuildRecord* build : builds) {
+    build->drop_upto.store(upto, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("shm.deletion.build.fact");
+    build->deletion.store(0, std::memory_order_release);
+    STEPSTASH_CRASH_POINT("shm.deletion.build.settled");
+  }
+  return upto;
+}
+
+void Writer::end_deletion() noexcept {
+  header().deletions.fetch_sub(1, std::memory_order_release);  // a reader that sees it sees the slots that were emptied
+  STEPSTASH_CRASH_POINT("shm.deletion.over");
+}
+
+std::uint32_t Writer::record_of(BuildId build) const noexcept {
+  const BuildRecord* record = find_build(build);
+  if (record == nullptr) return kNoRecord;
+  const auto* table = reinterpret_cast<const BuildRecord*>(mapping_.data() + kPageBytes);
+  return static_cast<std::uint32_t>(record - table);
+}
+
+void Writer::bind(const Entry& entry) noexcept {
+  const std::uint32_t record = record_of(entry.buildid);
+  if (entry.record.load(std::memory_order_relaxed) == record) return;
+  const_cast<Entry&>(entry).record.store(record, std::memory_order_release);  // ours to write, as in mark()
+  STEPSTASH_CRASH_POINT("shm.entry.record.bound");
 }
 
 void Writer::erase(const Entry& entry) noexcept {
@@ -754,6 +816,7 @@ Result<BuildRecord*> Writer::add_build(BuildId build, bool spare) {
   free_builds_.pop_back();
   record->complete_at.store(kNotComplete, std::memory_order_relaxed);  // all published by the store of buildid
   record->drop_upto.store(0, std::memory_order_relaxed);
+  record->deletion.store(0, std::memory_order_relaxed);
   record->hold.store(Hold::unknown, std::memory_order_relaxed);
   record->merged.store(0, std::memory_order_relaxed);
   record->completed_ns.store(0, std::memory_order_relaxed);

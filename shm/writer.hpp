@@ -142,6 +142,13 @@ class Writer {
   /// Calls `each` with every block of the heap, in order; what is set apart for records counts as free. O(blocks).
   void for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const;
 
+  /// L11: deletes what the builds hold now, all of it at one instant for everybody. The entries leave the index by
+  /// erase(), in any time; then end_deletion(). Returns the id up to which entries are deleted. O(builds).
+  std::uint64_t begin_deletion(std::span<BuildRecord* const> builds) noexcept;
+  void end_deletion() noexcept;
+  /// Sees to it that the entry knows where its build's record is: for one whose build got it after the entry.
+  void bind(const Entry& entry) noexcept;
+
   /// Unpublishes and retires. The reference is void afterwards, but for hold()s.
   void erase(const Entry& entry) noexcept;
   /// Its transaction has committed / it has to be written (again).
@@ -217,6 +224,7 @@ class Writer {
  private:
   Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
   Result<> recover(Recovery& recovery);
+  std::uint32_t record_of(BuildId build) const noexcept;
   bool former_table(Offset block, const DataMap& pages) const noexcept;
   Result<> keep_slab() noexcept;
   Result<Offset> allocate_record(std::uint64_t bytes);

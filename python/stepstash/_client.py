@@ -318,7 +318,7 @@ class Client:
             _library.release(raw)
 
     def list(self, build: int, name: Optional[str] = None) -> "list[Entry]":
-        """All entries of a build in id order, or the one called `name`. An unknown build has none."""
+        """All entries of a build as of one instant, in id order, or the one called `name`. An unknown build has none."""
         handle, found = self._open(), ctypes.POINTER(_abi.List)()
         only = None if name is None else _text("name", name)
         checked(_library.list_build(handle.pointer, _build(build), only, found))
@@ -454,7 +454,7 @@ class Client:
         return count.value
 
     def drop(self, build: int) -> int:
-        """Deletes all data of one build, held or not; returns how many entries."""
+        """Deletes all data of one build, held or not, at one instant for every client; returns how many entries."""
         handle, count = self._open(), ctypes.c_uint64()
         checked(_library.drop(handle.pointer, _build(build), count))
         return count.value

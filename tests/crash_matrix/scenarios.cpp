@@ -120,6 +120,37 @@ void warm_restart(Run& run) {
   run.terminate();
 }
 
+/// A daemon that was killed while it marked builds for a prune, and one that was killed when the prune had taken effect
+/// and not one build said so by itself.
+void deletion_cut_short(Run& run) {
+  run.start(options("8MiB"));
+  some_data(run);
+  for (const BuildId build : {4, 5}) {
+    run.set(build, "to be pruned", 1000);
+    run.set(build, "this, too", 2000);
+    run.finish(build, 1000);
+  }
+  run.flush();
+  run.kill();
+  for (const char* at : {"shm.deletion.build.marked:1", "shm.deletion.effective:1"}) {
+    run.start(options("8MiB"), at);
+    run.attach();
+    try {
+      run.prune(2000);
+    } catch (const Gone&) {
+      run.detach();
+    }
+    run.kill();
+  }
+  run.start_armed(options("8MiB"));
+  run.attach();
+  run.set(4, "new", 100);
+  run.prune(2000);
+  run.flush();
+  run.detach();
+  run.terminate();
+}
+
 /// As after a reboot: the database is all there is.
 void cold_start(Run& run) {
   run.start(options("8MiB"));
@@ -506,6 +537,8 @@ const std::vector<Scenario>& scenarios() {
        first_life},
       {"huge_values", "values that take several transactions are written, replaced and dropped", huge_values},
       {"warm_restart", "after a kill, with dirty values, a deletion under way and open views", warm_restart},
+      {"deletion_cut_short", "after a kill while a prune marked its builds, and one when it had just taken effect",
+       deletion_cut_short},
       {"cold_start", "as after a reboot: filled from the database, values come back as they are asked for", cold_start},
       {"eviction", "more data than memory: eviction, reload, memory given back", eviction},
       {"scattered_room", "room is scattered, and made one run", scattered_room},

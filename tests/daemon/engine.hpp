@@ -22,6 +22,7 @@
 #include "daemon/startup.hpp"
 #include "daemon/store.hpp"
 #include "shm/hash.hpp"
+#include "shm/reader.hpp"
 #include "shm/validate.hpp"
 #include "tests/support/faulty_store.hpp"
 #include "tests/support/manual_clock.hpp"
@@ -131,6 +132,19 @@ class Engine {
     return run(flusher_.committed(flusher_.last_place(), waiter_, in(deadline)));
   }
   std::uint64_t prune(std::int64_t older_than) { return run(store_.prune(older_than, waiter_, in(10s))).value(); }
+  /// One page, for a client that keeps no list.
+  protocol::ListPage list(BuildId build, std::uint64_t after = 0) {
+    daemon::Listings::Handle listing;
+    return store_.list({build, std::nullopt, after}, listing).value();
+  }
+  awaitable<Result<std::uint64_t>> pruning(std::int64_t older_than) {
+    co_return co_await store_.prune(older_than, waiter_, in(10s));
+  }
+  /// A client of the segment.
+  shm::Reader reader() {
+    auto page = segment().pins().create(segment().header().segment_id, ::getpid(), ::getuid()).value();
+    return shm::Reader::attach(segment().open_for_client().value(), std::move(page.fd)).value();
+  }
   std::uint64_t drop(BuildId build) { return run(store_.drop(build)).value(); }
   Result<> load(BuildId build, const std::string& name) { return run(store_.load(build, name, waiter_, in(10s))); }
 

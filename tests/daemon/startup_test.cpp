@@ -111,7 +111,7 @@ BOOST_AUTO_TEST_CASE(a_cold_start_knows_all_entries_and_has_no_value_yet) {
   BOOST_TEST(engine.value(1, "v") == "(evicted)");
   BOOST_TEST(engine.segment().find(1, "v")->id == id);
   BOOST_TEST(engine.segment().find(1, "v")->length == 5u);
-  BOOST_TEST(engine.store().list({1, std::nullopt, 0}).value().entries.size() == 1u);
+  BOOST_TEST(engine.list(1).entries.size() == 1u);
   BOOST_TEST(engine.load(1, "v").has_value());
   BOOST_TEST(engine.value(1, "v") == "value");
   BOOST_TEST(engine.prune(101) == 0u);  // held
@@ -312,7 +312,9 @@ BOOST_AUTO_TEST_CASE(a_damaged_segment_and_another_database_are_both_served) {
   engine.flush().value();
   Rows all = rows(other);
   std::erase_if(all, [](const std::string& row) { return row.starts_with("2/"); });
-  BOOST_TEST((all == Rows{"3/a=theirs", "3/b=theirs", "1/clean=clean value", "1/dirty=dirty value"}));
+  // Which of ours gets the smaller id is a matter of the index's secret.
+  std::sort(all.begin(), all.end());
+  BOOST_TEST((all == Rows{"1/clean=clean value", "1/dirty=dirty value", "3/a=theirs", "3/b=theirs"}));
 }
 
 BOOST_AUTO_TEST_CASE(a_start_cut_short_between_the_two_steps_of_replacing_a_damaged_segment_keeps_both) {

@@ -59,7 +59,7 @@ BOOST_AUTO_TEST_CASE(a_replaced_value_keeps_its_id_and_its_place_in_the_list) {
   const auto again = engine.set(1, "a", "3");
   BOOST_TEST(again.id == first.id);
   BOOST_TEST(again.revision > first.revision);
-  const auto page = engine.store().list({1, std::nullopt, 0}).value();
+  const auto page = engine.list(1);
   BOOST_REQUIRE(page.entries.size() == 2u);
   BOOST_TEST(page.entries[0].name == "a");
   BOOST_TEST(page.entries[0].revision == again.revision);
@@ -70,7 +70,7 @@ BOOST_AUTO_TEST_CASE(a_list_comes_in_pages) {
   std::uint64_t after = 0;
   std::vector<std::size_t> pages;
   for (bool more = true; more;) {
-    const auto page = engine.store().list({1, std::nullopt, after}).value();
+    const auto page = engine.list(1, after);
     for (const auto& entry : page.entries) {
       BOOST_TEST(entry.id > after);
       after = entry.id;
@@ -377,6 +377,220 @@ BOOST_AUTO_TEST_CASE(prune_takes_strictly_older_finished_builds_that_are_not_hel
   for (BuildId build = 2; build <= 4; ++build) BOOST_TEST(engine.value(build, "v") == "v");
 }
 
+/// What a client sees that looks into the segment by itself.
+std::string found_by(const shm::Reader& reader, BuildId build, const std::string& name) {
+  shm::Pinned view;
+  const shm::Found found = reader.find(build, name, view);
+  if (found != shm::Found::resident) return found == shm::Found::miss ? "(miss)" : "(other)";
+  const auto bytes = view.value();
+  const std::string value(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  view.release();
+  return value;
+}
+
+BOOST_AUTO_TEST_CASE(a_prune_of_many_builds_is_one_instant_for_readers_of_the_segment_and_for_lists) {
+  constexpr BuildId kBuilds = 6;
+  for (BuildId build = 1; build <= kBuilds; ++build) {
+    for (int i = 0; i < 400; ++i) engine.set(build, std::to_string(i), "v");
+    engine.store().finish(build, 100).value();
+  }
+  engine.store().finish(7, 100).value();
+  engine.set(8, "stays", "v");
+  engine.flush().value();
+  const shm::Reader reader = engine.reader();
+  // How many of the builds' entries are there, by either way of asking: always all or none.
+  const auto count = [&] {
+    std::uint64_t read = 0, listed = 0;
+    for (BuildId build = 1; build <= kBuilds; ++build) {
+      for (int i = 0; i < 400; ++i) read += found_by(reader, build, std::to_string(i)) == "v";
+      listed += engine.list(build).entries.size();
+    }
+    BOOST_TEST_REQUIRE((read == 0 || read == 400 * kBuilds), read << " of " << 400 * kBuilds << " entries are there");
+    BOOST_TEST_REQUIRE((read == 0) == (listed == 0));
+    return read;
+  };
+  BOOST_TEST_REQUIRE(count() == 400u * kBuilds);
+  std::optional<Result<std::uint64_t>> pruned;
+  engine.start(engine.pruning(200), pruned);
+  int between = 0;  // looks while the deletion was under way
+  while (!pruned) {
+    engine.loop().run_one_for(5ms);
+    if (count() == 0 && !pruned && ++between == 2) {
+      // What is set from now on stays, also under a name of before; and is not counted.
+      BOOST_TEST(engine.try_set(Engine::params(6, "399"), "new").has_value());
+      BOOST_TEST(found_by(reader, 6, "399") == "new");
+      break;
+    }
+  }
+  BOOST_TEST(between >= 2);
+  BOOST_TEST(engine.segment().header().deletions.load() == 1u);
+  engine.run_until([&] { return pruned.has_value(); });
+  BOOST_TEST(pruned->value() == 400u * kBuilds);
+  BOOST_TEST(engine.segment().header().deletions.load() == 0u);
+  BOOST_TEST(found_by(reader, 6, "399") == "new");
+  BOOST_TEST(found_by(reader, 8, "stays") == "v");
+  BOOST_TEST(engine.segment().index().entries() == 2u);
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"8/stays=v", "6/399=new"}));
+}
+
+BOOST_AUTO_TEST_CASE(what_is_held_when_a_prune_takes_effect_stays) {
+  for (BuildId build = 1; build <= 2; ++build) {
+    for (int i = 0; i < 600; ++i) engine.set(build, std::to_string(i), "v");
+    engine.store().finish(build, 100).value();
+  }
+  engine.set(3, "held", "v");
+  engine.store().finish(3, 100).value();
+  engine.store().hold(3, true).value();
+  engine.flush().value();
+  std::optional<Result<std::uint64_t>> pruned;
+  engine.start(engine.pruning(200), pruned);
+  engine.run_until([&] { return engine.list(1).entries.empty(); });
+  BOOST_REQUIRE(!pruned);
+  // Too late for what has been deleted, and right for what is set from now on.
+  engine.store().hold(2, true).value();
+  engine.set(2, "new", "v");
+  engine.run_until([&] { return pruned.has_value(); });
+  BOOST_TEST(pruned->value() == 1200u);
+  BOOST_TEST(engine.prune(200) == 0u);
+  BOOST_TEST(engine.value(2, "new") == "v");
+  BOOST_TEST(engine.value(3, "held") == "v");
+}
+
+BOOST_AUTO_TEST_CASE(two_deletions_of_one_build_count_each_entry_once) {
+  for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
+  std::optional<Result<std::uint64_t>> first, second, third;
+  engine.start(engine.store().drop(1), first);
+  engine.run_until([&] { return engine.list(1).entries.empty(); });
+  for (int i = 0; i < 3; ++i) engine.set(1, std::to_string(2900 + i), "again");
+  BOOST_REQUIRE(!first);
+  engine.start(engine.store().drop(1), second);
+  engine.start(engine.store().drop(1), third);
+  engine.run_until([&] { return first && second && third; });
+  BOOST_TEST(first->value() == 3000u);
+  BOOST_TEST(second->value() == 3u);
+  BOOST_TEST(third->value() == 0u);
+  BOOST_TEST(engine.segment().index().entries() == 0u);
+  engine.flush().value();
+  BOOST_TEST(rows(disk).empty());
+}
+
+// ---- lists of several pages ----------------------------------------------------------------------------------------
+
+/// The whole of a list, its first pages made before `between`, the others after it: "name=revision".
+std::vector<std::string> list_around(Engine& engine, std::size_t pages_before, const std::function<void()>& between) {
+  daemon::Listings::Handle listing;
+  std::vector<std::string> all;
+  std::uint64_t after = 0;
+  for (std::size_t page = 0;; ++page) {
+    if (page == pages_before) between();
+    const auto got = engine.store().list({1, std::nullopt, after}, listing).value();
+    for (const EntryInfo& entry : got.entries) {
+      BOOST_TEST_REQUIRE(entry.id > after);
+      after = entry.id;
+      all.push_back(entry.name + "=" + std::to_string(entry.revision));
+    }
+    if (!got.more) break;
+  }
+  BOOST_TEST(listing == nullptr);
+  BOOST_TEST(engine.store().listings().under_way() == 0u);
+  BOOST_TEST(engine.store().listings().kept_bytes() == 0u);
+  return all;
+}
+
+BOOST_AUTO_TEST_CASE(a_list_of_several_pages_is_of_the_instant_of_its_first) {
+  std::vector<std::string> then;
+  for (int i = 0; i < 150; ++i) {
+    const auto set = engine.set(1, std::to_string(i), "v");
+    then.push_back(std::to_string(i) + "=" + std::to_string(set.revision));
+  }
+  engine.flush().value();
+  const auto unchanged = [&](std::size_t pages, const std::function<void()>& between) {
+    const auto now = list_around(engine, pages, between);
+    BOOST_TEST(now == then, boost::test_tools::per_element());
+  };
+  unchanged(1, [] {});
+  const auto set = [&](int i) {
+    const auto revision = engine.set(1, std::to_string(i), "other").revision;
+    return std::to_string(i) + "=" + std::to_string(revision);
+  };
+  // Replaced once and again, in front of the page that is next and behind it; and what is new has no place in it.
+  std::string last;
+  unchanged(1, [&] {
+    for (const int i : {5, 40, 40, 149}) last = set(i);
+    engine.set(1, "new", "v");
+  });
+  then = list_around(engine, 1, [] {});
+  BOOST_TEST(then.size() == 151u);
+  BOOST_TEST(then[149] == last);
+  // Deleted, set again, and dropped twice.
+  unchanged(2, [&] {
+    BOOST_TEST(engine.drop(1) == 151u);
+    for (const int i : {3, 100, 149}) set(i);
+    BOOST_TEST(engine.drop(1) == 3u);
+    engine.flush().value();
+    BOOST_TEST(engine.segment().find_build(1) == nullptr);
+    set(100);
+  });
+  then = list_around(engine, 0, [] {});
+  BOOST_TEST(then.size() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(lists_that_began_at_different_times_each_tell_of_their_own) {
+  for (int i = 0; i < 100; ++i) engine.set(1, std::to_string(i), "v");
+  struct Under {
+    daemon::Listings::Handle listing;
+    std::vector<std::string> all;
+    std::uint64_t after = 0;
+    bool more = true;
+  };
+  const auto read_page = [&](Under& one) {
+    const auto got = engine.store().list({1, std::nullopt, one.after}, one.listing).value();
+    for (const EntryInfo& entry : got.entries) {
+      one.after = entry.id;
+      one.all.push_back(std::to_string(entry.revision));
+    }
+    one.more = got.more;
+  };
+  std::vector<std::vector<std::string>> expected;
+  std::vector<Under> lists(5);
+  for (Under& one : lists) {
+    expected.emplace_back();
+    daemon::Listings::Handle whole;
+    for (std::uint64_t after = 0;;) {
+      const auto got = engine.store().list({1, std::nullopt, after}, whole).value();
+      for (const EntryInfo& entry : got.entries) expected.back().push_back(std::to_string(entry.revision));
+      if (!got.more) break;
+      after = got.entries.back().id;
+    }
+    read_page(one);
+    for (int i = 0; i < 100; i += 3) engine.set(1, std::to_string(i), "other");
+  }
+  // The one in the middle is given up, and the last is the first to end.
+  lists[2].listing.reset();
+  for (const std::size_t i : {4u, 0u, 3u, 1u}) {
+    while (lists[i].more) read_page(lists[i]);
+    BOOST_TEST(lists[i].all == expected[i], boost::test_tools::per_element());
+  }
+  BOOST_TEST(engine.store().listings().under_way() == 0u);
+  BOOST_TEST(engine.store().listings().kept_bytes() == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(a_list_that_lies_too_long_is_cut_off_and_keeps_nothing) {
+  for (int i = 0; i < 100; ++i) engine.set(1, std::to_string(i), "v");
+  daemon::Listings::Handle listing;
+  const auto page = engine.store().list({1, std::nullopt, 0}, listing).value();
+  BOOST_TEST(page.more);
+  BOOST_TEST(engine.drop(1) == 100u);
+  BOOST_TEST(engine.store().listings().kept_bytes() > 0u);
+  clock.advance(11s);
+  engine.store().maintain();
+  BOOST_TEST(engine.store().listings().kept_bytes() == 0u);
+  const auto next = engine.store().list({1, std::nullopt, page.entries.back().id}, listing);
+  BOOST_TEST((next.error() == Errc::deadline_exceeded));
+  BOOST_TEST(engine.list(1).entries.empty());
+}
+
 BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
   for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
   engine.flush().value();
@@ -387,7 +601,7 @@ BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
   BOOST_REQUIRE(!dropped);
   BOOST_REQUIRE(engine.value(1, "last") == "v");  // still in the index
   // For whoever asks the daemon it is gone, and what is set now is not what is being deleted.
-  BOOST_TEST(engine.store().list({1, std::nullopt, 0}).value().entries.empty());
+  BOOST_TEST(engine.list(1).entries.empty());
   BOOST_TEST((engine.load(1, "last").error() == Errc::not_found));
   auto params = Engine::params(1, "last");
   params.if_absent = true;

@@ -229,7 +229,9 @@ class Caller {
 std::int64_t build_number(std::size_t build) { return kFirstBuild + static_cast<std::int64_t>(build); }
 
 /// Of several lengths: the shortest is no name at all.
-std::string name_of(std::size_t name) { return std::string(name * 40, 'n') + (name == 0 ? "" : std::to_string(name)); }
+std::string name_of(std::size_t name) {
+  return std::string(name % 6 * 40, 'n') + (name == 0 ? "" : std::to_string(name));
+}
 
 Record* Recorder::begin(Action action, std::size_t build, std::size_t name) {
   if (used_ == room_.size()) return nullptr;

@@ -22,7 +22,7 @@ inline constexpr std::size_t kRecordsPerThread = 3000;
 inline constexpr std::size_t kRecordsOfDriver = 4000;
 
 inline constexpr std::int64_t kFirstBuild = 1;
-inline constexpr std::size_t kBuilds = 16;
+inline constexpr std::size_t kBuilds = 4;
 
 /// Memory that the driver and its clients share, zero at first; its pages live as long as any of them.
 struct Arena {

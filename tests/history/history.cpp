@@ -202,6 +202,51 @@ bool HistoryChecker::whole(const Round& round, const Record& record, std::uint64
   });
 }
 
+/// Gets are left out: they look at one key, and have been explained with it.
+void HistoryChecker::check_builds(const Round& round, Problems& problems) {
+  std::vector<std::vector<BuildOperation>> all(builds_.size());
+  std::vector<std::vector<KeyOperation>> expanded(keys_.size());
+  for (std::size_t label = 0; label < round.records.size(); ++label) {
+    const Record& record = *round.records[label];
+    if (record.action == Action::get || record.action == Action::stat || record.action == Action::look) continue;
+    for (auto& key : expanded) key.clear();
+    expand(round, record, label, expanded);
+    for (std::size_t build = 0; build < builds_.size(); ++build) {
+      std::vector<KeyOperation>* keys = &expanded[build * kNames];
+      if (record.action == Action::list) {
+        if (keys[0].empty()) continue;
+        BuildOperation list{keys[0][0], std::nullopt, {}};
+        for (std::size_t name = 0; name < kNames; ++name) list.reads.push_back(keys[name][0]);
+        all[build].push_back(std::move(list));
+      } else if (sets(record)) {
+        for (const KeyOperation& one : keys[record.name]) {
+          if (build == record.build) all[build].push_back({one, record.name, {}});
+        }
+      } else {
+        for (const KeyOperation& one : keys[0]) all[build].push_back({one, std::nullopt, {}});
+      }
+    }
+  }
+  for (std::size_t build = 0; build < builds_.size(); ++build) {
+    if (builds_[build].empty()) {  // of the round before; what its keys hold now may be known all the same
+      BuildHolds holds;
+      for (std::size_t name = 0; name < kNames; ++name) {
+        const std::vector<KeyState>& states = before_[build * kNames + name];
+        if (states.size() == 1) holds.push_back(states[0]);
+      }
+      if (holds.size() == kNames) builds_[build].push_back(std::move(holds));
+    }
+    if (builds_[build].empty()) {
+      ++unjudged_;
+      continue;
+    }
+    BuildVerdict verdict = explain_build(builds_[build], all[build]);
+    ++(verdict.judged ? judged_ : unjudged_);
+    if (!verdict.explained) problems.add("build " + std::to_string(build + 1) + ": " + verdict.why);
+    builds_[build] = std::move(verdict.finals);
+  }
+}
+
 std::vector<std::string> HistoryChecker::check(const Round& round) {
   Problems problems;
   std::vector<std::vector<KeyOperation>> operations(keys_.size());
@@ -258,6 +303,8 @@ std::vector<std::string> HistoryChecker::check(const Round& round) {
       }
     }
     keys_ = std::move(after);
+    before_ = before;
+    check_builds(round, problems);
     for (const auto& [label, bound] : bounds) {
       const Record& record = *round.records[label];
       if (record.count >= bound.first && record.count <= bound.second) continue;

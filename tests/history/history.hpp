@@ -3,7 +3,8 @@
 /// Clients write a Record each before they call and complete it when they know the outcome, in memory that outlives
 /// them: a client that is killed leaves the record of what it had begun. HistoryChecker makes one history per key out
 /// of the records of all clients and has each explained (register.hpp), and checks what concerns several keys: no id
-/// and no revision twice, no value out of thin air, exact bytes, exact counts, no half deletions.
+/// and no revision twice, no value out of thin air, exact bytes, exact counts, no half deletions. And all keys of a
+/// build together: a drop, a prune and a list are one instant for all of them.
 ///
 /// A history is checked in rounds: a round ends when nothing is under way and every key has been read, and what was
 /// read begins the next.
@@ -21,8 +22,8 @@
 
 namespace stepstash::test {
 
-/// Names of each build: few enough that list answers in one page, which is one instant.
-inline constexpr std::size_t kNames = 6;
+/// Names of each build: more than a page of a list has room for.
+inline constexpr std::size_t kNames = 40;
 
 /// An entry as a client saw it.
 struct Sight {
@@ -86,13 +87,17 @@ struct Round {
 
 class HistoryChecker {
  public:
-  explicit HistoryChecker(std::size_t builds) : keys_(builds * kNames, {KeyState{}}) {}
+  explicit HistoryChecker(std::size_t builds)
+      : keys_(builds * kNames, {KeyState{}}), builds_(builds, {BuildHolds(kNames, KeyState{})}) {}
 
   /// What is wrong with this round, a text each; empty: nothing. What its last reads saw begins the next round.
   std::vector<std::string> check(const Round& round);
 
   /// Operations whose answers were compared, in all rounds.
   std::uint64_t checked() const noexcept { return checked_; }
+  /// Builds whose keys were looked at together, in all rounds; and those for which that was too much.
+  std::uint64_t judged() const noexcept { return judged_; }
+  std::uint64_t unjudged() const noexcept { return unjudged_; }
 
  private:
   struct Problems;
@@ -100,12 +105,17 @@ class HistoryChecker {
               std::vector<std::vector<KeyOperation>>& operations) const;
   bool whole(const Round& round, const Record& record, std::uint64_t label, std::size_t build,
              const std::vector<std::vector<KeyOperation>>& operations) const;
+  void check_builds(const Round& round, Problems& problems);
   void note_sights(const Record& record, Problems& problems);
 
   std::vector<std::vector<KeyState>> keys_;
   std::map<std::uint64_t, std::size_t> key_of_id_;
   std::map<std::uint64_t, std::uint64_t> value_of_revision_;
+  std::vector<std::vector<KeyState>> before_;    // keys_ as the round began
+  std::vector<std::vector<BuildHolds>> builds_;  // empty: not known
   std::uint64_t checked_ = 0;
+  std::uint64_t judged_ = 0;
+  std::uint64_t unjudged_ = 0;
 };
 
 std::string describe(const Record& record);

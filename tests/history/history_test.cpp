@@ -314,3 +314,57 @@ BOOST_AUTO_TEST_CASE(a_prune_counts_what_it_deleted_over_all_builds) {
   kept.build = 1;
   BOOST_TEST(history.check().empty());
 }
+
+// ---- all keys of a build at one instant ----------------------------------------------------------------------------
+
+BOOST_AUTO_TEST_CASE(a_list_that_saw_half_of_a_drop_is_found) {
+  for (const bool half : {false, true}) {
+    Made history;
+    history.set(1, 2, kA, 1, 1, 0);
+    history.set(3, 4, kB, 2, 2, 1);
+    history.add(Action::drop, 10, 30).count = 2;
+    Record& list = history.add(Action::list, 12, 28);
+    if (half) list.seen[1] = {kB, 2, 2, true};
+    const auto problems = history.check();
+    BOOST_TEST(finds(problems, "build 1: as one instant for all keys") == half);
+    BOOST_TEST(problems.empty() == !half);
+  }
+}
+
+/// A list of two pages that are of different instants: the second key was set before the first was set anew.
+BOOST_AUTO_TEST_CASE(a_list_whose_pages_are_of_two_instants_is_found) {
+  for (const bool torn : {false, true}) {
+    Made history;
+    history.set(1, 2, kA, 1, 1, 0);
+    history.set(1, 2, kB, 2, 2, 1);
+    history.set(11, 12, 0xC, 1, 3, 0);
+    history.set(13, 14, 0xD, 2, 4, 1);
+    Record& list = history.add(Action::list, 10, 20);
+    list.seen[0] = torn ? Sight{kA, 1, 1, true} : Sight{0xC, 1, 3, true};
+    list.seen[1] = {0xD, 2, 4, true};
+    const auto problems = history.check();
+    BOOST_TEST(finds(problems, "as one instant") == torn);
+    BOOST_TEST(problems.empty() == !torn);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(two_lists_that_saw_two_sets_in_different_orders_are_found) {
+  Made history;
+  history.set(10, 40, kA, 1, 1, 0);
+  history.set(10, 40, kB, 2, 2, 1);
+  history.add(Action::list, 20, 30).seen[0] = {kA, 1, 1, true};
+  history.add(Action::list, 20, 30).seen[1] = {kB, 2, 2, true};
+  BOOST_TEST(finds(history.check(), "as one instant"));
+}
+
+BOOST_AUTO_TEST_CASE(a_build_is_remembered_over_rounds) {
+  Made history;
+  history.set(1, 2, kA, 1, 1, 0);
+  history.set(1, 2, kB, 2, 2, 1);
+  BOOST_TEST(history.check().empty());
+  history.next_round();
+  history.add(Action::drop, 2010, 2030).count = 2;
+  history.add(Action::list, 2012, 2028).seen[0] = {kA, 1, 1, true};
+  BOOST_TEST(finds(history.check({{0, INT64_MAX}}, 3000), "as one instant"));
+  BOOST_TEST(history.checker.judged() == 4u);
+}

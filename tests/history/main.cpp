@@ -161,6 +161,10 @@ class Run {
                     std::to_string(tally_.cycles()) + " cycles, wanted " + std::to_string(settings_.floor) +
                     " per cycle"}};
     }
+    if (checker_.judged() < 3 * checker_.unjudged()) {
+      throw Broken{{"too little was looked at as one instant: " + std::to_string(checker_.judged()) + " builds, not " +
+                    std::to_string(checker_.unjudged())}};
+    }
     if (tally_.reloads == 0) throw Broken{{"too little data: nothing was evicted and came back"}};
     if (tally_.during_recovery * 10 < tally_.cycles() * 3) {
       throw Broken{{"only " + std::to_string(tally_.during_recovery) + " of " + std::to_string(tally_.cycles()) +
@@ -171,10 +175,11 @@ class Run {
   void summary(const char* result) const {
     std::printf(
         "summary: result=%s seed=%llu cycles=%llu sigkill=%llu sigterm=%llu sigstop=%llu recovery=%llu cold=%llu "
-        "clients=%llu rounds=%llu reloads=%llu operations=%llu unknown=%llu\n",
+        "clients=%llu rounds=%llu reloads=%llu operations=%llu unknown=%llu judged=%llu unjudged=%llu\n",
         result, ull(settings_.seed), ull(tally_.cycles()), ull(tally_.killed), ull(tally_.terminated),
         ull(tally_.stopped), ull(tally_.during_recovery), ull(tally_.cold), ull(tally_.clients_killed),
-        ull(tally_.rounds), ull(tally_.reloads), ull(checker_.checked()), ull(tally_.unknown));
+        ull(tally_.rounds), ull(tally_.reloads), ull(checker_.checked()), ull(tally_.unknown), ull(checker_.judged()),
+        ull(checker_.unjudged()));
   }
 
   /// Everything there is to know, in a directory; its name.

@@ -14,10 +14,13 @@ using Kind = KeyOperation::Kind;
 /// Beyond either of these a history cannot be judged in bearable time; it counts as not explained, never as good.
 constexpr std::size_t kMostUnderWay = 64;
 constexpr std::size_t kMostExplanations = 200'000;
+/// Of a build, where each is as large as all of its keys.
+constexpr std::size_t kMostBuildExplanations = 20'000;
 
 /// One explanation of all that has returned so far.
+template <class State>
 struct Explanation {
-  KeyState state;
+  State state;
   std::uint64_t effective = 0;  // of the operations under way, by place: has taken effect
   std::uint64_t removed = 0;    // of those: was a deletion of something
   auto operator<=>(const Explanation&) const = default;
@@ -81,13 +84,34 @@ bool only_looks(const KeyOperation& operation) {
          operation.kind == Kind::read_held;
 }
 
+// The same for a build: all of its keys.
+bool apply(const BuildOperation& operation, BuildHolds& holds) {
+  if (!operation.reads.empty()) {
+    for (std::size_t name = 0; name < holds.size(); ++name) {
+      if (!apply(operation.reads[name], holds[name])) return false;
+    }
+    return true;
+  }
+  if (operation.name) return apply(operation.operation, holds[*operation.name]);
+  return std::all_of(holds.begin(), holds.end(), [&](KeyState& state) { return apply(operation.operation, state); });
+}
+
+bool only_looks(const BuildOperation& operation) { return !operation.reads.empty() || only_looks(operation.operation); }
+
+bool removes(const KeyState& before, const KeyState& after) { return before.value != 0 && after.value == 0; }
+bool removes(const BuildHolds&, const BuildHolds&) { return false; }  // told key by key
+
+const KeyOperation& told(const KeyOperation& operation) { return operation; }
+const KeyOperation& told(const BuildOperation& operation) { return operation.operation; }
+
+template <class State, class Operation>
 class Search {
  public:
-  explicit Search(const std::vector<KeyState>& initial) {
-    for (const KeyState& state : initial) explanations_.insert({state, 0, 0});
+  Search(const std::vector<State>& initial, std::size_t most) : most_(most) {
+    for (const State& state : initial) explanations_.insert({state, 0, 0});
   }
 
-  bool call(const KeyOperation& operation) {
+  bool call(const Operation& operation) {
     for (std::size_t place = 0; place < kMostUnderWay; ++place) {
       if (under_way_[place] != nullptr) continue;
       under_way_[place] = &operation;
@@ -98,24 +122,24 @@ class Search {
   }
 
   /// After `operation` has returned it has taken effect in every explanation, unless it is optional.
-  bool finish(const KeyOperation& operation, std::map<std::uint64_t, Removal>& removals) {
+  bool finish(const Operation& operation, std::map<std::uint64_t, Removal>& removals) {
     const auto at = std::find(under_way_.begin(), under_way_.end(), &operation);
     const auto place = static_cast<std::size_t>(at - under_way_.begin());
     const std::uint64_t bit = std::uint64_t{1} << place;
-    std::set<Explanation> kept;
-    std::set<Explanation> seen;
-    std::vector<Explanation> open(explanations_.begin(), explanations_.end());
+    std::set<Explanation<State>> kept;
+    std::set<Explanation<State>> seen;
+    std::vector<Explanation<State>> open(explanations_.begin(), explanations_.end());
     Removal removal;
-    if (operation.optional) {  // not at all: all that was possible stays so
+    if (told(operation).optional) {  // not at all: all that was possible stays so
       std::copy_if(explanations_.begin(), explanations_.end(), std::inserter(kept, kept.end()),
-                   [&](const Explanation& e) { return (e.effective & bit) == 0; });
+                   [&](const Explanation<State>& e) { return (e.effective & bit) == 0; });
     }
     while (!open.empty()) {
-      Explanation here = open.back();
+      Explanation<State> here = open.back();
       open.pop_back();
       look(here);
       if (!seen.insert(here).second) continue;
-      if (seen.size() > kMostExplanations) return give_up("more than 200,000 explanations");
+      if (seen.size() > most_) return give_up("too many explanations");
       if ((here.effective & bit) != 0) {
         (here.removed & bit) != 0 ? removal.perhaps_something = true : removal.perhaps_nothing = true;
         here.effective &= ~bit;
@@ -127,34 +151,35 @@ class Search {
       for (std::size_t other = 0; other < places_; ++other) {
         const std::uint64_t other_bit = std::uint64_t{1} << other;
         if (under_way_[other] == nullptr || (here.effective & other_bit) != 0) continue;
-        Explanation next = here;
+        Explanation<State> next = here;
         if (!apply(*under_way_[other], next.state)) continue;
-        if (under_way_[other]->optional && next.state == here.state) continue;  // as good as not at all
+        if (told(*under_way_[other]).optional && next.state == here.state) continue;  // as good as not at all
         next.effective |= other_bit;
-        if (here.state.value != 0 && next.state.value == 0) next.removed |= other_bit;
+        if (removes(here.state, next.state)) next.removed |= other_bit;
         open.push_back(next);
       }
     }
     if (kept.empty()) return false;
     explanations_ = std::move(kept);
     under_way_[place] = nullptr;
-    const bool deletes = operation.kind == Kind::remove || operation.kind == Kind::prune;
-    if (deletes && !operation.optional) removals[operation.label] = removal;
+    const KeyOperation& what = told(operation);
+    const bool deletes = what.kind == Kind::remove || what.kind == Kind::prune;
+    if (deletes && !what.optional) removals[what.label] = removal;
     return true;
   }
 
-  std::vector<KeyState> states() const {
-    std::set<KeyState> states;
-    for (const Explanation& explanation : explanations_) states.insert(explanation.state);
+  std::vector<State> states() const {
+    std::set<State> states;
+    for (const Explanation<State>& explanation : explanations_) states.insert(explanation.state);
     return {states.begin(), states.end()};
   }
 
   /// Not empty: it is not known whether there is an explanation.
   const std::string& given_up() const { return given_up_; }
 
-  std::vector<const KeyOperation*> under_way() const {
-    std::vector<const KeyOperation*> all;
-    for (const KeyOperation* operation : under_way_) {
+  std::vector<const Operation*> under_way() const {
+    std::vector<const Operation*> all;
+    for (const Operation* operation : under_way_) {
       if (operation != nullptr) all.push_back(operation);
     }
     return all;
@@ -162,11 +187,11 @@ class Search {
 
  private:
   /// Reads that change nothing, not even what is known, may as well have happened now.
-  void look(Explanation& here) const {
+  void look(Explanation<State>& here) const {
     for (std::size_t place = 0; place < places_; ++place) {
-      const KeyOperation* operation = under_way_[place];
+      const Operation* operation = under_way_[place];
       if (operation == nullptr || !only_looks(*operation)) continue;
-      KeyState after = here.state;
+      State after = here.state;
       if (apply(*operation, after) && after == here.state) here.effective |= std::uint64_t{1} << place;
     }
   }
@@ -176,9 +201,10 @@ class Search {
     return false;
   }
 
+  std::size_t most_;
   std::string given_up_;
-  std::set<Explanation> explanations_;
-  std::array<const KeyOperation*, kMostUnderWay> under_way_{};
+  std::set<Explanation<State>> explanations_;
+  std::array<const Operation*, kMostUnderWay> under_way_{};
   std::size_t places_ = 0;
 };
 
@@ -255,45 +281,97 @@ std::string describe(const KeyState& state) {
   return text;
 }
 
-KeyVerdict explain_key(const std::vector<KeyState>& initial, std::vector<KeyOperation> operations) {
-  struct Step {
-    std::int64_t time;
-    bool is_return;
-    const KeyOperation* operation;
-  };
+namespace {
+
+struct Step {
+  std::int64_t time;
+  bool is_return;
+  std::size_t operation;
+};
+
+/// Calls and returns in order of time.
+template <class Operation>
+std::vector<Step> steps_of(const std::vector<Operation>& operations) {
   std::vector<Step> steps;
   steps.reserve(operations.size() * 2);
-  for (const KeyOperation& operation : operations) {
-    steps.push_back({operation.begin, false, &operation});
-    steps.push_back({operation.end, true, &operation});
+  for (std::size_t i = 0; i < operations.size(); ++i) {
+    steps.push_back({told(operations[i]).begin, false, i});
+    steps.push_back({told(operations[i]).end, true, i});
   }
   // At the same instant calls come first: what touches is not known to be in order.
   std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) {
     return a.time != b.time ? a.time < b.time : a.is_return < b.is_return;
   });
+  return steps;
+}
 
+template <class Operation>
+std::string surroundings(const std::vector<const Operation*>& under_way,
+                         const std::vector<const Operation*>& returned) {
+  std::string text = "  under way with it:\n";
+  for (const Operation* other : under_way) text += "    " + describe(*other) + "\n";
+  text += "  returned before, the last first:\n";
+  for (std::size_t i = 0; i < std::min<std::size_t>(returned.size(), 16); ++i) {
+    text += "    " + describe(*returned[returned.size() - 1 - i]) + "\n";
+  }
+  return text;
+}
+
+}  // namespace
+
+KeyVerdict explain_key(const std::vector<KeyState>& initial, std::vector<KeyOperation> operations) {
   KeyVerdict verdict;
-  Search search(initial);
+  Search<KeyState, KeyOperation> search(initial, kMostExplanations);
   std::vector<const KeyOperation*> returned;
-  for (const Step& step : steps) {
-    const bool good = step.is_return ? search.finish(*step.operation, verdict.removals) : search.call(*step.operation);
+  for (const Step& step : steps_of(operations)) {
+    const KeyOperation& operation = operations[step.operation];
+    const bool good = step.is_return ? search.finish(operation, verdict.removals) : search.call(operation);
     if (good) {
-      if (step.is_return) returned.push_back(step.operation);
+      if (step.is_return) returned.push_back(&operation);
       continue;
     }
     verdict.explained = false;
     verdict.why = (search.given_up().empty() ? "no order explains " : "given up (" + search.given_up() + ") at ") +
-                  describe(*step.operation) + "\n  before it there could be:\n";
+                  describe(operation) + "\n  before it there could be:\n";
     std::vector<KeyState> states = search.states();
     for (std::size_t i = 0; i < std::min<std::size_t>(states.size(), 8); ++i) {
       verdict.why += "    " + describe(states[i]) + "\n";
     }
-    verdict.why += "  under way with it:\n";
-    for (const KeyOperation* other : search.under_way()) verdict.why += "    " + describe(*other) + "\n";
-    verdict.why += "  returned before, the last first:\n";
-    for (std::size_t i = 0; i < std::min<std::size_t>(returned.size(), 16); ++i) {
-      verdict.why += "    " + describe(*returned[returned.size() - 1 - i]) + "\n";
+    verdict.why += surroundings(search.under_way(), returned);
+    return verdict;
+  }
+  verdict.finals = search.states();
+  return verdict;
+}
+
+std::string describe(const BuildOperation& operation) {
+  if (operation.reads.empty()) {
+    return (operation.name ? "name " + std::to_string(*operation.name) + " " : "") + describe(operation.operation);
+  }
+  std::string text = describe(operation.operation) + ", of a list that saw";
+  for (std::size_t name = 0; name < operation.reads.size(); ++name) {
+    const KeyOperation& read = operation.reads[name];
+    if (read.value != 0) text += " " + std::to_string(name) + "=" + hex(read.value);
+  }
+  return text;
+}
+
+BuildVerdict explain_build(const std::vector<BuildHolds>& initial, const std::vector<BuildOperation>& operations) {
+  BuildVerdict verdict;
+  Search<BuildHolds, BuildOperation> search(initial, kMostBuildExplanations);
+  std::map<std::uint64_t, Removal> ignored;
+  std::vector<const BuildOperation*> returned;
+  for (const Step& step : steps_of(operations)) {
+    const BuildOperation& operation = operations[step.operation];
+    if (step.is_return ? search.finish(operation, ignored) : search.call(operation)) {
+      if (step.is_return) returned.push_back(&operation);
+      continue;
     }
+    verdict.judged = search.given_up().empty();
+    verdict.explained = !verdict.judged;
+    if (verdict.explained) return verdict;
+    verdict.why = "as one instant for all keys, no order explains " + describe(operation) + "\n" +
+                  surroundings(search.under_way(), returned);
     return verdict;
   }
   verdict.finals = search.states();

@@ -16,6 +16,7 @@
 #include <compare>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,28 @@ struct KeyVerdict {
 
 std::string describe(const KeyOperation& operation);
 std::string describe(const KeyState& state);
+
+/// What all keys of a build hold, by name.
+using BuildHolds = std::vector<KeyState>;
+
+/// What is one instant for all keys of a build.
+struct BuildOperation {
+  KeyOperation operation;           ///< of a list: its times
+  std::optional<std::size_t> name;  ///< none: it concerns all
+  std::vector<KeyOperation> reads;  ///< a list: what it saw, by name
+};
+
+struct BuildVerdict {
+  bool judged = true;  ///< false: there were too many explanations to go through
+  bool explained = true;
+  std::string why;
+  std::vector<BuildHolds> finals;  ///< when it was judged and explained
+};
+
+std::string describe(const BuildOperation& operation);
+
+/// The same as explain_key() for all keys of a build together.
+BuildVerdict explain_build(const std::vector<BuildHolds>& initial, const std::vector<BuildOperation>& operations);
 
 /// Whether `operations` (in any order) can be explained when the key holds one of `initial` before all of them.
 KeyVerdict explain_key(const std::vector<KeyState>& initial, std::vector<KeyOperation> operations);

@@ -293,6 +293,28 @@ BOOST_AUTO_TEST_CASE(no_instruction_of_a_drop_leaves_half_of_a_build) {
       });
 }
 
+BOOST_AUTO_TEST_CASE(no_instruction_of_a_deletion_of_three_builds_leaves_one_of_them) {
+  survives_a_kill_at_every_instruction(
+      [](Writer& writer) {
+        for (BuildId build : {1, 2, 3, 4}) {
+          take(writer.add_build(build, false));
+          for (const char* name : {"a", "b"}) take(try_set_pattern(writer, build, name, 100));
+        }
+        writer.find_build(3)->drop_upto = 1;  // of a deletion before that the database is yet to be told of
+      },
+      {
+          [](Writer& writer) {
+            shm::BuildRecord* builds[] = {writer.find_build(1), writer.find_build(2), writer.find_build(3)};
+            writer.begin_deletion(builds);
+            for (BuildId build : {1, 2, 3}) {
+              for (const char* name : {"a", "b"}) writer.erase(*writer.find(build, name));
+            }
+            writer.end_deletion();
+          },
+          set_step(2, "a", 50),
+      });
+}
+
 BOOST_AUTO_TEST_CASE(no_instruction_of_setting_a_large_value_of_unknown_length_shows_a_part_of_it) {
   const LargeValue large;
   survives_a_kill_at_every_instruction([](Writer&) {},
@@ -330,7 +352,7 @@ BOOST_AUTO_TEST_CASE(no_instruction_of_attaching_makes_the_next_attach_find_less
     take(try_set_pattern(writer, 2, "stays", 100));
     take(try_set_pattern(writer, 2, "stays", 200));  // the block before is retired, and lost with this daemon
     shm::BuildRecord* build = take(writer.add_build(1, false));
-    build->drop_upto.store(writer.header().next_id.load() - 1);
+    writer.begin_deletion(std::span(&build, 1));
     writer.erase(*writer.find(1, "b"));
     take(writer.draft("never published", "", 5000));
   };

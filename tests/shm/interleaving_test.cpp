@@ -85,9 +85,11 @@ void overwrite_free_memory(Writer& writer) {
   for (const shm::Draft& draft : drafts) writer.discard(draft);
 }
 
-/// Runs gets of (1, "x"), and `turn` after the first instruction of the first, the second of the second, and so on.
-/// Returns after how many instructions a get was through.
-long at_every_instruction_of_a_get(Stash& stash, const std::function<void()>& turn) {
+/// Runs gets of (1, "x"), and `turn` after the first instruction of the first, the second of the second, and so on;
+/// `before` each. Returns after how many instructions a get was through.
+long at_every_instruction_of_a_get(
+    Stash& stash, const std::function<void()>& turn, const std::function<void()>& before_each = [] {},
+    Found expected = Found::resident) {
   const shm::Reader client = stash.reader();
   void* shared = ::mmap(nullptr, sizeof(Verdict), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   BOOST_TEST_REQUIRE((shared != MAP_FAILED));
@@ -104,6 +106,7 @@ long at_every_instruction_of_a_get(Stash& stash, const std::function<void()>& tu
   BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
   long instructions = 0;
   for (bool through = false; !through; instructions += kStride) {
+    before_each();
     const long before = verdict.gets;
     for (long i = 0; i < instructions && !verdict.searched; ++i) {
       BOOST_REQUIRE(::ptrace(PTRACE_SINGLESTEP, reader.pid(), nullptr, 0) == 0);
@@ -117,9 +120,8 @@ long at_every_instruction_of_a_get(Stash& stash, const std::function<void()>& tu
       if (stop == 0) overwrite_free_memory(*stash.writer);
     }
     BOOST_TEST_REQUIRE(verdict.gets == before + 1);
-    BOOST_TEST_REQUIRE(verdict.answer == static_cast<int>(Found::resident),
-                       "after " << instructions << " instructions");
-    BOOST_TEST_REQUIRE(verdict.whole, "after " << instructions << " instructions");
+    BOOST_TEST_REQUIRE(verdict.answer == static_cast<int>(expected), "after " << instructions << " instructions");
+    BOOST_TEST_REQUIRE((expected != Found::resident || verdict.whole), "after " << instructions << " instructions");
   }
   BOOST_TEST(client.pins_in_use() == 0u);
   reader.kill();
@@ -212,6 +214,53 @@ BOOST_AUTO_TEST_CASE(whatever_a_former_table_holds_leads_nobody_astray) {
     stash.set_pattern(1, "x", kValueBytes);
     stash.writer->reclaim();
   });
+}
+
+BOOST_AUTO_TEST_CASE(what_was_deleted_before_a_get_began_is_not_found_by_it_whenever_the_deletion_comes_to_its_end) {
+  Stash stash(1024 * 1024);
+  Writer& writer = *stash.writer;
+  shm::BuildRecord* build = nullptr;
+  at_every_instruction_of_a_get(
+      stash,
+      [&] {  // all the rest of it, until nothing tells of it any more
+        writer.erase(*writer.find(1, "x"));
+        writer.end_deletion();
+        build->drop_upto.store(0);
+        writer.remove_build(*build);
+        take(writer.add_build(2, true));
+      },
+      [&] {
+        if (shm::BuildRecord* other = writer.find_build(2)) writer.remove_build(*other);
+        writer.reclaim();
+        build = take(writer.add_build(1, true));
+        stash.set_pattern(1, "x", kValueBytes);
+        writer.begin_deletion(std::span(&build, 1));
+      },
+      Found::miss);
+}
+
+BOOST_AUTO_TEST_CASE(what_is_set_anew_during_a_deletion_is_found_by_every_get_that_begins_after_it) {
+  Stash stash(1024 * 1024);
+  Writer& writer = *stash.writer;
+  shm::BuildRecord* build = take(writer.add_build(1, true));
+  at_every_instruction_of_a_get(
+      stash,
+      [&] {  // another deletion of the build's neighbour begins and ends, and this one ends
+        shm::BuildRecord* other = take(writer.add_build(2, true));
+        stash.set_pattern(2, "y", kValueBytes);
+        writer.begin_deletion(std::span(&other, 1));
+        writer.erase(*writer.find(2, "y"));
+        writer.end_deletion();
+        writer.end_deletion();
+        build->drop_upto.store(0);
+      },
+      [&] {
+        if (writer.find(1, "x") != nullptr) writer.erase(*writer.find(1, "x"));
+        stash.set_pattern(1, "x", kValueBytes);
+        writer.begin_deletion(std::span(&build, 1));
+        writer.erase(*writer.find(1, "x"));
+        stash.set_pattern(1, "x", kValueBytes);
+      });
 }
 
 BOOST_AUTO_TEST_CASE(a_value_that_is_evicted_and_loaded_again_is_never_seen_torn) {

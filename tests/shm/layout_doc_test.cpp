@@ -77,6 +77,9 @@ std::string example() {
             "version " + std::to_string(shm::index_version(word)) + ", 2^" +
                 std::to_string(shm::index_log2_slots(word)) + " slots from " +
                 std::to_string(shm::index_slots_offset(word)));
+  dump.number(head.deletions, "deletions");
+  dump.number(head.deletion_epoch, "deletion_epoch");
+  dump.number(head.deletion_upto, "deletion_upto");
   dump.number(head.next_id, "next_id");
   dump.number(head.id_limit, "id_limit");
   dump.number(head.store_id, "store_id");
@@ -89,6 +92,7 @@ std::string example() {
   dump.field(&build.hold, sizeof(build.hold), "hold", std::to_string(static_cast<unsigned>(build.hold.load())));
   dump.number(build.merged, "merged");
   dump.number(build.completed_ns, "completed_ns");
+  dump.number(build.deletion, "deletion");
 
   const shm::TableHeader& table = shm::table_header(base, shm::index_slots_offset(word));
   dump.title("table");
@@ -137,6 +141,7 @@ std::string example() {
   dump.number(entry.name_bytes, "name_bytes");
   dump.number(entry.source_bytes, "source_bytes");
   dump.field(&entry.state, sizeof(entry.state), "state", "1  dirty");
+  dump.number(entry.record, "record", "its build's");
   dump.field(shm::entry_name(entry).data(), entry.name_bytes, "name", std::string(shm::entry_name(entry)));
   dump.field(shm::entry_source(entry).data(), entry.source_bytes, "source", std::string(shm::entry_source(entry)));
   std::string value = text_of(shm::entry_value(entry));
@@ -163,7 +168,8 @@ BOOST_AUTO_TEST_CASE(the_worked_example_on_the_page_is_what_a_segment_really_hol
 
 BOOST_AUTO_TEST_CASE(every_invariant_that_the_layout_cites_has_its_paragraph_on_the_page) {
   const std::string text = page();
-  for (const char* name : {"L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9", "L10", "P1", "P2", "P3", "P4"}) {
+  for (const char* name :
+       {"L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9", "L10", "L11", "P1", "P2", "P3", "P4"}) {
     BOOST_TEST((text.find("**" + std::string(name) + "** ") != std::string::npos), name);
   }
 }

@@ -73,6 +73,72 @@ BOOST_FIXTURE_TEST_CASE(what_was_never_set_or_is_erased_is_a_miss_and_leaves_no_
   BOOST_TEST(client.pins_in_use() == 0u);
 }
 
+BOOST_FIXTURE_TEST_CASE(what_a_deletion_deletes_is_a_miss_from_one_instant_on_though_slots_still_lead_to_it, Stash) {
+  const Reader client = reader();
+  std::vector<shm::BuildRecord*> builds;
+  for (BuildId build = 1; build <= 3; ++build) {
+    builds.push_back(take(writer->add_build(build, false)));
+    for (int i = 0; i < 5; ++i) set(build, std::to_string(i), "v");
+  }
+  set(4, "a build without a record", "v");
+  const auto found_of = [&](BuildId build) {
+    int found_here = 0;
+    for (int i = 0; i < 5; ++i) found_here += found(client, build, std::to_string(i)) == "v";
+    return found_here;
+  };
+  builds.pop_back();
+  const std::uint64_t upto = writer->begin_deletion(builds);
+  BOOST_TEST(upto == writer->header().next_id.load() - 1);
+  for (BuildId build = 1; build <= 2; ++build) {
+    BOOST_TEST(found_of(build) == 0);
+    BOOST_TEST(writer->find(build, "0") != nullptr);
+  }
+  BOOST_TEST(found_of(3) == 5);
+  BOOST_TEST(found(client, 4, "a build without a record") == "v");
+  // What is set since is there.
+  writer->erase(*writer->find(1, "3"));
+  set(1, "3", "v");
+  set(1, "new", "v");
+  BOOST_TEST(found_of(1) == 1);
+  BOOST_TEST(found(client, 1, "new") == "v");
+  // A second one while the first is under way, and its end before that one's.
+  shm::BuildRecord* third = writer->find_build(3);
+  writer->begin_deletion(std::span(&third, 1));
+  BOOST_TEST(found_of(3) == 0);
+  for (int i = 0; i < 5; ++i) writer->erase(*writer->find(3, std::to_string(i)));
+  writer->end_deletion();
+  BOOST_TEST(found_of(2) == 0);
+  BOOST_TEST(found(client, 1, "new") == "v");
+  BOOST_TEST(client.pins_in_use() == 0u);
+  // A crash completes it.
+  restart();
+  const Reader next = reader();
+  BOOST_TEST(writer->find(2, "0") == nullptr);
+  BOOST_TEST(writer->header().deletions.load() == 0u);
+  BOOST_TEST(found(next, 1, "3") == "v");
+  BOOST_TEST(writer->index().entries() == 3u);
+}
+
+/// Of a daemon that was killed in between: the marks alone delete nothing, and the next deletion does not take them for
+/// its own.
+BOOST_FIXTURE_TEST_CASE(a_deletion_that_was_cut_short_before_its_instant_never_was, Stash) {
+  shm::BuildRecord* builds[] = {take(writer->add_build(1, false)), take(writer->add_build(2, false))};
+  set(1, "a", "v");
+  set(2, "a", "v");
+  for (shm::BuildRecord* build : builds) build->deletion = writer->header().deletion_epoch.load() + 1;
+  writer->header().deletions = 1;
+  writer->header().deletion_upto = 1'000'000;
+  const Reader client = reader();
+  BOOST_TEST(found(client, 1, "a") == "v");
+  restart();
+  const Reader next = reader();
+  for (const BuildId build : {1, 2}) BOOST_TEST(found(next, build, "a") == "v");
+  shm::BuildRecord* second = writer->find_build(2);
+  writer->begin_deletion(std::span(&second, 1));
+  BOOST_TEST(found(next, 1, "a") == "v");
+  BOOST_TEST(found(next, 2, "a") == "(miss)");
+}
+
 BOOST_FIXTURE_TEST_CASE(an_empty_value_is_a_value, Stash) {
   const Reader client = reader();
   set(1, "empty", "");

@@ -143,12 +143,13 @@ Result<const shm::Entry*> try_set_pattern(shm::Writer& writer, BuildId build, st
 
 void drop(shm::Writer& writer, BuildId build) {
   shm::BuildRecord* record = take(writer.add_build(build, /*spare=*/true));
-  record->drop_upto.store(writer.header().next_id.load() - 1);
+  writer.begin_deletion(std::span(&record, 1));
   std::vector<const shm::Entry*> entries;
   writer.for_each([&](const shm::Entry& entry) {
     if (entry.buildid == build) entries.push_back(&entry);
   });
   for (const shm::Entry* entry : entries) writer.erase(*entry);
+  writer.end_deletion();
 }
 
 shm::Reader Stash::reader() {

@@ -141,7 +141,8 @@ typedef struct stepstash_list {
   const stepstash_entry* entries; /**< in id order */
 } stepstash_list;
 
-/** All entries of a build, or with `name` not NULL that one only. An unknown build gives an empty list. Free it. */
+/** All entries of a build as of one instant, or with `name` not NULL that one only. An unknown build gives an empty
+ * list. Free it. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_list_build(stepstash_client* client, int64_t build, const char* name,
                                                            stepstash_list** list);
 STEPSTASH_API void stepstash_list_free(stepstash_list* list);
@@ -235,10 +236,10 @@ STEPSTASH_API void stepstash_writer_abort(stepstash_writer* writer);
 /** Records that the build completed at `complete_at` seconds since 1970 (STEPSTASH_NOW: the daemon's clock). Again:
  * moves it. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_finish(stepstash_client* client, int64_t build, int64_t complete_at);
-/** Deletes the data of builds completed strictly before `older_than`; *count entries (may be NULL). Held builds stay.
- */
+/** Deletes the data of builds completed strictly before `older_than`, all of it at one instant for every client; *count
+ * entries (may be NULL). Held builds stay. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_prune(stepstash_client* client, int64_t older_than, uint64_t* count);
-/** Deletes all data of one build, held or not; *count entries (may be NULL). */
+/** Deletes all data of one build, held or not, at one instant for every client; *count entries (may be NULL). */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_drop(stepstash_client* client, int64_t build, uint64_t* count);
 /** Keeps a build's data from being pruned (`held` not 0), or lets it go again. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_hold(stepstash_client* client, int64_t build, int held);

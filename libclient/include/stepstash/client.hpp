@@ -223,6 +223,7 @@ class Client {
     if (code == STEPSTASH_MISS) return std::nullopt;
     return View(view);
   }
+  /// All entries of a build, as of one instant.
   std::vector<Entry> list(std::int64_t build) const { return list_of(build, nullptr); }
   std::vector<Entry> list(std::int64_t build, const detail::Text& name) const { return list_of(build, name.get()); }
 
