@@ -17,6 +17,7 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "daemon/instance.hpp"
 #include "daemon/log.hpp"
 #include "persist/unavailable_store.hpp"
 
@@ -124,8 +125,7 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
   std::unique_ptr<Server> server(new Server(std::move(config), std::move(inputs), std::move(circumstances)));
   const Config& settings = server->config_;
   for (const std::string& line : STEPSTASH_TRY(prepare_directories(settings, ::geteuid()))) spdlog::warn("{}", line);
-  const std::string segment = settings.segment_directory + "/" + settings.segment_name;
-  server->locks_.push_back(STEPSTASH_TRY(lock(segment + ".lock", "segment", segment)));
+  STEPSTASH_TRY(server->open_objects());
   server->locks_.push_back(STEPSTASH_TRY(lock(settings.db + ".lock", "database", settings.db)));
   STEPSTASH_TRY(server->open_database());
   STEPSTASH_TRY(server->open_segment_and_store());
@@ -133,6 +133,21 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
   STEPSTASH_TRY(server->listen());
   server->spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   return server;
+}
+
+Configured<> Server::open_objects() {
+  std::string about;
+  auto instance = open_instance(config_.segment_directory, config_.segment_name, about);
+  if (!instance && instance.error() == Errc::already_held) {
+    return fail(kExitTemporary, fmt::format("segment {}/{} is held by another stepstashd, {}",
+                                            config_.segment_directory, config_.segment_name, about));
+  }
+  if (!instance)
+    return fail(exit_status_of(instance.error()), fmt::format("{}: {}", about, instance.error().message()));
+  directory_ = std::move(instance.value().directory);
+  locks_.push_back(std::move(instance.value().lock));
+  for (const std::string& note : instance.value().notes) spdlog::warn("{}", note);
+  return success();
 }
 
 Configured<> Server::open_database() {
@@ -202,21 +217,15 @@ void Server::replace_database(const std::string& why) {
 }
 
 Configured<> Server::open_segment_and_store() {
-  auto directory = shm::ObjectDirectory::open(config_.segment_directory);
-  if (!directory) {
-    return fail(exit_status_of(directory.error()),
-                fmt::format("segment directory {}: {}", config_.segment_directory, directory.error().message()));
-  }
-  directory_ = std::move(directory).value();
-  const std::string name = config_.segment_directory + "/" + config_.segment_name;
+  const std::string name = directory_->path() + "/" + kSegmentObject;
   const auto alone = [this] { return static_cast<bool>(database_->unusable()); };
   const auto without_database = [this] {
     return fmt::format("database {}: {}: {}", config_.db, database_->unusable().message(), database_->last_error());
   };
   const auto open = [&] {
-    if (alone()) return open_segment_alone(*directory_, config_.segment_name);
+    if (alone()) return open_segment_alone(*directory_, kSegmentObject);
     return open_segment(
-        *directory_, config_.segment_name, config_.segment_size, *database_,
+        *directory_, kSegmentObject, config_.segment_size, *database_,
         [this](const std::string& what) { notifier_.starting(what); }, set_aside_);
   };
   auto opened = patiently(open, [this] { return database_->last_error(); });
@@ -282,7 +291,7 @@ Configured<> Server::open_segment_and_store() {
   services_->shed_ring = [this] { return shed_ring(); };
   store_->shed_set = [this] { return shed(next_set_, [](Connection& connection) { return connection.shed_set(); }); };
   services_->free_page = [this] { return free_page(); };
-  page_reserve_ = UniqueFd(::open(config_.segment_directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  page_reserve_ = UniqueFd(::open(directory_->path().c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   keep_pages();
   spdlog::info("segment {}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s", name,
                startup_.entries_kept, startup_.entries_loaded, startup_.entries_salvaged, startup_.set_aside.size(),
@@ -719,8 +728,8 @@ awaitable<void> Server::stop() {
     for (const int signal : kept_signals_) ::kill(::getpid(), signal);
   }
   signals_.cancel(ignored);
-  spdlog::info("{}; segment {}/{} is left for the next start", over ? "starting over" : "stopped",
-               config_.segment_directory, config_.segment_name);
+  spdlog::info("{}; segment {}/{} is left for the next start", over ? "starting over" : "stopped", directory_->path(),
+               kSegmentObject);
 }
 
 std::string Server::stats() const {

@@ -48,6 +48,7 @@ class Server {
 
  private:
   Server(Config config, Inputs inputs, Circumstances circumstances);
+  Configured<> open_objects();
   Configured<> open_database();
   template <class Try, class Why>
   auto patiently(Try attempt, Why why) -> decltype(attempt());

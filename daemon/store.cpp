@@ -1024,7 +1024,7 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
   const Flusher::Counters& flushes = flusher_.counters();
   std::string text = error.message();
   if (error == Errc::too_large && max_value_bytes() < segment_.max_value_bytes()) {
-    text += fmt::format(": {} bytes, and the tmpfs {} of {} bytes holds values up to {}; {}", length,
+    text += fmt::format(": {} bytes, and the tmpfs of {}, of {} bytes, holds values up to {}; {}", length,
                         segment_.directory(), tmpfs_.total, max_value_bytes(), kEnlargeTmpfs);
   } else if (error == Errc::too_large) {
     text += fmt::format(": {} bytes, and a segment of {} bytes holds values up to {}; enlarge it (--segment-size)",
@@ -1050,7 +1050,8 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
                         segment_.builds_capacity());
   } else if (error == std::errc::no_space_on_device) {
     text += fmt::format(
-        ": {} bytes wanted, and of the {} bytes of the tmpfs {} {} are free and {} are promised to sets under way; the "
+        ": {} bytes wanted, and of the {} bytes of the tmpfs of {} {} are free and {} are promised to sets under way; "
+        "the "
         "segment has {} of its {}; {} bytes in {} values wait for the database",
         length, tmpfs_.total, segment_.directory(), tmpfs_.free, promised_pages_, heap.backed_bytes(), segment_.bytes(),
         flusher_.dirty_bytes(), flusher_.dirty_values());

@@ -2,9 +2,14 @@
 
 # missing_packages GROUP...: those of the groups in scripts/packages.txt that are not installed, one per line.
 missing_packages() {
-  local package group rest
+  local package group rest release
+  release=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
   while read -r package group rest; do
-    case $package in '' | '#'*) continue ;; esac
+    case $package in
+      '' | '#'*) continue ;;
+      *@"$release") package=${package%@*} ;;
+      *@*) continue ;;
+    esac
     case " $* " in *" $group "*) ;; *) continue ;; esac
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || echo "$package"
   done < scripts/packages.txt

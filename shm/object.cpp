@@ -45,6 +45,33 @@ Result<ObjectDirectory> ObjectDirectory::open(const std::string& path) {
   return ObjectDirectory(std::move(fd), path);
 }
 
+Result<ObjectDirectory> ObjectDirectory::open_own_directory(const std::string& name) const {
+  UniqueFd fd(::openat(fd_.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  struct stat status {};
+  const auto own = [&] { return S_ISDIR(status.st_mode) && status.st_uid == ::geteuid(); };
+  if (!fd) {
+    const std::error_code error = last_errno();
+    const bool known = ::fstatat(fd_.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0;
+    return known && !own() ? make_error_code(Errc::unsafe_object) : error;
+  }
+  if (::fstat(fd.get(), &status) != 0) return last_errno();
+  if (!own()) return Errc::unsafe_object;
+  if ((status.st_mode & 07777) != 0700 && ::fchmod(fd.get(), 0700) != 0) return last_errno();
+  return ObjectDirectory(std::move(fd), path_ + "/" + name);
+}
+
+Result<ObjectDirectory> ObjectDirectory::make_directory(const std::string& name) const {
+  if (::mkdirat(fd_.get(), name.c_str(), 0700) != 0) return last_errno();
+  STEPSTASH_CRASH_POINT("shm.object.directory.made");
+  return open_own_directory(name);
+}
+
+Result<> ObjectDirectory::take(const ObjectDirectory& from, const std::string& name, const std::string& as) const {
+  if (::renameat2(from.fd_.get(), name.c_str(), fd_.get(), as.c_str(), RENAME_NOREPLACE) != 0) return last_errno();
+  STEPSTASH_CRASH_POINT("shm.object.take.done");
+  return success();
+}
+
 Result<UniqueFd> ObjectDirectory::create(const std::string& name) const {
   UniqueFd fd(::openat(fd_.get(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   STEPSTASH_CRASH_POINT("shm.object.create.made");

@@ -1,10 +1,8 @@
 /// Named objects: the segment, pin pages and lock files, as files of one directory (a tmpfs).
 ///
-/// By default that is /dev/shm, where POSIX shared memory lives on Linux: what is made here as NAME is what shm_open(3)
-/// calls
-/// "/NAME". Boost.Interprocess's shared_memory_object can neither rename (an object must never be seen half made) nor
-/// use a tmpfs of one's own (with huge pages), so the objects are opened here and mapped by its mapped_region
-/// (mapping.hpp).
+/// By default that is a directory in /dev/shm, where POSIX shared memory lives on Linux. Boost.Interprocess's
+/// shared_memory_object can neither rename (an object must never be seen half made) nor use a tmpfs of one's own (with
+/// huge pages), so the objects are opened here and mapped by its mapped_region (mapping.hpp).
 #pragma once
 
 #include <cstdint>
@@ -35,6 +33,11 @@ class DataMap {
 class ObjectDirectory {
  public:
   static Result<ObjectDirectory> open(const std::string& path = "/dev/shm");
+  /// Opens a directory in this one after checking that it is one, no link, and this user's own, and closes it to others
+  /// (mode 0700). Errors: ENOENT; Errc::unsafe_object; those of openat(2) and fchmod(2).
+  Result<ObjectDirectory> open_own_directory(const std::string& name) const;
+  /// Makes one, mode 0700. Errors: EEXIST among those of mkdirat(2); those of open_own_directory().
+  Result<ObjectDirectory> make_directory(const std::string& name) const;
 
   /// Makes an object, mode 0600 whatever the umask, readable and writable. Errors: EEXIST among those of openat(2).
   Result<UniqueFd> create(const std::string& name) const;
@@ -46,6 +49,8 @@ class ObjectDirectory {
 
   /// `to` is replaced in one step when it exists. Errors: those of renameat(2).
   Result<> rename(const std::string& from, const std::string& to) const;
+  /// Moves an object of another directory here; never replaces anything. Errors: those of renameat2(2).
+  Result<> take(const ObjectDirectory& from, const std::string& name, const std::string& as) const;
   /// Gives `from` the first free name of `to`.1, `to`.2, ... and returns it; never replaces anything.
   Result<std::string> set_aside(const std::string& from, const std::string& to) const;
   /// A name that is not there is no error.

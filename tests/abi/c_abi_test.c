@@ -79,8 +79,8 @@ static void end_daemon(int signal_number) {
 static void exit_with_daemon(int status) {
   end_daemon(SIGKILL);
   char command[512];
-  snprintf(command, sizeof command, "cd %s; %scd /; rm -rf %s; rm -f /dev/shm/%s /dev/shm/%s[.-]*", directory,
-           status != 0 ? "cat log >&2; " : "", directory, segment, segment);
+  snprintf(command, sizeof command, "cd %s; %scd /; rm -rf %s /dev/shm/%s.d", directory,
+           status != 0 ? "cat log >&2; " : "", directory, segment);
   if (system(command) != 0) fprintf(stderr, "cannot clean up %s\n", directory);
   exit(status);
 }

@@ -504,11 +504,10 @@ void Run::empty_and_compare() {
          "everything was dropped, nothing had been evicted, and " + std::to_string(used) + " bytes are in use, not " +
              std::to_string(least));
   terminate();
-  for (const auto& object : fs::directory_iterator("/dev/shm")) {
+  for (const auto& object : fs::directory_iterator(daemon_->segment_directory())) {
     const std::string name = object.path().filename();
-    if (!name.starts_with(daemon_->segment() + ".")) continue;
-    const std::string kind = name.substr(daemon_->segment().size() + 1);
-    expect(kind == "lock" || kind.starts_with("damaged."), name + " is left in /dev/shm");
+    const bool kept = name == "lock" || name == "segment" || name.starts_with("segment.damaged.");
+    expect(kept, name + " is left in " + daemon_->segment_directory());
   }
   daemon_->remove_segment();
   if (!launch(options_, {}, {})) throw Gone();

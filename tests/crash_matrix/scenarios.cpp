@@ -512,6 +512,23 @@ void full_disk(Run& run) {
   run.terminate();
 }
 
+/// A daemon of an earlier version had its objects in /dev/shm itself, and a client of it lives.
+void former_names(Run& run) {
+  run.start(options("8MiB"));
+  some_data(run);
+  run.view(1, "small");
+  run.kill();
+  const std::string base = "/dev/shm/" + run.daemon().segment();
+  for (const auto& object : fs::directory_iterator(run.daemon().segment_directory())) {
+    const std::string name = object.path().filename();
+    fs::rename(object.path(), base + (name == "lock" ? ".lock" : name.substr(std::strlen("segment"))));
+  }
+  fs::remove(run.daemon().segment_directory());
+  run.start_armed(options("8MiB"));
+  run.set(1, "small", 800);
+  run.terminate();
+}
+
 /// The disk is full when the daemon starts.
 void full_disk_at_start(Run& run) {
   use_small_disk(run);
@@ -553,6 +570,7 @@ const std::vector<Scenario>& scenarios() {
       {"older_copy", "an older copy of the database took its place", older_copy},
       {"ids_run_out", "the range of ids that was reserved is nearly used up", ids_run_out},
       {"pin_pages", "clients that go, go with the daemon, cut their pin page short", pin_pages},
+      {"former_names", "an earlier version left its objects in /dev/shm itself", former_names},
       {"full_disk", "no room for the database; a deletion makes some", full_disk, /*needs_root=*/true},
       {"full_disk_at_start", "no room for the database at the start", full_disk_at_start, /*needs_root=*/true},
   };

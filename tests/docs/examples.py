@@ -45,8 +45,7 @@ class Page:
         lines = [
             "set -euo pipefail",
             "trap 'for job in $(jobs -p); do kill -KILL $job 2> /dev/null || :; done; wait;"
-            ' [ -z "${STEPSTASH_SEGMENT_NAME-}" ] || rm -f "/dev/shm/$STEPSTASH_SEGMENT_NAME" '
-            '"/dev/shm/$STEPSTASH_SEGMENT_NAME".*\' EXIT',
+            ' [ -z "${STEPSTASH_SEGMENT_NAME-}" ] || rm -rf "/dev/shm/$STEPSTASH_SEGMENT_NAME".*\' EXIT',
         ]
         for number, body in enumerate(self.commands):
             lines.append(f'printf "%s\\n" {number} > "$EXAMPLES/reached"')

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -205,11 +206,10 @@ BOOST_AUTO_TEST_CASE(modes_do_not_depend_on_the_umask) {
     client.flush();
     BOOST_TEST(mode_of(daemon.socket()) == 0660);
     int objects = 0, database = 0;
-    for (const auto& object : fs::directory_iterator("/dev/shm")) {
-      const std::string name = object.path().filename();
-      if (name != daemon.segment() && !name.starts_with(daemon.segment() + ".")) continue;
+    BOOST_TEST(mode_of(daemon.segment_directory()) == 0700);
+    for (const auto& object : fs::directory_iterator(daemon.segment_directory())) {
       ++objects;
-      BOOST_TEST(mode_of(object.path()) == 0600, name << " with umask " << mask);
+      BOOST_TEST(mode_of(object.path()) == 0600, object.path() << " with umask " << mask);
     }
     BOOST_TEST(objects >= 3);  // segment, lock, pin page
     for (const auto& file : fs::directory_iterator(daemon.directory().path())) {
@@ -285,7 +285,9 @@ BOOST_AUTO_TEST_CASE(nothing_in_the_daemons_places_is_followed_or_changed) {
       const std::string base = object == "segment" ? daemon.segment_path()
                                : object == "db"    ? daemon.db()
                                                    : daemon.socket();
-      const std::string path = base + place.substr(object.size());
+      const std::string path =
+          place == "segment.lock" ? daemon.segment_directory() + "/lock" : base + place.substr(object.size());
+      fs::create_directory(daemon.segment_directory());
       // Hard links stay on one file system.
       const std::string victim =
           place.starts_with("segment") ? "/dev/shm/" + daemon.segment() + ".victim" : daemon.directory().file("victim");
@@ -325,7 +327,7 @@ BOOST_AUTO_TEST_CASE(nothing_in_the_daemons_places_is_followed_or_changed) {
         client.flush();
       } catch (const std::exception& error) {
         BOOST_TEST(contains(error.what(), "ended with status"), what << ": " << error.what());
-        BOOST_TEST(contains(error.what(), base), what << ": " << error.what());
+        BOOST_TEST(contains(error.what(), fs::path(path).parent_path().string()), what << ": " << error.what());
         ++refusing;
       }
       BOOST_TEST((std::chrono::steady_clock::now() - start < 10s), what);
@@ -403,6 +405,208 @@ BOOST_AUTO_TEST_CASE(a_write_to_a_view_dies_of_sigsegv) {
   });
   BOOST_TEST(child.join() == 128 + SIGSEGV);
   BOOST_TEST(served.client.get(1, "v")->text() == "value");
+}
+
+// ---- names that another user made first
+// ------------------------------------------------------------------------------
+
+namespace {
+
+enum class Squat { file, directory, link_to_file, link_to_directory, fifo };
+constexpr std::pair<Squat, const char*> kSquats[] = {{Squat::file, "a file"},
+                                                     {Squat::directory, "a directory"},
+                                                     {Squat::link_to_file, "a link to a file"},
+                                                     {Squat::link_to_directory, "a link to a directory"},
+                                                     {Squat::fifo, "a fifo"}};
+
+/// Another user's, made by this user himself: /dev/shm lets him, and keeps others from removing it.
+void squat(Squat kind, const std::string& path) {
+  as_user(65'534, 65'534, {}, [&] {
+    switch (kind) {
+      case Squat::file:
+        std::ofstream(path) << "somebody's";
+        break;
+      case Squat::directory:
+        fs::create_directory(path);
+        fs::permissions(path, fs::perms{0777});
+        break;
+      case Squat::link_to_file:
+        fs::create_symlink("/etc/passwd", path);
+        break;
+      case Squat::link_to_directory:
+        fs::create_directory_symlink("/tmp", path);
+        break;
+      case Squat::fifo:
+        require(::mkfifo(path.c_str(), 0666) == 0, path);
+        break;
+    }
+    require(fs::symlink_status(path).type() != fs::file_type::not_found, "the name was not made");
+  });
+}
+
+constexpr uid_t kDaemonsUser = 60'101;
+
+/// Root may remove others' names from a sticky directory, so the daemon is somebody else, who has to reach its program.
+boost::test_tools::assertion_result other_daemon(boost::unit_test::test_unit_id) {
+  Child probe([] {
+    require(::setgroups(0, nullptr) == 0 && ::setresuid(kDaemonsUser, kDaemonsUser, kDaemonsUser) == 0, "setresuid(2)");
+    return ::access(DaemonProcess::program(), X_OK) == 0 ? 0 : 1;
+  });
+  boost::test_tools::assertion_result may(probe.join() == 0);
+  may.message() << "other users cannot run the daemon where it was built";
+  return may;
+}
+
+/// All that can be squatted: what this version needs and what earlier ones did.
+std::vector<std::string> names_of(const DaemonProcess& daemon) {
+  std::vector<std::string> names;
+  for (const char* suffix : {".d", ".d.0000000000000000", "", ".lock", ".new", ".pin.1", ".pin.2", ".damaged.1",
+                             ".damaged.2", ".d.lock", ".d.new"}) {
+    names.push_back("/dev/shm/" + daemon.segment() + suffix);
+  }
+  return names;
+}
+
+/// Where it serves from, as its log says.
+std::string served_directory(const DaemonProcess& daemon) {
+  std::string found;
+  for (const auto& object : fs::directory_iterator("/dev/shm")) {
+    const std::string name = object.path().filename();
+    if (!name.starts_with(daemon.segment() + ".d") || fs::is_symlink(object.path())) continue;
+    if (fs::is_directory(object.path()) && fs::exists(object.path() / "segment")) found = object.path();
+  }
+  return found;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(no_name_that_another_user_made_first_keeps_a_daemon_from_starting,
+                     *boost::unit_test::precondition(other_daemon)) {
+  for (const auto& [kind, what] : kSquats) {
+    DaemonProcess daemon({"--segment-size=8MiB"});
+    daemon.run_as(kDaemonsUser);
+    const auto names = names_of(daemon);
+    for (const std::string& name : names) squat(kind, name);
+    daemon.start();
+    Client(daemon.socket()).set(1, "v", "value");
+    const std::string directory = served_directory(daemon);
+    BOOST_TEST_CONTEXT(what << ", served from " << directory) {
+      BOOST_TEST(directory != daemon.segment_directory());
+      BOOST_TEST(mode_of(directory) == 0700u);
+      BOOST_TEST(contains(daemon.log(), directory), daemon.log());
+      // A second one for the same instance finds the same place, and is told.
+      DaemonProcess second({"--segment-size=8MiB"});
+      second.run_as(kDaemonsUser);
+      second.use_segment(daemon.segment());
+      BOOST_TEST(second.start_refused() == 75);
+      BOOST_TEST(contains(second.log(), "is held by another stepstashd"), second.log());
+      // Killed, it finds it again, also when the name has become free or is somebody's again.
+      daemon.kill();
+      daemon.start();
+      BOOST_TEST(Client(daemon.socket()).get(1, "v")->text() == "value");
+      daemon.kill();
+      as_user(65'534, 65'534, {}, [&] {
+        for (const std::string& name : names) fs::remove(name);
+      });
+      daemon.start();
+      BOOST_TEST(Client(daemon.socket()).get(1, "v")->text() == "value");
+      BOOST_TEST(served_directory(daemon) == directory);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(names_that_another_user_makes_later_keep_no_start_from_what_it_needs,
+                     *boost::unit_test::precondition(other_daemon)) {
+  for (const auto& [kind, what] : kSquats) {
+    for (const std::string start : {"damaged", "resized", "cold", "killed"}) {
+      DaemonProcess daemon({"--segment-size=8MiB", "--flush-interval=10ms"});
+      daemon.run_as(kDaemonsUser);
+      daemon.start();
+      {
+        Client client(daemon.socket());
+        client.set(1, "v", "value");
+        client.flush();
+      }
+      daemon.kill();
+      for (const std::string& name : names_of(daemon)) {
+        if (!fs::exists(name)) squat(kind, name);  // the directory is there, and ours
+      }
+      if (start == "damaged") {
+        const UniqueFd segment(::open(daemon.segment_path().c_str(), O_WRONLY | O_CLOEXEC));
+        BOOST_REQUIRE(::pwrite(segment.get(), "x", 1, 0) == 1);
+      } else if (start == "cold") {
+        fs::remove_all(daemon.segment_directory());
+        squat(kind, daemon.segment_directory());
+      } else if (start == "killed") {
+        for (auto time = 1ms; time < 20ms; time += 3ms) {
+          if (daemon.start_killed_after(time)) daemon.kill();
+        }
+      }
+      daemon.start({start == "resized" ? "--segment-size=16MiB" : "--segment-size=8MiB"});
+      BOOST_TEST_CONTEXT(what << ", a start that is " << start) {
+        Client client(daemon.socket());
+        BOOST_TEST(client.get(1, "v")->text() == "value");
+        client.set(2, "large", generated(kMiB, 1));
+        BOOST_TEST(is_generated(client.get(2, "large")->bytes(), kMiB, 1));
+        BOOST_TEST(stats(client).at("segment").at("total_bytes") == (start == "resized" ? 16 : 8) * kMiB);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_an_earlier_version_left_in_dev_shm_is_moved_in_with_its_clients) {
+  const auto flat = [](DaemonProcess& daemon) {  // as 0.1 had it
+    const std::string base = "/dev/shm/" + daemon.segment();
+    for (const auto& object : fs::directory_iterator(daemon.segment_directory())) {
+      const std::string name = object.path().filename();
+      fs::rename(object.path(), base + (name == "lock" ? ".lock" : name.substr(std::strlen("segment"))));
+    }
+    fs::remove(daemon.segment_directory());
+  };
+  DaemonProcess daemon({"--segment-size=8MiB", "--flush-interval=1h"});
+  daemon.start();
+  Client client(daemon.socket());
+  client.set(1, "v", "value");
+  client.set(1, "held", generated(200'000, 1));
+  const auto view = client.get(1, "held");
+  BOOST_TEST(figure(client, "pin_pages") == 1u);
+  daemon.kill();
+  flat(daemon);
+  // While an earlier version runs it keeps what it has.
+  {
+    const UniqueFd lock(::open(("/dev/shm/" + daemon.segment() + ".lock").c_str(), O_RDWR | O_CLOEXEC));
+    BOOST_REQUIRE(::flock(lock.get(), LOCK_EX | LOCK_NB) == 0);
+    BOOST_TEST(daemon.start_refused() == 75);
+    BOOST_TEST(fs::exists("/dev/shm/" + daemon.segment()));
+  }
+  daemon.start();
+  client.set(1, "held", "another");
+  for (int i = 0; i < 60; ++i) client.set(2, std::to_string(i % 3), generated(200'000, 50));
+  BOOST_TEST(is_generated(view->bytes(), 200'000, 1));  // its pin page came along
+  BOOST_TEST(client.get(1, "v")->text() == "value");
+  BOOST_TEST(figure(client, "pin_pages") == 1u);
+  for (const auto& object : fs::directory_iterator("/dev/shm")) {
+    const std::string name = object.path().filename();
+    if (name.starts_with(daemon.segment())) BOOST_TEST(name == daemon.segment() + ".d");
+  }
+  // An earlier version ran once more, and left a newer segment.
+  daemon.kill();
+  const std::string aside = daemon.segment_directory() + "-aside";
+  fs::rename(daemon.segment_directory(), aside);
+  daemon.start();
+  {
+    Client other(daemon.socket());
+    other.set(3, "newer", "value");
+    other.flush();
+  }
+  daemon.kill();
+  flat(daemon);
+  fs::rename(aside, daemon.segment_directory());
+  daemon.start();
+  Client now(daemon.socket());
+  BOOST_TEST(now.get(3, "newer")->text() == "value");
+  BOOST_TEST(fs::exists(daemon.segment_path() + ".damaged.1"));
+  BOOST_TEST(contains(daemon.log(), "segment.damaged.1"), daemon.log());
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -13,7 +13,7 @@ finish() {
   local status=$?
   [ -z "$daemon" ] || { kill -TERM "$daemon" 2> /dev/null && wait "$daemon" || true; }
   [ $status -eq 0 ] || cat "$scratch/log" 2> /dev/null || true
-  rm -rf "$scratch" "/dev/shm/$segment" "/dev/shm/$segment".*
+  rm -rf "$scratch" "/dev/shm/$segment.d"
 }
 trap finish EXIT
 unset STEPSTASH_BUILD CFLAGS CXXFLAGS LDFLAGS

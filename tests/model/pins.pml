@@ -50,7 +50,7 @@
 byte slot[2];        /* of the two tables */
 byte word;           /* header.index: how many tables there have been before, and so which of the two is current */
 byte pin[READERS];   /* PinPage::lines */
-bool object[READERS] = true; /* the page's object exists: NAME.pin.N */
+bool object[READERS] = true; /* the page's object exists: segment.pin.N */
 bool locked[READERS] = true; /* the kernel's lock on it: gone with the client */
 
 /* ---- what must hold ---- */

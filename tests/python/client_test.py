@@ -441,7 +441,7 @@ class Processes(WithDaemon):
         run = subprocess.run([sys.executable, "-c", script, self.daemon.socket], capture_output=True, text=True)
         self.assertEqual((run.returncode, run.stdout, run.stderr), (0, "False\n", ""))
         # It ended with an open view: segment and value are there, and the pin goes with the process.
-        self.assertTrue(pathlib.Path("/dev/shm", self.daemon.segment).exists())
+        self.assertTrue(pathlib.Path("/dev/shm", self.daemon.segment + ".d", "segment").exists())
         until(lambda: self.open_views() == 0, "the dead process's pin to go")
 
     def test_gets_go_on_while_the_daemon_is_dead_and_sets_when_it_is_back(self):

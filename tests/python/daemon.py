@@ -48,7 +48,7 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(60)
         for path in SHARED_MEMORY.glob(self.segment + "*"):
-            path.unlink()
+            shutil.rmtree(path)
         shutil.rmtree(self.directory)
         if status != 0:
             raise RuntimeError(f"the daemon ended with {status}")

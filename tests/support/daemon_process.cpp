@@ -1,10 +1,12 @@
 #include "tests/support/daemon_process.hpp"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -58,7 +60,12 @@ void DaemonProcess::use_segment(const std::string& name) {
   owns_segment_ = false;
 }
 
-std::string DaemonProcess::program() { return STEPSTASHD_PATH; }
+const char* DaemonProcess::program() noexcept { return STEPSTASHD_PATH; }
+
+void DaemonProcess::run_as(uid_t user) {
+  user_ = user;
+  if (::chown(directory_.path().c_str(), user, user) != 0) fail(directory_.path());
+}
 
 void DaemonProcess::spawn() {
   if (running()) throw std::logic_error("the daemon runs already");
@@ -69,6 +76,7 @@ void DaemonProcess::spawn() {
   address.sun_family = AF_UNIX;
   notify_path.copy(address.sun_path, sizeof address.sun_path - 1);
   if (::bind(notify_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) fail(notify_path);
+  if (user_ != 0 && ::chmod(notify_path.c_str(), 0777) != 0) fail(notify_path);
   const UniqueFd log(::open(directory_.file("daemon.log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
   if (!log) fail("daemon.log");
 
@@ -107,6 +115,10 @@ void DaemonProcess::spawn() {
     if (::getppid() != parent) ::_exit(127);
     const rlimit few{descriptors_, descriptors_};
     if (descriptors_ != 0 && ::setrlimit(RLIMIT_NOFILE, &few) != 0) ::_exit(127);
+    if (user_ != 0 && (::setgroups(0, nullptr) != 0 || ::setresgid(user_, user_, user_) != 0 ||
+                       ::setresuid(user_, user_, user_) != 0 || ::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)) {
+      ::_exit(127);  // the change of user has cleared the death signal
+    }
     const int null = ::open("/dev/null", O_RDONLY);
     ::dup2(null, 0);
     ::dup2(log.get(), 1);
@@ -228,8 +240,7 @@ std::string DaemonProcess::log() const {
 void DaemonProcess::remove_segment() {
   for (const auto& object : std::filesystem::directory_iterator("/dev/shm")) {
     const std::string name = object.path().filename();
-    // Pin pages and the lock are called NAME.something.
-    if (name == segment_ || name.starts_with(segment_ + ".")) std::filesystem::remove(object.path());
+    if (name == segment_ || name.starts_with(segment_ + ".")) std::filesystem::remove_all(object.path());
   }
 }
 

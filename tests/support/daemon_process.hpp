@@ -49,15 +49,16 @@ class DaemonProcess {
   /// SIGCONT.
   void resume();
 
-  /// The path of the daemon under test.
-  static std::string program();
+  /// The path of the program that is run.
+  static const char* program() noexcept;
   bool running() const noexcept { return pid_ > 0; }
   pid_t pid() const noexcept { return pid_; }
   const std::string& socket() const noexcept { return socket_; }
   const std::string& db() const noexcept { return db_; }
-  /// The name of the segment's object, and its path.
+  /// The instance's name, the directory of its objects and the path of the segment.
   const std::string& segment() const noexcept { return segment_; }
-  std::string segment_path() const { return "/dev/shm/" + segment_; }
+  std::string segment_directory() const { return "/dev/shm/" + segment_ + ".d"; }
+  std::string segment_path() const { return segment_directory() + "/segment"; }
   const TempDir& directory() const noexcept { return directory_; }
   /// What all daemons that ran here wrote.
   std::string log() const;
@@ -69,6 +70,8 @@ class DaemonProcess {
   void use_socket(std::string path) { socket_ = std::move(path); }
   void use_db(std::string path) { db_ = std::move(path); }
   void use_segment(const std::string& name);
+  /// As this user and group, which only root can ask for. Call it before the first start.
+  void run_as(uid_t user);
   /// A daemon that is started from now on may have so many open; 0: as many as the test may.
   void limit_descriptors(::rlim_t most) { descriptors_ = most; }
   /// A daemon that is started from now on starts without these: bit n for descriptor n, of 0 to 2.
@@ -95,6 +98,7 @@ class DaemonProcess {
   unsigned closed_ = 0;
   int stderr_ = -1;
   bool unread_notices_ = false;
+  uid_t user_ = 0;  // 0: whoever runs the test
   pid_t pid_ = -1;
   UniqueFd process_;  // pidfd
   UniqueFd notify_;   // where the daemon says that it is ready

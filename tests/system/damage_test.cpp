@@ -54,6 +54,7 @@ class Image {
       if (entry.path().string().starts_with(daemon().db())) fs::remove(entry.path());
     }
     for (std::size_t i = 0; i < files_.size(); ++i) std::ofstream(daemon().db() + kFiles[i]) << files_[i];
+    fs::create_directory(daemon().segment_directory());
     const UniqueFd fd(::open(daemon().segment_path().c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
     BOOST_TEST_REQUIRE(::write(fd.get(), segment.data(), segment.size()) == static_cast<ssize_t>(segment.size()));
   }

@@ -44,7 +44,7 @@ await() {
 }
 value() { stepstash get "$1" "$2" -o - | cat; }
 started_anew() { [ "$(property ActiveState)" = active ] && [ "$(property MainPID)" != "$1" ] && [ "$(property MainPID)" != 0 ]; }
-inode() { inside stat -c %i /dev/shm/stepstash; }
+inode() { inside stat -c %i /dev/shm/stepstash.d/segment; }
 rows() { inside sqlite3 -readonly /var/lib/stepstash/build_data.db 'select count(*) from build_data'; }
 # Has the daemon killed at once; it does not hear of it.
 kill_daemon() { inside kill -KILL "$1"; }
@@ -79,7 +79,7 @@ is "the service is of type notify" "notify" "$(property Type)"
 said "the daemon says what it does: $(property StatusText)"
 is "the watchdog is on" "30s" "$(property WatchdogUSec)"
 is "the daemon runs as its own user" "stepstash" "$(inside stat -c %U "/proc/$(property MainPID)")"
-is "the segment is closed to others" "600 stepstash" "$(inside stat -c '%a %U' /dev/shm/stepstash)"
+is "the segment is closed to others" "600 stepstash" "$(inside stat -c '%a %U' /dev/shm/stepstash.d/segment)"
 is "the socket is open to the group" "660 stepstash stepstash" "$(inside stat -c '%a %U %G' /run/stepstash/stepstash.sock)"
 
 # ---- rights ---------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ is "a bad configuration is not tried again and again" "0 78" "$(property NRestar
 
 inside sh -c "echo 'segment_size = \"64MiB\"' > /etc/stepstash/stepstashd.conf"
 inside systemctl stop stepstashd.service stepstashd.socket
-inside find /dev/shm -name 'stepstash*' -delete # what a reboot does
+inside rm -r /dev/shm/stepstash.d # what a reboot does
 inside systemctl reset-failed
 inside systemctl start stepstashd.socket
 value 7 large | cmp - "$scratch/large" || fail "the large value changed"

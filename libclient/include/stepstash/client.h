@@ -51,15 +51,14 @@ enum {
   STEPSTASH_ENOMEM = -2,       /**< this process is out of memory */
   STEPSTASH_EUNAVAILABLE = -3, /**< the daemon cannot be reached, or the connection broke and the outcome is unknown */
   STEPSTASH_EDEADLINE = -4,    /**< the deadline passed: try later, or with a longer one */
-  STEPSTASH_EFULL =
-      -5, /**< no room for the value before the deadline: try later, prune, or enlarge what the message names */
-  STEPSTASH_ETOOLARGE = -6,  /**< the value can never fit the segment */
-  STEPSTASH_EPERM = -7,      /**< this user may not do that */
-  STEPSTASH_ECORRUPT = -8,   /**< the stored value is damaged; it is not served */
-  STEPSTASH_EIO = -9,        /**< a file, pipe or database could not be read or written */
-  STEPSTASH_EPROTOCOL = -10, /**< daemon and library do not understand each other: are their versions alike? */
-  STEPSTASH_ELIMIT = -11,    /**< too many open views or connections: release some */
-  STEPSTASH_EINTERNAL = -12  /**< a defect in stepstash: please report it */
+  STEPSTASH_EFULL = -5,        /**< no room before the deadline: try later, prune, or enlarge what the message names */
+  STEPSTASH_ETOOLARGE = -6,    /**< the value can never fit the segment */
+  STEPSTASH_EPERM = -7,        /**< this user may not do that */
+  STEPSTASH_ECORRUPT = -8,     /**< the stored value is damaged; it is not served */
+  STEPSTASH_EIO = -9,          /**< a file, pipe or database could not be read or written */
+  STEPSTASH_EPROTOCOL = -10,   /**< daemon and library do not understand each other: are their versions alike? */
+  STEPSTASH_ELIMIT = -11,      /**< too many open views or connections: release some */
+  STEPSTASH_EINTERNAL = -12    /**< a defect in stepstash: please report it */
 };
 
 typedef struct stepstash_client stepstash_client;
