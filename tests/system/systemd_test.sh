@@ -97,11 +97,6 @@ is "so is all that lies in it" "" "$(inside find /var/lib/stepstash -type f -per
 is "a member of the group cannot read the database" "no" \
   "$(inside setpriv --reuid=65534 --regid=65534 --groups="$(inside getent group stepstash | cut -d: -f3)" \
     sh -c 'cat /var/lib/stepstash/build_data.db > /dev/null 2>&1 && echo yes || echo no')"
-inside systemctl stop stepstashd.service
-inside sh -c 'chmod 0750 /var/lib/stepstash && chmod 0640 /var/lib/stepstash/*' # as an earlier version left them
-stepstash stat 7 report > /dev/null
-is "an upgrade closes the directory" "700 stepstash" "$(inside stat -c '%a %U' /var/lib/stepstash)"
-is "and the files" "" "$(inside find /var/lib/stepstash -type f -perm /077)"
 
 # ---- SIGKILL --------------------------------------------------------------------------------------------------------
 
@@ -174,10 +169,13 @@ is "a bad configuration is not tried again and again" "0 78" "$(property NRestar
 inside sh -c "echo 'segment_size = \"64MiB\"' > /etc/stepstash/stepstashd.conf"
 inside systemctl stop stepstashd.service stepstashd.socket
 inside rm -r /dev/shm/stepstash.d # what a reboot does
+inside sh -c 'chmod 0750 /var/lib/stepstash && chmod 0640 /var/lib/stepstash/*' # as an earlier version left them
 inside systemctl reset-failed
 inside systemctl start stepstashd.socket
 value 7 large | cmp - "$scratch/large" || fail "the large value changed"
 is "after the loss of the segment everything comes back from the database" "reloaded" "$(value 9 after-reload)"
+is "an upgrade closes the state directory" "700 stepstash" "$(inside stat -c '%a %U' /var/lib/stepstash)"
+is "and all that lies in it" "" "$(inside find /var/lib/stepstash -type f -perm /077)"
 
 # ---- damage of the database -----------------------------------------------------------------------------------------
 
