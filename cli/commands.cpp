@@ -44,7 +44,7 @@ struct Input {
   }
 };
 
-/// The library collects as much, and so knows the length of such a value, before it announces anything.
+/// The library collects as much before it announces anything, and so knows the length of a value that is shorter.
 constexpr off_t kCollected = 64 * 1024;
 
 int open_input(const Arguments& a, Input& input) {
@@ -70,7 +70,7 @@ int open_input(const Arguments& a, Input& input) {
   if (S_ISDIR(status.st_mode)) return complain(kIoError, from + ": is a directory");
   if (!S_ISREG(status.st_mode)) return kDone;
   input.start = ::lseek(input.fd, 0, SEEK_CUR);
-  if (input.start >= 0 && status.st_size - input.start > kCollected) {
+  if (input.start >= 0 && status.st_size - input.start >= kCollected) {
     input.hint = static_cast<std::uint64_t>(status.st_size - input.start);
   }
   return kDone;

@@ -126,9 +126,9 @@ bool is_mount_point(int directory, const std::string& name) noexcept {
          (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
 }
 
-// ---- what a file has besides its content ---------------------------------------------------------------------------
+// ---- what a file has apart from its content -----------------------------------------------------------------------
 
-/// The kernel takes or makes these anew when a file is written.
+/// The kernel itself removes or renews these when a file is written.
 bool belongs_to_the_content(std::string_view attribute) noexcept {
   return attribute == "security.capability" || attribute == "security.ima" || attribute == "security.evm";
 }

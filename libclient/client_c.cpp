@@ -216,7 +216,7 @@ Told told_by(int fd) noexcept {
   struct stat status {};
   if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) return {};
   const off_t at = ::lseek(fd, 0, SEEK_CUR);
-  if (at < 0 || status.st_size - at <= static_cast<off_t>(stepstash::protocol::kInlineBytes)) return {};
+  if (at < 0 || status.st_size - at < static_cast<off_t>(stepstash::protocol::kInlineBytes)) return {};
   return {static_cast<std::uint64_t>(status.st_size - at), at};
 }
 

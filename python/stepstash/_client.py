@@ -96,7 +96,7 @@ def _waiting(file, read):
         try:
             descriptor = file.fileno()
         except (AttributeError, OSError):
-            raise BlockingIOError("the file does not block, has nothing to read now, and no descriptor to wait for") from None
+            raise BlockingIOError("the file does not block, and has neither bytes now nor a descriptor") from None
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.poll()
