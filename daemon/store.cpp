@@ -317,25 +317,43 @@ bool Store::made_room_in_tmpfs(std::error_code error, std::uint64_t bytes) {
 
 awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::string_view source, std::uint64_t length,
                                                std::uint64_t dirty_bytes, Waiter& waiter, TimePoint deadline) {
+  const RoomQueue::Wish wish{length, dirty_bytes};
+  std::optional<RoomQueue::Place> place;
   for (;;) {
-    std::error_code why = Errc::dirty_limit;
-    // One value may exceed the limit when nothing else waits: it could never be set otherwise.
-    if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
-      const std::uint64_t way_made = counters_.evictions + counters_.moves;
-      auto draft = try_draft(name, source, length);
-      if (draft) co_return OwnedDraft(segment_, draft.value());
-      why = draft.error();
-      if (waiter.gone() || expired(deadline)) co_return why;
-      if (counters_.evictions + counters_.moves != way_made) {  // progress: let others have the loop, then go on
-        co_await asio::post(loop_, asio::use_awaitable);
-        continue;
+    std::error_code why = room_.why();
+    if (place || !room_.passes_over(wish)) {
+      // One value may exceed the limit when nothing else waits: it could never be set otherwise.
+      const bool limited =
+          dirty_bytes != 0 && flusher_.dirty_bytes() != 0 && flusher_.dirty_bytes() + dirty_bytes > limits_.max_dirty;
+      why = Errc::dirty_limit;
+      if (!limited) {
+        const std::uint64_t way_made = counters_.evictions + counters_.moves;
+        ++counters_.room_tries;
+        auto draft = try_draft(name, source, length);
+        if (draft) co_return OwnedDraft(segment_, draft.value());
+        why = draft.error();
+        if (waiter.gone() || expired(deadline)) co_return why;
+        if (counters_.evictions + counters_.moves != way_made) {  // progress: let others have the loop, then go on
+          if (!place) {
+            co_await waiter.yield();
+            continue;
+          }
+          room_.notify_all();
+          if (co_await place->turn(deadline)) continue;
+        } else if (shed_set && shed_set()) {
+          continue;
+        }
       }
-      if (shed_set && shed_set()) continue;
+      room_.no_room_for(wish, why, limited);
+      if (place) place->failed();
     }
+    if (waiter.dismissed()) co_return Errc::shutting_down;
     if (waiter.gone() || expired(deadline)) co_return why;
     flusher_.kick();
-    // Retired blocks come free without notice when readers let go: look again by the clock, too.
-    co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + std::chrono::milliseconds(50)));
+    if (!place) place.emplace(room_, waiter, wish);
+    if (co_await place->turn(deadline)) continue;
+    if (waiter.dismissed()) co_return Errc::shutting_down;
+    co_return why;
   }
 }
 
@@ -452,6 +470,7 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
     }
     if (entry->state.load(std::memory_order_relaxed) == shm::EntryState::dirty) co_return Errc::corrupt_value;  // lost
     if (const std::error_code why = database_.unusable()) co_return why;
+    if (waiter.dismissed()) co_return Errc::shutting_down;
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     if (!node->loading) {
       const std::uint64_t revision = entry->revision;
@@ -532,10 +551,12 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
 awaitable<Result<>> Store::wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
   if (!valid_build(build) || !valid_text(name)) co_return Errc::invalid_argument;
   while (current(build, name) == nullptr) {
+    if (waiter.dismissed()) co_return Errc::shutting_down;
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     const auto key = std::make_pair(build, name);
     co_await awaited_[key].wait(waiter, deadline);
     if (awaited_[key].empty()) awaited_.erase(key);
+    if (!waiter.gone() && !waiter.dismissed()) co_await waiter.yield();  // many may wait for one name
   }
   co_return success();
 }
@@ -670,7 +691,13 @@ awaitable<Result<std::uint64_t>> Store::drop(BuildId build) {
 }
 
 awaitable<Result<std::uint64_t>> Store::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
-  while (merging_ > 0 && !waiter.gone() && !expired(deadline)) co_await merged_.wait(waiter, deadline);
+  // Builds that are made from now on have only just begun, or been said to be complete by somebody who was not waiting
+  // for this: a prune that waited for them, too, could wait for ever.
+  const std::uint64_t asked = last_question_;
+  while (!merging_.empty() && *merging_.begin() <= asked && !waiter.gone() && !expired(deadline)) {
+    if (waiter.dismissed()) co_return Errc::shutting_down;
+    co_await merged_.wait(waiter, deadline);
+  }
   std::vector<BuildId> builds;
   for (const auto& [id, build] : catalog_.builds()) {
     if (prunable(*build, older_than)) builds.push_back(id);
@@ -725,14 +752,14 @@ awaitable<void> Store::prune_expired() {
 void Store::ask_database(BuildState& build) {
   if (build.merged() || build.asking != 0) return;
   build.asking = ++last_question_;
-  ++merging_;
+  merging_.insert(build.asking);
   asio::co_spawn(loop_, merge_from_database(build.id, build.asking), kOrDie);
 }
 
 awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question) {
   auto job = [this, build]() { return database_.load_build(build); };
   const Result<std::optional<persist::StoredBuild>> known = co_await run_on(loader_, job);
-  --merging_;
+  merging_.erase(question);
   BuildState* state = catalog_.find_build(build);
   // A record that was given up and made again meanwhile has a question of its own.
   if (state != nullptr && state->asking != question) state = nullptr;
@@ -776,7 +803,7 @@ void Store::maintain() {
   if (segment_.reclaim() > 0) room_.notify_all();
   segment_.heap().punch(now - limits_.punch_after, kPunchAtOnce);
   if (loaded_.empty()) load_failures_.clear();
-  if (merging_ == 0 && now >= ask_again_) {
+  if (merging_.empty() && now >= ask_again_) {
     ask_again_ = now + std::chrono::seconds(1);
     for (const BuildId id : std::exchange(unanswered_, {})) {
       if (BuildState* build = catalog_.find_build(id)) ask_database(*build);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,6 +21,7 @@
 #include "base/result.hpp"
 #include "daemon/catalog.hpp"
 #include "daemon/flusher.hpp"
+#include "daemon/room_queue.hpp"
 #include "daemon/tasks.hpp"
 #include "persist/backing_store.hpp"
 #include "protocol/message.hpp"
@@ -98,6 +100,7 @@ class Store {
     std::uint64_t pruned = 0;
     std::uint64_t dropped = 0;
     std::uint64_t finishes = 0;
+    std::uint64_t room_tries = 0;  ///< looks for room for a value, in vain or not
   };
 
   Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
@@ -142,7 +145,7 @@ class Store {
   // ---- builds ----
 
   Result<std::int64_t> finish(BuildId build, std::optional<std::int64_t> complete_at);
-  /// Returns how many entries went. Waits until the database has said what it knows of builds that are new here.
+  /// Returns how many entries went. Waits until the database has said what it knows of the builds that there are now.
   awaitable<Result<std::uint64_t>> prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline);
   /// Deletes what is there now; what is set meanwhile stays. Returns how many entries went, when all of them have.
   awaitable<Result<std::uint64_t>> drop(BuildId build);
@@ -236,14 +239,14 @@ class Store {
   std::chrono::nanoseconds start_on_boot_clock_;
   std::int64_t wall_at_start_;  // or when the database had been written to last, if the clock says more
   asio::thread_pool loader_{1};
-  WaitList room_;
+  RoomQueue room_;
   WaitList merged_;
   WaitList loaded_;
   std::map<std::uint64_t, std::error_code> load_failures_;  // by id, while somebody waits
   std::map<std::pair<BuildId, std::string>, WaitList> awaited_;
   bool pruning_ = false;
-  bool stopping_ = false;  // nothing more for the loader
-  std::size_t merging_ = 0;
+  bool stopping_ = false;            // nothing more for the loader
+  std::set<std::uint64_t> merging_;  // questions to the database that are under way
   std::uint64_t last_question_ = 0;
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
   std::chrono::nanoseconds ask_again_{0};
