@@ -63,8 +63,6 @@ int open_input(const Arguments& a, Input& input) {
     complain(kDone, "reading the value from the terminal; end it with Ctrl-D at the start of a line");
   }
   const std::string from = place(a.file, "standard input");
-  const int flags = ::fcntl(input.fd, F_GETFL);
-  if (flags < 0 || (flags & O_PATH) != 0) return complain(kIoError, from + ": " + std::strerror(EBADF));
   struct stat status {};
   if (::fstat(input.fd, &status) != 0) return complain(kIoError, from + ": " + std::strerror(errno));
   if (S_ISDIR(status.st_mode)) return complain(kIoError, from + ": is a directory");

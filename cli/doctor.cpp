@@ -11,6 +11,10 @@ using Json = nlohmann::ordered_json;
 
 /// A commit is due after the flush interval, a fraction of a second; a slow disk may take some.
 constexpr double kDirtySeconds = 60;
+/// The daemon looks ten times a second.
+constexpr double kDiskSeconds = 10;
+/// Normally the log stays near 32 MiB.
+constexpr std::uint64_t kLogBytes = std::uint64_t{64} << 20;
 
 std::uint64_t number(const Json& at, const char* name) {
   const auto found = at.find(name);
@@ -74,6 +78,25 @@ std::vector<Finding> diagnose(const std::string& stats) {
     found.push_back(
         {"a value has waited " + std::to_string(number(json, "oldest_dirty_seconds")) + " s for the database",
          "the disk does not keep up: power loss would cost that much"});
+  }
+  const Json database = json.value("database", Json::object());
+  if (const auto place = database.find("in_place"); place != database.end() && place->is_boolean() && !*place) {
+    found.push_back(
+        {"the database was deleted, renamed or replaced while it is in use",
+         "put the right one in its place, or leave it, and restart the daemon: it writes what it has in memory"});
+  }
+  if (seconds(database, "seen_seconds_ago") > kDiskSeconds) {
+    found.push_back(
+        {"the disk of the database has not answered for " + std::to_string(number(database, "seen_seconds_ago")) + " s",
+         "what is in memory is served; nothing is evicted or written until it answers"});
+  }
+  if (number(database, "log_held_bytes") > 0 && number(database, "log_bytes") > kLogBytes) {
+    found.push_back(
+        {"the database's write-ahead log has grown to " + std::to_string(number(database, "log_bytes")) +
+             " bytes: " + std::to_string(number(database, "log_held_bytes")) +
+             " of them wait for somebody who reads the database to end",
+         "end the program that holds a transaction open, a shell or a backup (fuser -v DATABASE names those "
+         "that have it open); the log is emptied then, and its file shrinks with the commits that follow"});
   }
   const Json segment = json.value("segment", Json::object());
   const std::uint64_t heap = number(segment, "heap_bytes");

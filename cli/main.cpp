@@ -13,11 +13,10 @@
 
 int main(int argc, char** argv) {
   using namespace stepstash::cli;
-  if (!stepstash::fill_standard_descriptors()) return kTryLater;
+  if (!stepstash::fill_standard_descriptors()) return kIoError;
   // A reader that goes away is an error of ours (74), so that no partial read looks like a whole one.
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGXFSZ, SIG_IGN);  // so is a file that becomes too large for `ulimit -f`
-  if (!occupy_standard_descriptors()) return kIoError;
   try {
     const Parsed parsed = parse_arguments(argc, argv, std::getenv("STEPSTASH_BUILD"));
     if (parsed.arguments) return end_output(run(*parsed.arguments));

@@ -228,15 +228,6 @@ ssize_t read_some(int fd, void* data, std::size_t bytes) noexcept {
   }
 }
 
-bool occupy_standard_descriptors() noexcept {
-  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
-    if (::fcntl(fd, F_GETFD) >= 0) continue;
-    // The lowest that is free. O_PATH: read(2) and write(2) give EBADF, as they would if it had stayed closed.
-    if (::open("/", O_PATH | O_CLOEXEC) != fd) return false;
-  }
-  return true;
-}
-
 bool open_for_writing(int fd) noexcept {
   const int flags = ::fcntl(fd, F_GETFL);
   return flags >= 0 && (flags & O_PATH) == 0 && (flags & O_ACCMODE) != O_RDONLY;

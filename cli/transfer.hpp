@@ -19,9 +19,6 @@ int write_all(int fd, const void* data, std::size_t bytes, std::size_t* done = n
 /// As read(2), but waits where the descriptor does not block. -1 with errno for errors.
 ssize_t read_some(int fd, void* data, std::size_t bytes) noexcept;
 
-/// Takes those of the descriptors 0, 1 and 2 that are closed, with something that can neither be read nor written. What
-/// is opened later, the daemon's socket above all, can then not be taken for a standard one. False: not possible.
-bool occupy_standard_descriptors() noexcept;
 /// Whether the descriptor is open, and open for writing.
 bool open_for_writing(int fd) noexcept;
 

@@ -95,6 +95,8 @@ void Connection::close() {
   socket_.close(ignored);
 }
 
+void Connection::dismiss() { waiter_.dismiss(); }
+
 bool Connection::shed_ring(bool slow_too) {
   if (!ring_ || closed_) return false;
   if (staged_ && !(slow_too && give_up_set())) return false;
@@ -250,6 +252,12 @@ awaitable<bool> Connection::handle(protocol::Request request) {
   if (const auto* hello = std::get_if<protocol::Hello>(&request)) co_return co_await on_hello(*hello);
   if (!greeted_) {
     co_await send_failure(Errc::protocol_error, "the first message must be Hello");
+    co_return false;
+  }
+  const bool of_staged = staged_ && (std::holds_alternative<protocol::SetCommit>(request) ||
+                                     std::holds_alternative<protocol::SetAbort>(request));
+  if (waiter_.dismissed() && !of_staged) {
+    co_await send_failure(Errc::shutting_down, "the daemon is stopping");
     co_return false;
   }
   busy_ = true;
@@ -438,6 +446,7 @@ awaitable<bool> Connection::on_set_begin(protocol::SetBegin begin) {
   }
   const TimePoint deadline = deadline_after(begin.params.deadline_ms);
   while (!ring_ && services_.rings >= services_.config.max_rings && !services_.shed_ring()) {
+    if (waiter_.dismissed()) co_return co_await send_failure(Errc::shutting_down, "the daemon is stopping");
     if (waiter_.gone() || std::chrono::steady_clock::now() >= deadline) {
       co_return co_await send_failure(Errc::too_many,
                                       fmt::format("all {} staging rings are in use (max_rings)", services_.rings));

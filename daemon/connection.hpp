@@ -80,6 +80,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Serves until the peer hangs up, breaks the protocol, or close() is called.
   awaitable<void> run();
   void close();
+  /// The daemon stops: what waits for something that may not come before is answered with shutting_down, and so is what
+  /// comes from now on, but for the rest of a set under way. The client asks the next daemon.
+  void dismiss();
   /// Ends the connection when it has a ring and is idle, or keeps a set waiting with `slow_too`: its client connects
   /// anew when it needs to.
   bool shed_ring(bool slow_too);

@@ -320,6 +320,10 @@ awaitable<void> Flusher::reserve_ids() {
     co_return;
   }
   STEPSTASH_CRASH_POINT("daemon.ids.reserved");
+  // Before any of them is given: a copy of the database that lacks this range is known by its count.
+  const std::uint64_t unsettled = header.commit_count.load(std::memory_order_relaxed) & shm::kUnsettled;
+  header.commit_count.store(store_.commit_count() | unsettled, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.ids.commit_count.stored");
   header.next_id.store(first.value(), std::memory_order_release);  // in this order: docs/segment-layout.md, L2
   STEPSTASH_CRASH_POINT("daemon.ids.next_id.stored");
   header.id_limit.store(first.value() + kIdRange, std::memory_order_release);

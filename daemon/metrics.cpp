@@ -84,6 +84,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"reload_errors", store.reload_errors},
       {"evictions", store.evictions},
       {"finishes", store.finishes},
+      {"room_tries", store.room_tries},
       {"entries_pruned", store.pruned},
       {"entries_dropped", store.dropped},
       {"damaged_values", damaged.size()},

@@ -691,6 +691,10 @@ awaitable<void> Server::stop() {
     }
     return false;
   };
+  // Who waits for room, or for a name, could wait for longer than this daemon lives; the next one can be asked.
+  for (const auto& weak : connections_) {
+    if (const auto connection = weak.lock()) connection->dismiss();
+  }
   if (!over) flusher_->kick();  // durable sets that wait need not wait for the interval
   while (any_busy() && std::chrono::steady_clock::now() < requests_end) {
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);

@@ -225,8 +225,8 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
         row->second.key_hash == shm::key_hash(shm::process_secret(), entry.buildid, shm::entry_name(entry));
     const bool same = same_key && row->second.revision == entry.revision && row->second.value_hash == entry.value_hash;
     if (same) return;
-    if (entry.value_offset == 0) {
-      if (entry.state.load() == shm::EntryState::dirty) return;  // known to be lost: this database is yet to be told
+    // Dirty and evicted is a value that is known to be lost: this database is yet to be told, by a row of its own.
+    if (entry.value_offset == 0 && entry.state.load() == shm::EntryState::clean) {
       lost.push_back(&entry);
     } else if (const bool id = row != stored.end() && !same_key; id || revisions.contains(entry.revision)) {
       renumbered.push_back({&entry, id});

@@ -51,8 +51,6 @@ constexpr auto kRekeyPause = std::chrono::milliseconds(100);
 constexpr int kRekeyPauseTimes = 20;
 /// Steps of eviction that a small value takes before others have the loop.
 constexpr int kStepsAtOnce = 4;
-/// How often those who wait for room look for themselves.
-constexpr std::chrono::milliseconds kLookAgain{50};
 
 constexpr const char* kEnlargeTmpfs = "enlarge it (mount -o remount,size=; for a container --shm-size)";
 
@@ -457,45 +455,86 @@ awaitable<Result<>> Store::wait_for_pages(std::error_code error, std::uint64_t b
   // Where nothing is lacking any more, another was faster, or something else is the matter: that takes its time.
   const std::uint64_t lacking = lacking_pages(bytes);
   const bool way_was_made = lacking > 0 && free_pages(lacking, /*give_back=*/true);
-  co_return co_await wait_for_room(error, way_was_made, waiter, deadline);
+  co_return co_await wait_for_room(error, bytes, way_was_made, waiter, deadline);
 }
 
-awaitable<Result<>> Store::wait_for_room(std::error_code why, bool way_was_made, Waiter& waiter, TimePoint deadline) {
+awaitable<Result<>> Store::wait_for_room(std::error_code why, std::uint64_t bytes, bool way_was_made, Waiter& waiter,
+                                         TimePoint deadline) {
+  if (waiter.dismissed()) co_return Errc::shutting_down;
   if (waiter.gone() || expired(deadline)) co_return why;
-  if (way_was_made) {  // let others have the loop, then go on
-    co_await asio::post(loop_, asio::use_awaitable);
+  if (way_was_made) {
+    co_await waiter.yield();
     co_return success();
   }
-  if (why == Errc::too_many) {  // the index has no slot for this key until maintain() allows it another table
-    co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
+  if (why == Errc::too_many) {
+    co_await wait_for_slot(waiter, deadline);
     co_return success();
   }
-  if (why != Errc::dirty_limit && shed_set && shed_set()) co_return success();
+  if (shed_set && shed_set()) co_return success();
+  const RoomQueue::Wish wish{bytes, 0};
+  room_.no_room_for(wish, why, /*dirty_limit=*/false);
   flusher_.kick();
-  // Retired blocks come free without notice when readers let go, and pages when others leave the tmpfs: look again by
-  // the clock, too.
-  co_await room_.wait(waiter, std::min(deadline, std::chrono::steady_clock::now() + kLookAgain));
-  co_return success();
+  RoomQueue::Place place(room_, waiter, wish);
+  if (co_await place.turn(deadline)) co_return success();
+  if (waiter.dismissed()) co_return Errc::shutting_down;
+  co_return why;
+}
+
+/// The index has no slot for a key until maintain() allows it another table.
+awaitable<void> Store::wait_for_slot(Waiter& waiter, TimePoint deadline) {
+  co_await waiter.sleep_until(std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
 }
 
 awaitable<Result<OwnedDraft>> Store::find_room(BuildId build, std::string_view name, std::string_view source,
                                                std::uint64_t length, std::uint64_t dirty_bytes, Waiter& waiter,
                                                TimePoint deadline) {
+  const RoomQueue::Wish wish{length, dirty_bytes};
+  std::optional<RoomQueue::Place> place;
   for (;;) {
-    std::error_code why = Errc::dirty_limit;
-    const std::uint64_t before = way_made();
-    // One value may exceed the limit when nothing else waits: it could never be set otherwise.
-    if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
-      auto draft = try_draft(build, name, source, length);
-      if (draft) {
-        OwnedDraft found(segment_, draft.value());
-        promise_pages(found, length);
-        co_return found;
+    std::error_code why = room_.why();
+    if (place || !room_.passes_over(wish)) {
+      // One value may exceed the limit when nothing else waits: it could never be set otherwise.
+      const bool limited =
+          dirty_bytes != 0 && flusher_.dirty_bytes() != 0 && flusher_.dirty_bytes() + dirty_bytes > limits_.max_dirty;
+      why = Errc::dirty_limit;
+      if (!limited) {
+        const std::uint64_t before = way_made();
+        ++counters_.room_tries;
+        auto draft = try_draft(build, name, source, length);
+        if (draft) {
+          OwnedDraft found(segment_, draft.value());
+          promise_pages(found, length);
+          co_return found;
+        }
+        why = draft.error();
+        if (waiter.gone() || expired(deadline)) co_return why;
+        if (why == Errc::too_many) {  // no matter of room: others may find theirs
+          place.reset();
+          if (waiter.dismissed()) co_return Errc::shutting_down;
+          co_await wait_for_slot(waiter, deadline);
+          continue;
+        }
+        if (way_made() != before) {  // progress: let others have the loop, then go on
+          if (!place) {
+            co_await waiter.yield();
+            continue;
+          }
+          room_.notify_all();
+          if (co_await place->turn(deadline)) continue;
+        } else if (shed_set && shed_set()) {
+          continue;
+        }
       }
-      why = draft.error();
+      room_.no_room_for(wish, why, limited);
+      if (place) place->failed();
     }
-    auto again = co_await wait_for_room(why, way_made() != before, waiter, deadline);
-    if (!again) co_return again.error();
+    if (waiter.dismissed()) co_return Errc::shutting_down;
+    if (waiter.gone() || expired(deadline)) co_return why;
+    flusher_.kick();
+    if (!place) place.emplace(room_, waiter, wish);
+    if (co_await place->turn(deadline)) continue;
+    if (waiter.dismissed()) co_return Errc::shutting_down;
+    co_return why;
   }
 }
 
@@ -568,7 +607,7 @@ awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& para
     const std::uint64_t before = way_made();
     const std::uint64_t table = 2 * segment_.index().slots() * sizeof(shm::Slot);
     if (slot.error() != Errc::too_many) free_pages(table, slot.error() != Errc::segment_full);
-    auto again = co_await wait_for_room(slot.error(), way_made() != before, waiter, deadline);
+    auto again = co_await wait_for_room(slot.error(), table, way_made() != before, waiter, deadline);
     if (!again) co_return again.error();
   }
   std::uint64_t place = 0;
@@ -622,6 +661,7 @@ awaitable<Result<>> Store::load(BuildId build, const std::string& name, Waiter& 
     }
     if (entry->state.load(std::memory_order_relaxed) == shm::EntryState::dirty) co_return Errc::corrupt_value;  // lost
     if (const std::error_code why = database_.unusable()) co_return why;
+    if (waiter.dismissed()) co_return Errc::shutting_down;
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     if (!node->loading) {
       const std::uint64_t revision = entry->revision;
@@ -703,10 +743,12 @@ awaitable<void> Store::reload(Reload what, OwnedDraft draft) {
 awaitable<Result<>> Store::wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
   if (!valid_build(build) || !valid_text(name)) co_return Errc::invalid_argument;
   while (current(build, name) == nullptr) {
+    if (waiter.dismissed()) co_return Errc::shutting_down;
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     const auto key = std::make_pair(build, name);
     co_await awaited_[key].wait(waiter, deadline);
     if (awaited_[key].empty()) awaited_.erase(key);
+    if (!waiter.gone() && !waiter.dismissed()) co_await waiter.yield();  // many may wait for one name
   }
   co_return success();
 }
@@ -875,7 +917,13 @@ awaitable<Result<std::uint64_t>> Store::drop(BuildId build) {
 }
 
 awaitable<Result<std::uint64_t>> Store::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
-  while (merging_ > 0 && !waiter.gone() && !expired(deadline)) co_await merged_.wait(waiter, deadline);
+  // Builds that are made from now on have only just begun, or been said to be complete by somebody who was not waiting
+  // for this: a prune that waited for them, too, could wait for ever.
+  const std::uint64_t asked = last_question_;
+  while (!merging_.empty() && *merging_.begin() <= asked && !waiter.gone() && !expired(deadline)) {
+    if (waiter.dismissed()) co_return Errc::shutting_down;
+    co_await merged_.wait(waiter, deadline);
+  }
   std::vector<BuildState*> builds;
   for (const auto& [id, build] : catalog_.builds()) {
     if (prunable(*build, older_than)) builds.push_back(build.get());
@@ -916,14 +964,14 @@ awaitable<void> Store::prune_expired() {
 void Store::ask_database(BuildState& build) {
   if (build.merged() || build.asking != 0) return;
   build.asking = ++last_question_;
-  ++merging_;
+  merging_.insert(build.asking);
   asio::co_spawn(loop_, merge_from_database(build.id, build.asking), kOrDie);
 }
 
 awaitable<void> Store::merge_from_database(BuildId build, std::uint64_t question) {
   auto job = [this, build]() { return database_.load_build(build); };
   const Result<std::optional<persist::StoredBuild>> known = co_await run_on(loader_, job);
-  --merging_;
+  merging_.erase(question);
   BuildState* state = catalog_.find_build(build);
   // A record that was given up and made again meanwhile has a question of its own.
   if (state != nullptr && state->asking != question) state = nullptr;
@@ -974,7 +1022,7 @@ void Store::maintain() {
   }
   tmpfs_ = segment_.heap().file_system();
   if (loaded_.empty()) load_failures_.clear();
-  if (merging_ == 0 && now >= ask_again_) {
+  if (merging_.empty() && now >= ask_again_) {
     ask_again_ = now + std::chrono::seconds(1);
     for (const BuildId id : std::exchange(unanswered_, {})) {
       if (BuildState* build = catalog_.find_build(id)) ask_database(*build);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -21,6 +22,7 @@
 #include "daemon/catalog.hpp"
 #include "daemon/flusher.hpp"
 #include "daemon/listing.hpp"
+#include "daemon/room_queue.hpp"
 #include "daemon/tasks.hpp"
 #include "persist/backing_store.hpp"
 #include "protocol/message.hpp"
@@ -125,6 +127,7 @@ class Store {
     std::uint64_t pruned = 0;
     std::uint64_t dropped = 0;
     std::uint64_t finishes = 0;
+    std::uint64_t room_tries = 0;  ///< looks for room for a value, in vain or not
   };
 
   Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
@@ -178,7 +181,7 @@ class Store {
 
   Result<std::int64_t> finish(BuildId build, std::optional<std::int64_t> complete_at);
   /// Deletes what all the builds hold at one instant; returns how many entries that were. Waits until the database has
-  /// said what it knows of builds that are new here.
+  /// said what it knows of the builds that there are now.
   awaitable<Result<std::uint64_t>> prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline);
   /// Deletes what is there now; what is set meanwhile stays. Returns how many entries went, when all of them have.
   awaitable<Result<std::uint64_t>> drop(BuildId build);
@@ -256,7 +259,9 @@ class Store {
   std::uint64_t lacking_pages(std::uint64_t bytes) const noexcept;
   /// The one way to wait for room, after a try that failed with `why`: returns when it is worth trying again, at once
   /// where `way_was_made`. Errors: `why`, at the deadline and when the client is gone.
-  awaitable<Result<>> wait_for_room(std::error_code why, bool way_was_made, Waiter& waiter, TimePoint deadline);
+  awaitable<Result<>> wait_for_room(std::error_code why, std::uint64_t bytes, bool way_was_made, Waiter& waiter,
+                                    TimePoint deadline);
+  awaitable<void> wait_for_slot(Waiter& waiter, TimePoint deadline);
   /// Changes with everything that makes room.
   std::uint64_t way_made() const noexcept { return counters_.evictions + counters_.moves + given_back_; }
   Result<const shm::Entry*> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
@@ -298,14 +303,14 @@ class Store {
   std::chrono::nanoseconds start_on_boot_clock_;
   std::int64_t wall_at_start_;  // or when the database had been written to last, if the clock says more
   asio::thread_pool loader_{1};
-  WaitList room_;
+  RoomQueue room_;
   WaitList merged_;
   WaitList loaded_;
   std::map<std::uint64_t, std::error_code> load_failures_;  // by id, while somebody waits
   std::map<std::pair<BuildId, std::string>, WaitList> awaited_;
   bool pruning_ = false;
-  bool stopping_ = false;  // nothing more for the loader
-  std::size_t merging_ = 0;
+  bool stopping_ = false;            // nothing more for the loader
+  std::set<std::uint64_t> merging_;  // questions to the database that are under way
   std::uint64_t last_question_ = 0;
   std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
   std::chrono::nanoseconds ask_again_{0};

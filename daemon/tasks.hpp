@@ -63,6 +63,12 @@ class Waiter {
     timer_.cancel();
   }
   bool gone() const noexcept { return gone_; }
+  /// The daemon stops: ends waits for what may not come before that. Those for what the stop itself brings go on.
+  void dismiss() {
+    dismissed_ = true;
+    timer_.cancel();
+  }
+  bool dismissed() const noexcept { return dismissed_; }
 
   /// Returns at `deadline`, or earlier after wake() or hang_up().
   awaitable<void> sleep_until(TimePoint deadline) {
@@ -85,6 +91,7 @@ class Waiter {
   Turns* turns_ = nullptr;
   uid_t uid_ = 0;
   bool gone_ = false;
+  bool dismissed_ = false;
 };
 
 /// Those who wait for one thing. Waking is a hint to look again, never a promise. Loop's thread only.

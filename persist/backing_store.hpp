@@ -79,7 +79,7 @@ class BackingStore {
   virtual Result<> commit(const Batch& batch) = 0;
 
   /// Reserves ids first .. first+count-1 for ever, durably, and returns first. Never returns 0, and never less than
-  /// `at_least`.
+  /// `at_least`. Counts as a commit (commit_count).
   virtual Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) = 0;
 
   /// Number of entries, and the bytes of their names and sources: what a cold start must find room for. O(entries).

@@ -689,8 +689,12 @@ Result<std::uint64_t> SqliteStore::reserve(std::uint64_t count, std::uint64_t at
   const std::uint64_t first = std::max({std::uint64_t{1}, next, at_least, highest + 1});
   if (first > kMaxInt || count > kMaxInt - first) return Errc::out_of_ids;
   STEPSTASH_TRY(write_->update_next_id.bind(1, signed_twin(first + count)).run());
+  // Counted like a batch: a copy from before would give the same ids once more, so it has to be known as an older one.
+  STEPSTASH_TRY(write_->bump_commit_count.run());
+  const std::uint64_t commits = STEPSTASH_TRY(write_->meta("commit_count"));
   STEPSTASH_CRASH_POINT("persist.ids.commit_due");
   STEPSTASH_TRY(transaction.commit());
+  commit_count_ = commits;
   STEPSTASH_CRASH_POINT("persist.ids.committed");
   return first;
 }
@@ -875,7 +879,6 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
   // below what the WAL keeps. A reader in the way (SQLITE_BUSY) is no failure: the next call finds it gone.
   const bool shrink_wal = left == 0 && file_bytes(path_ + "-wal") > kWalKeepBytes;
   const int code = checkpoint_now(writer_.get(), shrink_wal ? SQLITE_CHECKPOINT_TRUNCATE : SQLITE_CHECKPOINT_PASSIVE);
-  STEPSTASH_CRASH_POINT("persist.vacuum.checkpointed");
   if (code != SQLITE_OK && (code & 0xFF) != SQLITE_BUSY && (code & 0xFF) != SQLITE_LOCKED) return sqlite_error(code);
   return freed;
 }
@@ -901,6 +904,7 @@ int SqliteStore::checkpoint_now(sqlite3* connection, int mode) {
   int pages = 0;
   int moved = 0;
   const int code = sqlite3_wal_checkpoint_v2(connection, "main", mode, &pages, &moved);
+  STEPSTASH_CRASH_POINT("persist.vacuum.checkpointed");
   // After an error, or while somebody else is at it, both are -1, or what was done so far.
   if (pages >= 0 && moved >= 0) {
     log_held_bytes_ = static_cast<std::uint64_t>(std::max(pages - moved, 0)) * page_bytes_;
@@ -911,7 +915,6 @@ int SqliteStore::checkpoint_now(sqlite3* connection, int mode) {
 void SqliteStore::checkpoint() {
   if (!in_place() || !checkpoint_fits()) return;
   (void)checkpoint_now(writer_.get(), SQLITE_CHECKPOINT_PASSIVE);
-  STEPSTASH_CRASH_POINT("persist.checkpoint.done");
 }
 
 BackingStore::Files SqliteStore::look() const {

@@ -64,6 +64,18 @@ BOOST_AUTO_TEST_CASE(a_tmpfs_that_cannot_give_the_segment_its_size_is_a_finding)
                  .empty());  // without a bound
 }
 
+BOOST_AUTO_TEST_CASE(a_log_that_a_reader_holds_back_is_a_finding) {
+  BOOST_TEST(says(R"({"database":{"log_bytes":347078656,"log_held_bytes":1000}})", "has grown to 347078656 bytes"));
+  BOOST_TEST(diagnose(R"({"database":{"log_bytes":347078656,"log_held_bytes":0}})").empty());
+  BOOST_TEST(diagnose(R"({"database":{"log_bytes":33554432,"log_held_bytes":1000}})").empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_database_that_is_gone_or_does_not_answer_is_a_finding) {
+  BOOST_TEST(says(R"({"database":{"in_place":false}})", "deleted, renamed or replaced"));
+  BOOST_TEST(says(R"({"database":{"seen_seconds_ago":11.5}})", "not answered for 11 s"));
+  BOOST_TEST(diagnose(R"({"database":{"in_place":true,"seen_seconds_ago":0.1}})").empty());
+}
+
 BOOST_AUTO_TEST_CASE(what_is_no_json_is_a_finding_and_no_crash) {
   for (const char* stats : {"", "[]", "7", "{", "{\"last_recovery\":"}) BOOST_TEST(diagnose(stats).size() == 1u);
   BOOST_TEST(diagnose(R"({"damaged":[1,null],"damaged_values":"x","kept_aside":{}})").empty());

@@ -382,6 +382,66 @@ BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_and_the_rest_is_served) {
   BOOST_TEST((rows(disk) == Rows{"1/a=sound value", "1/bad=(value does not match its checksum)"}));
 }
 
+BOOST_AUTO_TEST_CASE(what_was_lost_here_takes_the_row_of_no_other_value_in_another_database) {
+  MemoryStore other(0xd1ff);
+  {
+    const TempDir elsewhere;
+    Engine theirs(elsewhere, other, clock);
+    theirs.set(1, "theirs", "their value");
+    theirs.flush().value();
+  }
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  std::uint64_t offset = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(2, "ours", "damaged value");  // with the same id
+    const shm::Entry* entry = engine.segment().find(2, "ours");
+    offset = engine.segment().offset_of(*entry) + entry->value_offset;
+  }
+  damage(offset);
+  Engine engine(directory, other, clock);
+  engine.flush().value();
+  BOOST_TEST((rows(other) == Rows{"1/theirs=their value", "2/ours=(value does not match its checksum)"}));
+  BOOST_TEST(engine.load(1, "theirs").has_value());
+  BOOST_TEST(engine.value(1, "theirs") == "their value");
+  BOOST_TEST(engine.load(2, "ours").error() == Errc::corrupt_value);
+}
+
+BOOST_AUTO_TEST_CASE(a_copy_from_before_ids_were_reserved_is_an_older_copy) {
+  // As a backup: with all that was committed, and without the range of ids that was reserved after it.
+  MemoryStore copy(disk.store_id());
+  FaultyStore faulty(disk);
+  std::uint64_t last = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "v", "value");
+    engine.flush().value();
+    {
+      const TempDir elsewhere;
+      Engine writes_it(elsewhere, copy, clock);
+      writes_it.set(1, "v", "value");
+      writes_it.flush().value();
+    }
+    BOOST_TEST(copy.commit_count() == disk.commit_count());
+    faulty.fail_commits(Errc::not_durable);
+    shm::Header& header = engine.segment().header();
+    header.next_id.store(header.id_limit.load() - 2);  // it gave nearly all that it had
+    engine.flusher().kick();
+    engine.set(1, "w", "value");
+    const std::uint64_t limit = header.id_limit.load();
+    engine.run_until([&] { return header.id_limit.load() != limit; });
+    last = engine.set(1, "x", "value").id;  // of the new range, and acknowledged in memory
+  }
+  {
+    Engine engine(directory, copy, clock);
+    BOOST_TEST(engine.startup().all_dirty);
+  }
+  const TempDir elsewhere;  // the loss of power: the segment is gone
+  Engine cold(elsewhere, copy, clock);
+  BOOST_TEST(cold.set(1, "y", "value").id > last);
+}
+
 BOOST_AUTO_TEST_CASE(a_drop_that_the_database_has_not_heard_of_holds_in_a_damaged_segment_too) {
   FaultyStore faulty(disk);
   {

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "daemon/connection.hpp"
+#include "daemon/metrics.hpp"
 #include "tests/daemon/engine.hpp"
 
 using namespace stepstash;
@@ -19,6 +21,7 @@ struct Storing {
   ManualClock clock;
   TempDir directory;
   Engine engine{directory, faulty, clock};
+  std::vector<std::unique_ptr<daemon::Waiter>> kept;
 
   /// Sets and flushes values of 200 KiB until `name` of build 1 is evicted.
   void fill_until_evicted(const std::string& name) {
@@ -954,6 +957,166 @@ BOOST_AUTO_TEST_CASE(with_the_build_table_full_sets_are_refused_and_finishes_are
   faulty.heal();
   engine.flush().value();
   BOOST_TEST(engine.try_set(Engine::params(build, "v"), "v").has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_prune_does_not_wait_for_builds_that_came_after_it) {
+  engine.set(1, "v", "value");
+  engine.store().finish(1, 100).value();
+  engine.flush().value();
+  faulty.hang_on_builds({5, 6});
+  engine.set(5, "v", "value");  // the database is asked about it, and what it says matters to a prune
+  std::optional<Result<std::uint64_t>> pruned;
+  engine.start(engine.store().prune(200, engine.waiter(), in(60s)), pruned);
+  const auto later = in(50ms);
+  engine.run_until([&] { return std::chrono::steady_clock::now() > later; });
+  BOOST_TEST(!pruned.has_value());
+  engine.set(6, "v", "value");  // and about this one, which is newer than the prune
+  faulty.hang_on_builds({6});
+  engine.run_until([&] { return pruned.has_value(); });
+  BOOST_TEST(pruned->value() == 1u);
+  BOOST_TEST(engine.value(1, "v") == "(miss)");
+  faulty.release();
+}
+
+BOOST_AUTO_TEST_CASE(many_who_wait_for_room_look_for_it_in_turn) {
+  faulty.block_commits();
+  const std::string value(200 << 10, 'v');
+  for (int i = 0; engine.try_set(Engine::params(1, std::to_string(i)), value, 1ms); ++i) BOOST_REQUIRE(i < 100);
+  constexpr std::size_t kMany = 300;
+  std::vector<std::optional<Result<protocol::SetOk>>> done(kMany);
+  const std::uint64_t before = engine.store().counters().room_tries;
+  for (std::size_t i = 0; i < kMany; ++i) {
+    kept.push_back(std::make_unique<daemon::Waiter>(engine.loop()));
+    engine.start(engine.setting(Engine::params(2, std::to_string(i)), value, *kept.back()), done[i]);
+  }
+  const auto start = std::chrono::steady_clock::now();
+  engine.run_until([&] { return std::chrono::steady_clock::now() > start + 1s; });
+  const std::uint64_t tries = engine.store().counters().room_tries - before;
+  // One, and then another one every 50 ms; those who want as much are told.
+  BOOST_TEST(tries >= 2u);
+  BOOST_TEST(tries <= 2 * (1s / daemon::RoomQueue::kLookAgain));
+  faulty.release();
+  engine.run_until([&] { return std::ranges::all_of(done, [](const auto& one) { return one.has_value(); }); });
+  for (const auto& one : done) BOOST_TEST(one->has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_small_value_does_not_wait_behind_large_ones) {
+  faulty.block_commits();
+  const std::string value(200 << 10, 'v');
+  for (int i = 0; engine.try_set(Engine::params(1, std::to_string(i)), value, 1ms); ++i) BOOST_REQUIRE(i < 100);
+  std::vector<std::optional<Result<protocol::SetOk>>> done(20);
+  for (std::size_t i = 0; i < done.size(); ++i) {
+    kept.push_back(std::make_unique<daemon::Waiter>(engine.loop()));
+    engine.start(engine.setting(Engine::params(2, std::to_string(i)), value, *kept.back()), done[i]);
+  }
+  const auto start = std::chrono::steady_clock::now();
+  engine.run_until([&] { return std::chrono::steady_clock::now() > start + 100ms; });
+  BOOST_TEST(engine.try_set(Engine::params(3, "small"), "value", 10s).has_value());
+  BOOST_TEST(std::ranges::none_of(done, [](const auto& one) { return one.has_value(); }));
+  faulty.release();
+  engine.run_until([&] { return std::ranges::all_of(done, [](const auto& one) { return one.has_value(); }); });
+}
+
+BOOST_AUTO_TEST_CASE(what_may_not_come_before_the_next_daemon_is_not_waited_for_when_this_one_stops) {
+  faulty.block_commits();
+  const std::string value(200 << 10, 'v');
+  for (int i = 0; engine.try_set(Engine::params(1, std::to_string(i)), value, 1ms); ++i) BOOST_REQUIRE(i < 100);
+  daemon::Waiter room(engine.loop()), name(engine.loop()), commit(engine.loop());
+  std::optional<Result<protocol::SetOk>> set, durable;
+  std::optional<Result<>> named;
+  engine.start(engine.setting(Engine::params(2, "v"), value, room), set);
+  engine.start(engine.awaiting(2, "v", name, 30s), named);
+  protocol::SetParams params = Engine::params(3, "small");
+  params.durable = true;
+  engine.start(engine.setting(params, "value", commit), durable);
+  engine.run_until([&] { return engine.value(3, "small") == "value"; });
+  for (daemon::Waiter* waiter : {&room, &name, &commit}) waiter->dismiss();
+  engine.run_until([&] { return set && named; });
+  BOOST_TEST(set->error() == Errc::shutting_down);
+  BOOST_TEST(named->error() == Errc::shutting_down);
+  BOOST_TEST(!durable.has_value());  // it is set, and the stop writes it
+  faulty.release();
+  engine.run_until([&] { return durable.has_value(); });
+  BOOST_TEST(durable->has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_disk_that_hangs_keeps_nobody_waiting_who_does_not_need_it) {
+  engine.set(1, "clean", "value");
+  engine.flush().value();
+  daemon::Config config;
+  daemon::Services services(engine.loop(), engine.store(), engine.flusher(), engine.segment(), config);
+  faulty.hang();
+  engine.run_until([&] { return faulty.wait_until_blocked(0ms); });
+  const auto start = std::chrono::steady_clock::now();
+  const std::string value(200 << 10, 'v');
+  // Until the segment is full: what is clean may not be evicted for longer than the disk may take to answer.
+  int sets = 0;
+  for (; sets < 10; ++sets) engine.set(2, std::to_string(sets), value);
+  for (int i = 0; engine.try_set(Engine::params(2, std::to_string(sets)), value, 1ms) && i < 100; ++i) ++sets;
+  BOOST_TEST(engine.value(1, "clean") != "(miss)");
+  BOOST_TEST(engine.value(2, "0") == value);
+  BOOST_TEST(engine.store().list({2, std::nullopt, 0}).value().entries.size() == static_cast<std::size_t>(sets));
+  const auto json = daemon::stats_json(services, faulty, engine.startup(), {});
+  BOOST_TEST(json.find("\"seen_seconds_ago\"") != json.npos);
+  BOOST_TEST(engine.store().finish(2, 100).has_value());
+  BOOST_TEST(engine.drop(2) == static_cast<std::uint64_t>(sets));
+  engine.store().maintain();
+  BOOST_TEST((std::chrono::steady_clock::now() - start < 1s));
+  services.copiers.join();
+  faulty.release();
+}
+
+BOOST_AUTO_TEST_CASE(nothing_is_evicted_while_the_database_is_not_in_its_place) {
+  engine.set(1, "clean", std::string(200 << 10, 'c'));
+  engine.flush().value();
+  faulty.move_away(true);
+  engine.run_until([&] { return !engine.flusher().in_place(); });
+  faulty.fail_commits(Errc::not_durable);
+  const std::string value(200 << 10, 'v');
+  for (int i = 0; engine.try_set(Engine::params(2, std::to_string(i)), value, 1ms); ++i) BOOST_REQUIRE(i < 100);
+  BOOST_TEST(engine.value(1, "clean") == std::string(200 << 10, 'c'));
+  BOOST_TEST(engine.store().evicted_values() == 0u);
+  faulty.move_away(false);
+  faulty.heal();
+  engine.run_until([&] { return engine.flusher().in_place(); });
+  BOOST_TEST(engine.try_set(Engine::params(3, "v"), value).has_value());
+}
+
+BOOST_AUTO_TEST_CASE(who_waits_for_room_gets_it_in_turn_with_other_users) {
+  daemon::Turns turns(engine.loop());
+  daemon::RoomQueue queue;
+  std::vector<std::string> tried;
+  const auto wait = [&](std::string who, daemon::Waiter& waiter, std::uint64_t bytes) -> awaitable<bool> {
+    daemon::RoomQueue::Place place(queue, waiter, {bytes, 0});
+    while (co_await place.turn(in(30s))) {
+      tried.push_back(who);
+      if (who.back() != '!') co_return true;
+      queue.no_room_for({bytes, 0}, Errc::segment_full, false);
+      place.failed();
+    }
+    co_return false;
+  };
+  std::vector<std::optional<bool>> done(6);
+  const std::pair<const char*, std::uint64_t> all[] = {{"a1", 5}, {"a2", 5}, {"a3!", 7},
+                                                       {"b1", 5}, {"b2", 9}, {"c1", 5}};
+  queue.notify_all();
+  for (std::size_t i = 0; i < std::size(all); ++i) {
+    const auto uid = static_cast<uid_t>(all[i].first[0]);
+    kept.push_back(std::make_unique<daemon::Waiter>(engine.loop(), turns, uid));
+    engine.start(wait(all[i].first, *kept.back(), all[i].second), done[i]);
+  }
+  engine.loop().poll();
+  BOOST_TEST(tried.empty());
+  queue.notify_all();
+  engine.run_until([&] { return tried.size() >= 5; });
+  // Users in turn; once a3 has not found 7, 9 are not looked for.
+  BOOST_TEST(tried[0].front() == 'a');
+  BOOST_TEST(tried[1].front() == 'b');
+  BOOST_TEST(tried[2].front() == 'c');
+  kept[2]->hang_up();
+  engine.run_until([&] { return done[2] && done[4]; });
+  BOOST_TEST(std::ranges::count(tried, "b2") == 1);
+  BOOST_TEST(queue.waiting() == 0u);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

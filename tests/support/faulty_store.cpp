@@ -63,6 +63,7 @@ void FaultyStore::release() {
     blocking_ = false;
     blocking_loads_ = false;
     hanging_ = false;
+    hanging_builds_.clear();
   }
   changed_.notify_all();
 }
@@ -70,6 +71,14 @@ void FaultyStore::release() {
 void FaultyStore::hang() {
   const std::lock_guard lock(mutex_);
   hanging_ = true;
+}
+
+void FaultyStore::hang_on_builds(std::set<BuildId> builds) {
+  {
+    const std::lock_guard lock(mutex_);
+    hanging_builds_ = std::move(builds);
+  }
+  changed_.notify_all();
 }
 
 void FaultyStore::move_away(bool away) {
@@ -196,6 +205,7 @@ Result<std::optional<persist::StoredBuild>> FaultyStore::load_build(BuildId buil
   {
     std::unique_lock lock(mutex_);
     pass(lock);
+    changed_.wait(lock, [&] { return !hanging_builds_.contains(build); });
     if (load_error_) return *load_error_;
   }
   return inner_.load_build(build);

@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <system_error>
+#include <utility>
 
 #include "persist/backing_store.hpp"
 
@@ -40,6 +42,8 @@ class FaultyStore final : public persist::BackingStore {
   /// Every call that may do input or output stops before it reaches the inner store, as on a disk that hangs, until
   /// release().
   void hang();
+  /// What is known of one of these builds is not told before it is none of these.
+  void hang_on_builds(std::set<BuildId> builds);
   /// Its files are where they belong, or not.
   void move_away(bool away);
   /// True when a call is stopped there; false when none came within `deadline`.
@@ -81,6 +85,7 @@ class FaultyStore final : public persist::BackingStore {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool hanging_ = false;
+  std::set<BuildId> hanging_builds_;
   bool away_ = false;
   std::uint64_t fail_at_ = 0;  // number of the commit that fails; 0: none
   std::error_code nth_error_;

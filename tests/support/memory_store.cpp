@@ -73,6 +73,7 @@ Result<std::uint64_t> MemoryStore::reserve_ids(std::uint64_t count, std::uint64_
   const std::uint64_t first = std::max({next_id_, at_least, highest + 1});
   if (first > kMaxInt || count > kMaxInt - first) return Errc::out_of_ids;
   next_id_ = first + count;
+  ++commits_;
   return first;
 }
 

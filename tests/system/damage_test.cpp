@@ -549,6 +549,24 @@ BOOST_AUTO_TEST_CASE(a_signal_that_comes_while_the_daemon_starts_over_is_not_los
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_log_that_grows_under_a_reader_is_told_and_emptied_when_that_ends) {
+  Command served({"--flush-interval=10ms", "--segment-size=64MiB"});
+  Client client(served.daemon.socket());
+  client.set(1, "v", "value", "", {.durable = true});
+  std::optional<ReadLock> reader(served.daemon.db());
+  const auto database = [&](const char* figure) {
+    return stats(client).at("database").at(figure).get<std::uint64_t>();
+  };
+  for (std::uint64_t i = 0; i < 20; ++i) client.set(1, "large", generated(4 * kMiB, i), "", {.durable = true});
+  BOOST_TEST(eventually([&] { return database("log_bytes") > 64 * kMiB && database("log_held_bytes") > 0; }));
+  const Outcome doctor = served.cli({"doctor"});
+  BOOST_TEST(doctor.status == 1);
+  BOOST_TEST(contains(doctor.out, "write-ahead log has grown to"), doctor.out);
+  reader.reset();
+  BOOST_TEST(eventually([&] { return database("log_held_bytes") == 0; }));  // without another commit
+  BOOST_TEST(served.cli({"doctor"}).status == 0);
+}
+
 BOOST_AUTO_TEST_CASE(nothing_is_evicted_into_a_database_that_was_deleted) {
   Served served({"--flush-interval=10ms", "--segment-size=8MiB"});
   DaemonProcess& daemon = served.daemon;
@@ -558,6 +576,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_evicted_into_a_database_that_was_deleted) {
   };
   for (std::uint64_t i = 0; i < 100; ++i) set(1, i, true);
   for (const char* suffix : {"", "-wal", "-shm"}) fs::remove(daemon.db() + suffix);
+  BOOST_TEST(eventually([&] { return stats(client).at("database").at("in_place") == false; }));  // within 0.1 s
   // Room there is for a few, and it is not made by giving up what has no other place.
   BOOST_CHECK_EXCEPTION(for (std::uint64_t i = 100; i < 200; ++i) set(2, i, false), Error,
                         [](const Error& error) { return error.code() == STEPSTASH_EFULL; });

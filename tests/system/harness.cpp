@@ -143,6 +143,18 @@ WriteLock::~WriteLock() {
   delete database_;
 }
 
+ReadLock::ReadLock(const std::string& db) : database_(new WriteLock::Database{open_database(db)}) {
+  if (::sqlite3_exec(database_->connection, "BEGIN; SELECT count(*) FROM build_data", nullptr, nullptr, nullptr) !=
+      SQLITE_OK) {
+    throw std::runtime_error(::sqlite3_errmsg(database_->connection));
+  }
+}
+
+ReadLock::~ReadLock() {
+  ::sqlite3_close(database_->connection);
+  delete database_;
+}
+
 // ---- programs ------------------------------------------------------------------------------------------------------
 
 Outcome run(const std::vector<std::string>& words, const RunOptions& options) {

@@ -98,9 +98,22 @@ class WriteLock {
   WriteLock& operator=(const WriteLock&) = delete;
   ~WriteLock();
 
- private:
   struct Database;
+
+ private:
   Database* database_;
+};
+
+/// A transaction that reads the database, and goes on until it is destroyed.
+class ReadLock {
+ public:
+  explicit ReadLock(const std::string& db);
+  ReadLock(const ReadLock&) = delete;
+  ReadLock& operator=(const ReadLock&) = delete;
+  ~ReadLock();
+
+ private:
+  WriteLock::Database* database_;
 };
 
 /// What became of a program.

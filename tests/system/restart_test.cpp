@@ -470,3 +470,105 @@ BOOST_AUTO_TEST_CASE(a_value_keeps_its_id_through_replacement_in_other_lives) {
   client.flush();
   BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 1);
 }
+
+BOOST_AUTO_TEST_SUITE(orderly_stop)
+
+namespace {
+
+/// The stop may take a moment, but not the five seconds that requests have which end by themselves.
+void stop_at_once(DaemonProcess& daemon) {
+  const auto start = std::chrono::steady_clock::now();
+  BOOST_TEST(daemon.terminate() == 0);
+  const auto took = std::chrono::steady_clock::now() - start;
+  BOOST_TEST((took < 3s), std::chrono::duration<double>(took).count() << " s");
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(who_waits_for_a_name_waits_on_with_the_next_daemon) {
+  Served served;
+  std::atomic<bool> asking{false};
+  Worker waiter([&] {
+    Client own(served.daemon.socket());
+    own.set(2, "is there", "value");
+    asking = true;
+    const auto view = own.wait(1, "name", 60s);
+    if (!view || view->text() != "value") throw std::runtime_error("another value");
+  });
+  BOOST_REQUIRE(eventually([&] { return asking.load(); }));
+  for (int i = 0; i < 100; ++i) served.client.set(3, "meanwhile", "value");
+  stop_at_once(served.daemon);
+  served.daemon.start();
+  served.client.set(1, "name", "value");
+  waiter.join();
+}
+
+BOOST_AUTO_TEST_CASE(a_wait_keeps_its_deadline_across_a_stop) {
+  Served served;
+  std::atomic<bool> asking{false};
+  Worker waiter([&] {
+    Client own(served.daemon.socket());
+    own.set(2, "is there", "value");
+    asking = true;
+    const auto start = std::chrono::steady_clock::now();
+    if (own.wait(1, "never", 4s)) throw std::runtime_error("a value");
+    const auto took = std::chrono::steady_clock::now() - start;
+    if (took < 3900ms || took > 10s) throw std::runtime_error("another deadline");
+  });
+  BOOST_REQUIRE(eventually([&] { return asking.load(); }));
+  for (int i = 0; i < 100; ++i) served.client.set(3, "meanwhile", "value");
+  stop_at_once(served.daemon);
+  served.daemon.start();
+  waiter.join();
+}
+
+BOOST_AUTO_TEST_CASE(a_set_that_waits_for_room_is_made_by_the_next_daemon) {
+  Served served({"--segment-size=8MiB"});
+  std::vector<View> held;
+  for (int i = 0;; ++i) {  // until readers hold all of it
+    try {
+      served.client.set(1, std::to_string(i), generated(500 * kKiB, 1), "", {.deadline = 200ms});
+    } catch (const Error& error) {
+      BOOST_REQUIRE(error.code() == STEPSTASH_EFULL);
+      break;
+    }
+    held.push_back(served.client.get(1, std::to_string(i)).value());
+  }
+  std::atomic<int> asking{0};
+  const auto set = [&](std::int64_t build, std::uint64_t bytes) {
+    Client own(served.daemon.socket());
+    ++asking;
+    own.set(build, "v", generated(bytes, 2), "", {.deadline = 60s});
+  };
+  Worker staged([&] { set(2, 900 * kKiB); });
+  Worker also_staged([&] { set(3, 600 * kKiB); });
+  BOOST_REQUIRE(eventually([&] { return asking == 2; }));
+  const std::uint64_t tries = figure(served.client, "room_tries");
+  BOOST_REQUIRE(eventually([&] { return figure(served.client, "room_tries") > tries + 2; }));
+  stop_at_once(served.daemon);
+  served.daemon.start();
+  held.clear();
+  staged.join();
+  also_staged.join();
+  BOOST_TEST(is_generated(served.client.get(2, "v")->bytes(), 900 * kKiB, 2));
+}
+
+BOOST_AUTO_TEST_CASE(a_durable_set_that_waits_for_its_commit_is_committed_or_made_again) {
+  Served served({"--flush-interval=10ms"});
+  served.client.set(1, "first", "value", "", {.durable = true});
+  std::optional<WriteLock> lock(served.daemon.db());
+  Worker durable([&] {
+    Client own(served.daemon.socket());
+    own.set(1, "durable", "value", "", {.durable = true, .deadline = 60s});
+  });
+  BOOST_REQUIRE(eventually([&] { return served.client.get(1, "durable").has_value(); }));
+  BOOST_REQUIRE(::kill(served.daemon.pid(), SIGTERM) == 0);
+  BOOST_REQUIRE(eventually([&] { return contains(served.daemon.log(), "stopping"); }));
+  lock.reset();
+  BOOST_TEST(served.daemon.terminate() == 0);
+  BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 2);
+  served.daemon.start();
+  durable.join();
+}
+
+BOOST_AUTO_TEST_SUITE_END()
