@@ -68,9 +68,12 @@ Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
   return success();
 }
 
-/// Writes the value of another segment's entry to the database, and publishes in ours that it is there.
-Result<> write_out(persist::BackingStore& database, shm::Writer& segment, const shm::Entry& entry) {
+/// Writes an entry's value to the database under this id and revision, and publishes in our segment that it is there.
+Result<> write_out(persist::BackingStore& database, shm::Writer& segment, const shm::Entry& entry, std::uint64_t id,
+                   std::uint64_t revision) {
   shm::Writer::EntryFacts facts = facts_of(entry);
+  facts.id = id;
+  facts.revision = revision;
   facts.state = shm::EntryState::clean;
   persist::Batch batch;
   batch.entries.push_back({.id = facts.id,
@@ -241,7 +244,10 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
     STEPSTASH_CRASH_POINT("daemon.startup.renumber.id");
     const std::string was =
         fmt::format("build {}, name \"{}\", id {}", entry->buildid, printable(shm::entry_name(*entry)), entry->id);
-    STEPSTASH_TRY(republish(segment, *entry, id, revision));
+    auto moved = republish(segment, *entry, id, revision);
+    // Room for one more may lie scattered over the places of those that went before: then it waits in the database.
+    if (!moved && moved.error() == Errc::segment_full) moved = write_out(database, segment, *entry, id, revision);
+    STEPSTASH_TRY(moved);
     segment.reclaim();  // the former copy: room for one more is enough
     if (clash) {
       startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
@@ -377,7 +383,8 @@ Result<Startup> make_and_write_out(const shm::ObjectDirectory& directory, const 
     const shm::Entry* listed = startup.segment->find(found.buildid, shm::entry_name(found));
     if (listed != nullptr && !other_database && listed->revision >= found.revision) return;  // is in the database
     Result<> saved = Errc::not_durable;
-    if (!other_database && found.value_offset != 0) saved = write_out(database, *startup.segment, found);
+    if (!other_database && found.value_offset != 0)
+      saved = write_out(database, *startup.segment, found, found.id, found.revision);
     if (!saved) saved = copy_entry(*startup.segment, found);
     if (saved) {
       ++startup.entries_salvaged;

@@ -144,7 +144,7 @@ void deletion_cut_short(Run& run) {
   }
   run.start_armed(options("8MiB"));
   run.attach();
-  run.set(4, "new", 100);
+  run.set(6, "new", 100);
   run.prune(2000);
   run.flush();
   run.detach();
@@ -285,6 +285,8 @@ void damaged_values(Run& run) {
   };
   run.poke([&](std::byte* at, std::size_t) {
     spoil(at, "damaged");
+    const auto [its_slots, its] = find(at, 3, "damaged later");
+    reinterpret_cast<shm::Entry*>(at + shm::slot_offset(its_slots[its].load()))->record.store(77);  // another build's
     const auto [slots, i] = find(at, 3, "moved slot");
     // Behind an empty one, where no probe for it comes.
     int to = i + 2;

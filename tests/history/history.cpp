@@ -202,13 +202,12 @@ bool HistoryChecker::whole(const Round& round, const Record& record, std::uint64
   });
 }
 
-/// Gets are left out: they look at one key, and have been explained with it.
 void HistoryChecker::check_builds(const Round& round, Problems& problems) {
   std::vector<std::vector<BuildOperation>> all(builds_.size());
   std::vector<std::vector<KeyOperation>> expanded(keys_.size());
   for (std::size_t label = 0; label < round.records.size(); ++label) {
     const Record& record = *round.records[label];
-    if (record.action == Action::get || record.action == Action::stat || record.action == Action::look) continue;
+    if (record.action == Action::look) continue;
     for (auto& key : expanded) key.clear();
     expand(round, record, label, expanded);
     for (std::size_t build = 0; build < builds_.size(); ++build) {
@@ -218,7 +217,7 @@ void HistoryChecker::check_builds(const Round& round, Problems& problems) {
         BuildOperation list{keys[0][0], std::nullopt, {}};
         for (std::size_t name = 0; name < kNames; ++name) list.reads.push_back(keys[name][0]);
         all[build].push_back(std::move(list));
-      } else if (sets(record)) {
+      } else if (sets(record) || record.action == Action::get || record.action == Action::stat) {
         for (const KeyOperation& one : keys[record.name]) {
           if (build == record.build) all[build].push_back({one, record.name, {}});
         }

@@ -184,6 +184,51 @@ BOOST_AUTO_TEST_CASE(the_daemon_prunes_by_itself_after_the_horizon) {
   BOOST_TEST(figure(client, "entries_pruned") == 1u);
 }
 
+/// One client sets 150 names in turn, again and again, and drops them before each third time. Whatever the instant is,
+/// the names of this turn come first, and the others are of the turn before or, after a drop, not there.
+BOOST_AUTO_TEST_CASE(a_list_of_several_pages_is_of_one_instant_while_its_build_is_set_and_dropped) {
+  constexpr std::size_t kNames = 150;
+  Served served;
+  std::atomic<bool> over{false};
+  const auto name = [](std::size_t i) { return "name " + std::to_string(1000 + i); };
+  Worker writer([&] {
+    Client own(served.daemon.socket());
+    for (std::uint64_t turn = 1; !over; ++turn) {
+      if (turn % 3 == 0) own.drop(1);
+      for (std::size_t i = 0; i < kNames && !over; ++i) own.set(1, name(i), "v", std::to_string(turn));
+    }
+  });
+  int long_ones = 0, within_a_turn = 0;
+  const auto give_up = std::chrono::steady_clock::now() + 60s;
+  while ((long_ones < 60 || within_a_turn < 20) && std::chrono::steady_clock::now() < give_up) {
+    std::map<std::string, std::uint64_t> turns;
+    std::uint64_t last_id = 0, turn = 0;
+    for (const Entry& entry : served.client.list(1)) {
+      BOOST_TEST_REQUIRE(entry.id > last_id);
+      last_id = entry.id;
+      BOOST_TEST_REQUIRE(turns.emplace(entry.name, std::stoull(entry.source)).second, entry.name << " twice");
+      turn = std::max<std::uint64_t>(turn, std::stoull(entry.source));
+    }
+    if (turns.empty()) continue;
+    std::size_t of_this_turn = 0;
+    while (of_this_turn < kNames && turns.contains(name(of_this_turn)) && turns.at(name(of_this_turn)) == turn) {
+      ++of_this_turn;
+    }
+    const bool dropped = turn == 1 || turn % 3 == 0;
+    BOOST_TEST_REQUIRE(turns.size() == (dropped ? of_this_turn : kNames), "turn " << turn << ", " << of_this_turn);
+    for (std::size_t i = of_this_turn; i < kNames && !dropped; ++i) {
+      BOOST_TEST_REQUIRE(turns.at(name(i)) == turn - 1,
+                         name(i) << " is of turn " << turns.at(name(i)) << ", not " << turn - 1);
+    }
+    long_ones += turns.size() > 32;
+    within_a_turn += of_this_turn > 0 && of_this_turn < kNames && !dropped;
+  }
+  over = true;
+  writer.join();
+  BOOST_TEST(long_ones >= 60);
+  BOOST_TEST(within_a_turn >= 20);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 // ---- waiting -------------------------------------------------------------------------------------------------------
@@ -251,51 +296,6 @@ BOOST_AUTO_TEST_CASE(a_wait_survives_a_restart_of_the_daemon) {
   served.daemon.start();
   served.client.set(1, "awaited", "v");
   BOOST_TEST(child.join() == 0);
-}
-
-/// One client sets 150 names in turn, again and again, and drops them before each third time. Whatever the instant is,
-/// the names of this turn come first, and the others are of the turn before or, after a drop, not there.
-BOOST_AUTO_TEST_CASE(a_list_of_several_pages_is_of_one_instant_while_its_build_is_set_and_dropped) {
-  constexpr std::size_t kNames = 150;
-  Served served;
-  std::atomic<bool> over{false};
-  const auto name = [](std::size_t i) { return "name " + std::to_string(1000 + i); };
-  Worker writer([&] {
-    Client own(served.daemon.socket());
-    for (std::uint64_t turn = 1; !over; ++turn) {
-      if (turn % 3 == 0) own.drop(1);
-      for (std::size_t i = 0; i < kNames && !over; ++i) own.set(1, name(i), "v", std::to_string(turn));
-    }
-  });
-  int long_ones = 0, within_a_turn = 0;
-  const auto give_up = std::chrono::steady_clock::now() + 60s;
-  while ((long_ones < 60 || within_a_turn < 20) && std::chrono::steady_clock::now() < give_up) {
-    std::map<std::string, std::uint64_t> turns;
-    std::uint64_t last_id = 0, turn = 0;
-    for (const Entry& entry : served.client.list(1)) {
-      BOOST_TEST_REQUIRE(entry.id > last_id);
-      last_id = entry.id;
-      BOOST_TEST_REQUIRE(turns.emplace(entry.name, std::stoull(entry.source)).second, entry.name << " twice");
-      turn = std::max<std::uint64_t>(turn, std::stoull(entry.source));
-    }
-    if (turns.empty()) continue;
-    std::size_t of_this_turn = 0;
-    while (of_this_turn < kNames && turns.contains(name(of_this_turn)) && turns.at(name(of_this_turn)) == turn) {
-      ++of_this_turn;
-    }
-    const bool dropped = turn == 1 || turn % 3 == 0;
-    BOOST_TEST_REQUIRE(turns.size() == (dropped ? of_this_turn : kNames), "turn " << turn << ", " << of_this_turn);
-    for (std::size_t i = of_this_turn; i < kNames && !dropped; ++i) {
-      BOOST_TEST_REQUIRE(turns.at(name(i)) == turn - 1,
-                         name(i) << " is of turn " << turns.at(name(i)) << ", not " << turn - 1);
-    }
-    long_ones += turns.size() > 32;
-    within_a_turn += of_this_turn > 0 && of_this_turn < kNames && !dropped;
-  }
-  over = true;
-  writer.join();
-  BOOST_TEST(long_ones >= 60);
-  BOOST_TEST(within_a_turn >= 20);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
