@@ -121,6 +121,7 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
   STEPSTASH_TRY(server->open_segment_and_store());
   STEPSTASH_TRY(server->catch_signals());
   STEPSTASH_TRY(server->listen());
+  server->served_.emplace(server->startup_.segment->header());
   server->spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   return server;
 }

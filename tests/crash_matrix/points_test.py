@@ -29,6 +29,8 @@ EXCEPT = {
     ("shm/heap.cpp", "Heap::write_header"): "every caller has a point behind it",
     ("shm/index.cpp", "IndexWriter::clear"): "every caller has a point behind it",
     ("shm/reader.cpp", "first_line_of_this_thread"): "a counter of the process's own",
+    ("shm/reader.cpp", "Reader::supersede"): "a client's own page, which goes with it",
+    ("shm/reader.cpp", "Reader::give_back"): "memory of the process's own",
     ("shm/writer.cpp", "Writer::install"): "made of steps of ObjectDirectory's, which have points",
     ("persist/sqlite_store.cpp", "SqliteStore::WriterStatements"): "texts; where they are run has points",
     ("daemon/connection.cpp", "Connection::send"): "ends in write_out, which has points",
@@ -47,7 +49,9 @@ EXCEPT = {
     ("libclient/session.cpp", "DescriptorTable::close_all"): "memory of the process's own",
     ("libclient/session.cpp", "Channel::~Channel"): "memory of the process's own",
     ("libclient/staged_set.cpp", "StagedSet::send"): "ends in Channel::send, which has points",
+    ("libclient/session.cpp", "Channel::take_descriptor"): "memory of the process's own",
     ("libclient/fork_epoch.cpp", "*"): "memory of the process's own",
+    ("libclient/forks.cpp", "*"): "memory of the process's own",
     ("libclient/client_c.cpp", "*"): "the C ABI: memory of the process's own, but for stepstash_release",
 }
 
