@@ -18,6 +18,7 @@
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "daemon/log.hpp"
+#include "daemon/restore.hpp"
 #include "persist/unavailable_store.hpp"
 
 namespace stepstash::daemon {
@@ -117,6 +118,7 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
   const std::string segment = settings.segment_directory + "/" + settings.segment_name;
   server->locks_.push_back(STEPSTASH_TRY(lock(segment + ".lock", "segment", segment)));
   server->locks_.push_back(STEPSTASH_TRY(lock(settings.db + ".lock", "database", settings.db)));
+  STEPSTASH_TRY(settle_restore(settings));
   STEPSTASH_TRY(server->open_database());
   STEPSTASH_TRY(server->open_segment_and_store());
   STEPSTASH_TRY(server->catch_signals());

@@ -40,6 +40,8 @@ EXCEPT = {
     ("daemon/connection.cpp", "Connection::shed_ring"): "a refusal; what was begun is not acknowledged",
     ("daemon/notify.cpp", "*"): "the service manager's socket",
     ("daemon/server.cpp", "Server::refuse"): "a refusal, before anything was done",
+    ("daemon/restore.cpp", "*"): "a program of its own; tests/system/restore_test.cpp kills it before each of its steps",
+    ("persist/restore.cpp", "*"): "the same program",
     ("daemon/config.cpp", "*"): "directories, before anything is opened",
     ("daemon/tasks.hpp", "*"): "memory of the process's own",
     ("daemon/flusher.cpp", "Flusher::take"): "reads",
