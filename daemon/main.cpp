@@ -16,6 +16,7 @@
 #include "daemon/log.hpp"
 #include "daemon/notify.hpp"
 #include "daemon/options.hpp"
+#include "daemon/restore.hpp"
 #include "daemon/server.hpp"
 
 namespace {
@@ -59,6 +60,12 @@ int main(int argc, char** argv) {
   ::signal(SIGIO, SIG_IGN);    // somebody opens a pin page while we have it under a lease: we are about to close it
   ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(2), not the end
   raise_descriptor_limit();
+  if (!command.restore.empty()) {
+    const auto restored = restore(command.reading->config, command.restore);
+    if (!restored) std::fprintf(stderr, "stepstashd: %s\n", restored.error().message.c_str());
+    if (restored) std::fputs(restored.value().c_str(), stdout);
+    return restored ? 0 : restored.error().exit_status;
+  }
   set_up_log(command.reading->config.log_level);
   const LogEnd log_end;
   for (const std::string& line : command.reading->warnings) spdlog::warn("{}", line);

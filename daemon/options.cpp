@@ -29,7 +29,7 @@ std::string option_name(std::string_view key) {
 }
 
 std::string suggestion(std::string_view option, const std::vector<SettingInfo>& infos) {
-  std::vector<std::string> known = {"--config", "--check-config", "--print-config", "--version", "--help"};
+  std::vector<std::string> known = {"--config", "--check-config", "--restore", "--print-config", "--version", "--help"};
   for (const SettingInfo& info : infos) known.push_back(option_name(info.key));
   const auto meant = nearest(option.substr(0, option.find('=')), known);
   return meant ? fmt::format("; did you mean {}?", *meant) : std::string();
@@ -57,6 +57,10 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
   std::string config_file;
   CLI::Option* config_option = app.add_option("--config", config_file, "read this configuration file");
   config_option->type_name("FILE");
+
+  CLI::Option* restore =
+      app.add_option("--restore", command.restore, "put this backup in the place of the database, and exit");
+  restore->type_name("FILE");
 
   const std::vector<SettingInfo> infos = setting_infos();
   std::deque<std::vector<std::string>> texts;  // a deque: CLI11 keeps references to its elements
@@ -120,6 +124,10 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
       return command;
     }
     command.inputs.config_file = config_file;
+  }
+  if (restore->count() != 0 && command.restore.empty()) {
+    refuse(command, "--restore: a path is needed", kExitUsage);
+    return command;
   }
   for (std::size_t i = 0; i < infos.size(); ++i) {
     if (options[i]->count() == 0) continue;

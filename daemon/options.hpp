@@ -15,6 +15,7 @@ struct CommandLine {
   std::string errors;
   int exit_status = 0;
   std::optional<Reading> reading;  ///< present: serve
+  std::string restore{};           ///< not empty: put this backup in place instead
   Inputs inputs;
 };
 

@@ -19,6 +19,7 @@
 #include "base/errc.hpp"
 #include "daemon/instance.hpp"
 #include "daemon/log.hpp"
+#include "daemon/restore.hpp"
 #include "persist/unavailable_store.hpp"
 
 namespace stepstash::daemon {
@@ -127,10 +128,12 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
   for (const std::string& line : STEPSTASH_TRY(prepare_directories(settings, ::geteuid()))) spdlog::warn("{}", line);
   STEPSTASH_TRY(server->open_objects());
   server->locks_.push_back(STEPSTASH_TRY(lock(settings.db + ".lock", "database", settings.db)));
+  STEPSTASH_TRY(settle_restore(settings, *server->directory_));
   STEPSTASH_TRY(server->open_database());
   STEPSTASH_TRY(server->open_segment_and_store());
   STEPSTASH_TRY(server->catch_signals());
   STEPSTASH_TRY(server->listen());
+  server->served_.emplace(server->startup_.segment->header());
   server->spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   return server;
 }

@@ -19,6 +19,7 @@
 #include "daemon/startup.hpp"
 #include "persist/sqlite_store.hpp"
 #include "shm/object.hpp"
+#include "shm/served.hpp"
 
 namespace stepstash::daemon {
 
@@ -119,6 +120,7 @@ class Server {
   TimePoint next_set_{};   // and for the room of slow sets
   TimePoint started_ = std::chrono::steady_clock::now();
   Notifier notifier_;
+  std::optional<shm::Served> served_;  // last: it ends before its segment
 };
 
 }  // namespace stepstash::daemon

@@ -1,10 +1,14 @@
 #include "libclient/client.hpp"
 
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cinttypes>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "base/crash_point.hpp"
@@ -27,6 +31,25 @@ class Backoff {
  private:
   std::uint32_t next_ms_ = 1;
 };
+
+/// How often hits look for a daemon while none serves their segment, and after one has refused us: each time costs a
+/// few system calls.
+constexpr Milliseconds kLookAgain{100};
+constexpr Milliseconds kLookMuchLater{900};
+
+/// Through the vDSO, without a system call; a few milliseconds behind.
+std::int64_t coarse_ms() noexcept {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+}
+
+/// A full memory fence in every thread of this process. Best effort: see Client::attach.
+void fence_all_threads() noexcept {
+  const auto barrier = [](int command) { return ::syscall(SYS_membarrier, command, 0, 0) == 0; };
+  if (barrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)) return;
+  if (barrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)) barrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+}
 
 bool passed(Deadline deadline) noexcept { return std::chrono::steady_clock::now() >= deadline; }
 
@@ -58,20 +81,30 @@ Result<Wanted> expect(Result<protocol::Reply> reply, const char* what) {
 class Client::AttachLock {
  public:
   explicit AttachLock(std::atomic<std::uint64_t>& holder) noexcept : holder_(holder) {
-    const std::uint64_t me = fork_epoch();
-    for (;;) {
-      std::uint64_t seen = holder_.load();
-      if (seen != me && holder_.compare_exchange_strong(seen, me)) return;
+    while (!take()) {
       const timespec span{0, 200'000};
       ::nanosleep(&span, nullptr);
     }
   }
-  ~AttachLock() { holder_.store(0); }
+  /// Does not wait: it may be held by another thread then.
+  AttachLock(std::atomic<std::uint64_t>& holder, std::try_to_lock_t) noexcept : holder_(holder) { take(); }
+  ~AttachLock() {
+    if (held_) holder_.store(0);
+  }
+  bool held() const noexcept { return held_; }
   AttachLock(const AttachLock&) = delete;
   AttachLock& operator=(const AttachLock&) = delete;
 
  private:
+  bool take() noexcept {
+    const std::uint64_t me = fork_epoch();
+    std::uint64_t seen = holder_.load();
+    held_ = seen != me && holder_.compare_exchange_strong(seen, me);
+    return held_;
+  }
+
   std::atomic<std::uint64_t>& holder_;
+  bool held_ = false;
 };
 
 Deadline answer_deadline(Deadline deadline) noexcept {
@@ -113,21 +146,50 @@ Client::Client(const Address& address, Milliseconds deadline)
 Result<std::unique_ptr<Client>> Client::connect(const Address& address, Milliseconds deadline) {
   watch_for_forks();
   std::unique_ptr<Client> client(new Client(address, deadline));
+  client->listed_ = enlist(client.get());
   STEPSTASH_TRY(client->ensure_attached(client->deadline_after(deadline)));
   return client;
 }
 
 Client::~Client() {
   enter_process();
+  const NoFork whole;
+  if (listed_ != nullptr) delist(listed_);
+  looking_.reset();
   while (take_idle() != nullptr) {
   }
-  for (Attachment* at = all_.load(); at != nullptr;) delete std::exchange(at, at->next);
+  for (Attachment* at = all_.load(); at != nullptr;) {
+    if (at->epoch != fork_epoch()) at->reader.forget(at->inherited);
+    delete std::exchange(at, at->next);
+  }
 }
+
+// ---- forks ---------------------------------------------------------------------------------------------------------
+
+/// A child keeps a segment for the views that are open now, and nothing else: a segment that was replaced would stay in
+/// memory for as long as the child lives.
+void Client::before_fork() noexcept {
+  for (Attachment* at = all_.load(); at != nullptr; at = at->next) {
+    if (at->epoch != fork_epoch() || at->memory.load() == Attachment::Memory::given_back) continue;
+    at->inherited = at->reader.pins_in_use() != 0 && at->reader.inherit_segment(true);
+  }
+}
+
+void Client::after_fork_in_parent() noexcept {
+  for (Attachment* at = all_.load(); at != nullptr; at = at->next) {
+    if (at->epoch != fork_epoch() || !at->inherited) continue;
+    at->reader.inherit_segment(false);
+    at->inherited = false;
+  }
+}
+
+/// Nothing is said on the connections: they are the parent's. The rest is done when the child uses the client.
+void Client::after_fork_in_child() noexcept { descriptors_.close_all(); }
 
 // ---- connections ---------------------------------------------------------------------------------------------------
 
-/// In a forked child: drops what belongs to the parent, without a word on its connections. The attachments stay mapped,
-/// for the views the parent had opened.
+/// In a forked child: drops what belongs to the parent, without a word on its connections. Segments that came along
+/// stay mapped, for the views the parent had opened.
 void Client::enter_process() noexcept {
   if (epoch_.load() == fork_epoch()) return;
   AttachLock lock(locked_by_);
@@ -135,6 +197,8 @@ void Client::enter_process() noexcept {
   descriptors_.close_all();
   while (take_idle() != nullptr) {
   }
+  looking_.reset();
+  next_look_ms_.store(0);
   resume_needed_.store(false);
   current_.store(nullptr);
   epoch_.store(fork_epoch());
@@ -224,14 +288,7 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
     }
     std::unique_ptr<Channel> channel = std::move(opened).value();
 
-    protocol::Hello hello;
-    hello.attach = attach;
-    const Attachment* attached = current_.load(std::memory_order_acquire);
-    if (attach && attached != nullptr && attached->epoch == fork_epoch() && !attached->reader.superseded()) {
-      hello.resume_page = attached->reader.pin_page();
-      hello.resume_segment = attached->reader.segment_id();
-    }
-    auto reply = channel->call(hello, answer_deadline(deadline));
+    auto reply = channel->call(hello(attach), answer_deadline(deadline));
     if (!reply) {
       // Connected but not greeted: a daemon that goes down, or one that is started by this very connection and fails.
       if (reply.error() == Errc::unavailable && !passed(deadline)) continue;
@@ -244,23 +301,38 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
       if (failure->code == Errc::shutting_down && !passed(deadline)) continue;
       return failed(*failure);
     }
-    const auto* ok = std::get_if<protocol::HelloOk>(&reply.value());
-    if (ok == nullptr) return unexpected_reply("hello");
-    if (ok->version != protocol::kVersion) {
-      return explain(Errc::version_mismatch, "the daemon speaks protocol version %u, this library %u", ok->version,
-                     protocol::kVersion);
-    }
-    ever_connected_.store(true);
-    STEPSTASH_CRASH_POINT("libclient.hello.answered");
-    if (attach) {
-      STEPSTASH_TRY(adopt(*channel, *ok));
-    } else if (attached == nullptr || ok->segment_id != attached->reader.segment_id()) {
-      // Another segment than the one we read from, although our pin page does not say so: attach to it on the next
-      // call.
-      resume_needed_.store(true);
-    }
+    STEPSTASH_TRY(greeted(*channel, reply.value(), attach));
     return channel;
   }
+}
+
+/// What to say first; an attaching one goes on with the pin page that there is, if any.
+protocol::Hello Client::hello(bool attach) const noexcept {
+  protocol::Hello hello;
+  hello.attach = attach;
+  if (attach && attached_here()) {
+    const shm::Reader& reader = current_.load(std::memory_order_acquire)->reader;
+    hello.resume_page = reader.pin_page();
+    hello.resume_segment = reader.segment_id();
+  }
+  return hello;
+}
+
+/// Acts on what Hello was answered.
+Result<> Client::greeted(Channel& channel, const protocol::Reply& reply, bool attach) {
+  const auto* ok = std::get_if<protocol::HelloOk>(&reply);
+  if (ok == nullptr) return unexpected_reply("hello");
+  if (ok->version != protocol::kVersion) {
+    return explain(Errc::version_mismatch, "the daemon speaks protocol version %u, this library %u", ok->version,
+                   protocol::kVersion);
+  }
+  ever_connected_.store(true);
+  STEPSTASH_CRASH_POINT("libclient.hello.answered");
+  if (attach) return adopt(channel, *ok);
+  const Attachment* attached = current_.load(std::memory_order_acquire);
+  // Another segment than the one we read from, although our pin page does not say so: attach to it on the next call.
+  if (attached == nullptr || ok->segment_id != attached->reader.segment_id()) resume_needed_.store(true);
+  return success();
 }
 
 /// Takes over what an attaching Hello brought.
@@ -274,20 +346,96 @@ Result<> Client::adopt(Channel& channel, const protocol::HelloOk& hello) {
     return explain(Errc::protocol_error, "the daemon sent %zu descriptors instead of segment and pin page",
                    channel.descriptor_count());
   }
+  STEPSTASH_TRY(attach(channel, hello));
+  give_back_formers();
+  return success();
+}
+
+Result<> Client::attach(Channel& channel, const protocol::HelloOk& hello) {
+  const NoFork whole;
   auto reader = shm::Reader::attach(channel.take_descriptor(0), channel.take_descriptor(1));
   if (!reader) {
     return explain(reader.error(), "cannot attach the segment of daemon %s with library %s: %s",
                    Quoted(hello.server_version).c_str(), STEPSTASH_VERSION, reader.error().message().c_str());
   }
+  reader.value().inherit_segment(false);  // but for views that are open at a fork (before_fork)
   STEPSTASH_CRASH_POINT("libclient.attach.mapped");
-  auto* attachment = new Attachment{std::move(reader).value(), fork_epoch(), all_.load()};
+  auto* attachment = new Attachment(std::move(reader).value(), all_.load());
+  Attachment* former = current_.load();
   all_.store(attachment);  // the attach lock is held: nobody else pushes
   // Release pairs with find().
   current_.store(attachment, std::memory_order_release);
   STEPSTASH_CRASH_POINT("libclient.attach.current");
   resume_needed_.store(false);
+  if (former != nullptr && former->epoch == fork_epoch()) {
+    former->reader.supersede();
+    // A release stores its pin and then looks at the state, without a fence of its own. After this one either it sees
+    // the state, or give_back_formers() sees the pin gone. Where the kernel has none, memory may stay until the next
+    // view of that segment is released, or the next segment is attached.
+    fence_all_threads();
+  }
   return success();
 }
+
+// ---- former segments -----------------------------------------------------------------------------------------------
+
+void Client::give_back_formers() noexcept {
+  const Attachment* current = current_.load(std::memory_order_acquire);
+  for (Attachment* at = all_.load(std::memory_order_acquire); at != nullptr; at = at->next) {
+    if (at != current && at->epoch == fork_epoch()) at->give_back();
+  }
+}
+
+/// One thread at a time. One that comes meanwhile has given up its pin before, and is seen by the second look.
+void Client::Attachment::give_back() noexcept {
+  const NoFork whole;  // or a child could take the addresses for its parent's segment
+  do {
+    Memory there = Memory::there;
+    if (!memory.compare_exchange_strong(there, Memory::looked_at)) return;
+    memory.store(reader.give_back() ? Memory::given_back : Memory::there);
+  } while (memory.load() == Memory::there && reader.pins_in_use() == 0);
+}
+
+/// No daemon serves the segment that we read, as far as it says itself (L12): there is none, or one with another
+/// segment. Asks at the socket, one thread at a time, and never waits (I6): an answer that is not there yet is looked
+/// for the next time. Hits go on meanwhile.
+void Client::look_for_daemon() noexcept {
+  const std::int64_t now = coarse_ms();
+  std::int64_t due = next_look_ms_.load(std::memory_order_relaxed);
+  if (now < due || !next_look_ms_.compare_exchange_strong(due, now + kLookAgain.count())) return;
+  const AttachLock lock(locked_by_, std::try_to_lock);
+  if (!lock.held()) return;  // somebody is attaching
+  try {
+    if (!attached_here()) return;  // find() says so
+    next_look_ms_.store(now + look().count());
+  } catch (...) {  // out of memory: next time
+  }
+}
+
+/// Returns how long to wait for the next look.
+std::chrono::milliseconds Client::look() {
+  const Deadline at_once = std::chrono::steady_clock::now();
+  if (looking_ == nullptr) {
+    auto opened = Channel::open(address_, descriptors_);
+    if (!opened) return kLookAgain;
+    looking_ = std::move(opened).value();
+    if (!looking_->send(hello(/*attach=*/true), at_once)) {
+      looking_.reset();
+      return kLookAgain;
+    }
+  }
+  auto reply = looking_->receive(at_once);
+  // The daemon is starting, or busy.
+  if (!reply && reply.error() == Errc::deadline_exceeded && looking_->silent()) return kLookAgain;
+  std::unique_ptr<Channel> channel = std::move(looking_);
+  if (!reply) return kLookAgain;
+  if (!greeted(*channel, reply.value(), /*attach=*/true)) return kLookMuchLater;
+  give_back(std::move(channel));
+  // If the word still says that nobody serves, it is a daemon that cannot write it (no robust futexes there).
+  return kLookMuchLater;
+}
+
+// ---- asking --------------------------------------------------------------------------------------------------------
 
 Result<protocol::Reply> Client::ask(const MakeRequest& make, Deadline deadline, Repeat repeat, const char* what,
                                     std::unique_ptr<Channel>* keep) {
@@ -330,6 +478,7 @@ Result<protocol::Reply> Client::ask(const MakeRequest& make, Deadline deadline, 
 Result<bool> Client::get(BuildId build, std::string_view name, Milliseconds wait, shm::Pinned& out) {
   shm::Found found = find(build, name, out);
   if (found == shm::Found::resident) return true;
+  if (found != shm::Found::superseded) give_back_formers();  // what this thread may have pinned for a moment
   if (found == shm::Found::miss) {
     STEPSTASH_TRY(check_key(build, name));  // such a key is never there: say why
     return false;
@@ -343,6 +492,7 @@ Result<bool> Client::get(BuildId build, std::string_view name, Milliseconds wait
         return false;
       case shm::Found::superseded:
         STEPSTASH_TRY(ensure_attached(deadline));
+        give_back_formers();  // what this thread may have pinned for a moment
         continue;
       case shm::Found::no_pin:
         return explain(Errc::too_many, "%zu views are open, and that is all one client can have: release some",
@@ -385,6 +535,7 @@ Result<bool> Client::stat(BuildId build, std::string_view name, shm::Pinned& out
         return false;
       case shm::Found::superseded:
         STEPSTASH_TRY(ensure_attached(deadline_after(deadline_)));
+        give_back_formers();
         continue;
       case shm::Found::no_pin:
         return explain(Errc::too_many, "%zu views are open, and that is all one client can have: release some",

@@ -22,6 +22,7 @@
 #include "base/result.hpp"
 #include "base/types.hpp"
 #include "libclient/fork_epoch.hpp"
+#include "libclient/forks.hpp"
 #include "libclient/session.hpp"
 #include "protocol/message.hpp"
 #include "shm/reader.hpp"
@@ -43,14 +44,21 @@ class Client {
   Milliseconds default_deadline() const noexcept { return deadline_; }
   Deadline deadline_after(Milliseconds wait) const noexcept { return std::chrono::steady_clock::now() + wait; }
 
-  /// Looks up in the segment as it is attached, and nowhere else: no lock, no system call, nothing allocated.
+  /// Looks up in the segment as it is attached, and nowhere else: no lock, no system call, nothing allocated. Where no
+  /// daemon serves that segment any more, looks for one now and then, without waiting (look_for_daemon).
   /// Found::superseded also when this process has not attached yet (after a fork).
-  shm::Found find(BuildId build, std::string_view name, shm::Pinned& out) const noexcept {
+  shm::Found find(BuildId build, std::string_view name, shm::Pinned& out) noexcept {
     // Acquire pairs with attach(): the Attachment is complete.
     const Attachment* attached = current_.load(std::memory_order_acquire);
     if (attached == nullptr || attached->epoch != fork_epoch()) return shm::Found::superseded;
+    if (!attached->reader.served()) [[unlikely]] {
+      look_for_daemon();
+      attached = current_.load(std::memory_order_acquire);
+    }
     return attached->reader.find(build, name, out);
   }
+  /// A view was released whose segment is superseded: gives back what nobody looks at any more. Any thread.
+  void give_back_formers() noexcept;
 
   /// The entry with its value in place, asking the daemon for an evicted one. False: there is none.
   /// Errors: invalid_argument, too_many (no pin is free), corrupt_value, corrupt_segment, those of asking.
@@ -94,11 +102,25 @@ class Client {
   void give_back(std::unique_ptr<Channel> channel) noexcept;
   Result<std::vector<EntryInfo>> list_once(BuildId build, std::optional<std::string_view> only, Deadline deadline);
 
+  // Called by the handlers of forks.hpp alone.
+  void before_fork() noexcept;
+  void after_fork_in_parent() noexcept;
+  void after_fork_in_child() noexcept;
+
  private:
+  /// One segment that was or is attached. Its object stays until close, for a thread may still be in find() with it;
+  /// its memory goes when another segment has taken its place and nothing is pinned.
   struct Attachment {
+    Attachment(shm::Reader&& attached, Attachment* before) noexcept
+        : reader(std::move(attached)), epoch(fork_epoch()), next(before) {}
+    void give_back() noexcept;
+
+    enum class Memory { there, looked_at, given_back };
     shm::Reader reader;
-    std::uint64_t epoch;
-    Attachment* next;
+    const std::uint64_t epoch;
+    Attachment* const next;
+    std::atomic<Memory> memory{Memory::there};
+    bool inherited = false;  // by a child: it has the segment, too
   };
   class AttachLock;
 
@@ -107,7 +129,12 @@ class Client {
   Result<std::unique_ptr<Channel>> open_channel(bool attach, Deadline deadline);
   Result<> ensure_attached(Deadline deadline);
   bool attached_here() const noexcept;
+  protocol::Hello hello(bool attach) const noexcept;
+  Result<> greeted(Channel& channel, const protocol::Reply& reply, bool attach);
   Result<> adopt(Channel& channel, const protocol::HelloOk& hello);
+  Result<> attach(Channel& channel, const protocol::HelloOk& hello);
+  void look_for_daemon() noexcept;
+  std::chrono::milliseconds look();
   void enter_process() noexcept;
   std::unique_ptr<Channel> take_idle() noexcept;
 
@@ -123,6 +150,9 @@ class Client {
   std::atomic<bool> ever_connected_{false};
   DescriptorTable descriptors_;
   std::array<std::atomic<Channel*>, kIdleChannels> idle_{};
+  std::atomic<std::int64_t> next_look_ms_{0};  // CLOCK_MONOTONIC_COARSE: no look for a daemon before
+  std::unique_ptr<Channel> looking_;           // has said Hello and waits for the answer; the attach lock's
+  Listed* listed_ = nullptr;
 };
 
 /// How long the client itself waits for an answer that the daemon was given until `deadline` for.

@@ -122,9 +122,9 @@ int guarded(F&& body) noexcept {
 
 // ---- views ---------------------------------------------------------------------------------------------------------
 
-enum Reserved { kPin = 0, kEpoch = 1 };  // of stepstash_view::reserved
+enum Reserved { kPin = 0, kEpoch = 1, kClient = 2 };  // of stepstash_view::reserved
 
-void fill(stepstash_view& view, const stepstash::shm::Pinned& pinned, bool with_value) noexcept {
+void fill(stepstash_view& view, ss::Client& client, const stepstash::shm::Pinned& pinned, bool with_value) noexcept {
   const stepstash::shm::Entry& entry = *pinned.entry;
   const std::string_view name = entry_name(entry);  // inlined: this is the path of every get
   const std::string_view source = entry_source(entry);
@@ -139,12 +139,14 @@ void fill(stepstash_view& view, const stepstash::shm::Pinned& pinned, bool with_
   view.source_bytes = static_cast<std::uint32_t>(source.size());
   view.reserved[kPin] = reinterpret_cast<std::uintptr_t>(pinned.pin);
   view.reserved[kEpoch] = ss::fork_epoch();
+  view.reserved[kClient] = reinterpret_cast<std::uintptr_t>(&client);
 }
 
-int answer(const Result<bool>& there, stepstash_view& view, const stepstash::shm::Pinned& pinned, bool with_value) {
+int answer(const Result<bool>& there, stepstash_view& view, ss::Client& client, const stepstash::shm::Pinned& pinned,
+           bool with_value) {
   if (!there) return report(there.error());
   if (!there.value()) return STEPSTASH_MISS;
-  fill(view, pinned, with_value);
+  fill(view, client, pinned, with_value);
   return STEPSTASH_OK;
 }
 
@@ -307,14 +309,14 @@ int stepstash_get(stepstash_client* client, int64_t build, const char* name, ste
   stepstash::shm::Pinned pinned;
   // What is resident is answered here, without any of the machinery below.
   if (client->client->find(build, name, pinned) == stepstash::shm::Found::resident) {
-    fill(*view, pinned, true);
+    fill(*view, *client->client, pinned, true);
     return STEPSTASH_OK;
   }
   if (pinned.entry != nullptr) pinned.release();
   *view = {};
   return guarded([&] {
     const auto there = client->client->get(build, name, client->client->default_deadline(), pinned);
-    return answer(there, *view, pinned, true);
+    return answer(there, *view, *client->client, pinned, true);
   });
 }
 
@@ -326,7 +328,7 @@ int stepstash_wait(stepstash_client* client, int64_t build, const char* name, ui
     stepstash::shm::Pinned pinned;
     auto there = client->client->wait(build, name, ss::Milliseconds(deadline_ms), pinned);
     if (!there) return report(there.error());
-    fill(*view, pinned, true);
+    fill(*view, *client->client, pinned, true);
     return int{STEPSTASH_OK};
   });
 }
@@ -337,7 +339,7 @@ int stepstash_stat(stepstash_client* client, int64_t build, const char* name, st
     *view = {};
     stepstash::shm::Pinned pinned;
     const auto there = client->client->stat(build, name, pinned);
-    return answer(there, *view, pinned, false);
+    return answer(there, *view, *client->client, pinned, false);
   });
 }
 
@@ -346,8 +348,12 @@ void stepstash_release(stepstash_view* view) {
   // The epoch of another process: a parent's view, and its pin is the parent's to take away.
   if (view->reserved[kPin] != 0 && view->reserved[kEpoch] == ss::fork_epoch()) {
     // As Pinned::release, which pairs with the daemon's scan of the pins.
-    reinterpret_cast<std::atomic<stepstash::shm::Offset>*>(view->reserved[kPin])->store(0, std::memory_order_release);
+    auto* pin = reinterpret_cast<std::atomic<stepstash::shm::Offset>*>(view->reserved[kPin]);
+    pin->store(0, std::memory_order_release);
     STEPSTASH_CRASH_POINT("libclient.view.released");
+    if (stepstash::shm::of_superseded_page(pin)) [[unlikely]] {
+      reinterpret_cast<ss::Client*>(view->reserved[kClient])->give_back_formers();
+    }
   }
   // Not the whole struct: those 13 stores would have to drain before the next get's pin, and cost 22 of 63 ns.
   view->data = nullptr;

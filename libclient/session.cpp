@@ -7,16 +7,20 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "base/crash_point.hpp"
 #include "libclient/explain.hpp"
 #include "libclient/fork_epoch.hpp"
+#include "libclient/forks.hpp"
 
 namespace stepstash::client {
 namespace {
 
 constexpr std::size_t kFirstBuffer = 4096;  // every reply but list pages and long texts fits
+constexpr std::size_t kNothingYet = SIZE_MAX;
 
 bool broken(int error) noexcept { return error == EPIPE || error == ECONNRESET || error == ENOTCONN; }
 
@@ -70,11 +74,20 @@ void DescriptorTable::close_all() noexcept {
   }
 }
 
-Channel::Channel(std::atomic<int>* slot) noexcept : slot_(slot), fd_(slot->load()), epoch_(fork_epoch()) {}
+Channel::Channel(DescriptorTable& table, std::atomic<int>* slot) noexcept
+    : table_(table), slot_(slot), fd_(slot->load()), epoch_(fork_epoch()) {}
 
 Channel::~Channel() {
   // In a child the descriptor is closed through the table; slot and number may belong to another channel by now.
-  if (epoch_ != fork_epoch()) return;
+  if (epoch_ != fork_epoch()) {
+    for (Received& received : descriptors_) {
+      if (received.slot != nullptr) received.fd.release();
+    }
+    ring_.mapping.forget();
+    return;
+  }
+  const NoFork whole;
+  drop_descriptors();
   // A child of ours may hold a copy: shutdown lets the daemon know at once that this connection is over.
   ::shutdown(fd_, SHUT_RDWR);
   slot_->store(-1);
@@ -82,9 +95,10 @@ Channel::~Channel() {
 }
 
 Result<std::unique_ptr<Channel>> Channel::open(const Address& address, DescriptorTable& table) {
+  const NoFork whole;
   UniqueFd fd = above_stdio(UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)));
   if (!fd) return lacks_descriptors(errno) ? explain_lack_of_descriptors(last_errno()) : last_errno();
-  int rc;
+  int rc;  // not blocking: it connects at once, or there is no room in the queue
   do {
     rc = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address.name), sizeof address.name);
   } while (rc != 0 && errno == EINTR);
@@ -94,7 +108,7 @@ Result<std::unique_ptr<Channel>> Channel::open(const Address& address, Descripto
     return explain(Errc::too_many, "%zu calls of this client wait for the daemon already", DescriptorTable::kSlots);
   }
   fd.release();
-  return std::unique_ptr<Channel>(new Channel(slot));
+  return std::unique_ptr<Channel>(new Channel(table, slot));
 }
 
 Result<> Channel::wait_for(short events, Deadline deadline) const {
@@ -143,6 +157,63 @@ Result<> Channel::send(const protocol::Request& request, Deadline deadline) {
   return success();
 }
 
+/// One recvmsg(2); kNothingYet when it is to be repeated.
+Result<std::size_t> Channel::receive_some(std::span<std::byte> room) {
+  const NoFork whole;
+  iovec part{room.data(), room.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  const ssize_t got = ::recvmsg(fd_, &message, MSG_CMSG_CLOEXEC);
+  if (got < 0) {
+    if (errno == EINTR || errno == EAGAIN) return kNothingYet;
+    if (broken(errno)) return connection_broke();
+    return last_errno();
+  }
+  // Whatever came is owned before anything is judged.
+  bool too_many = (message.msg_flags & MSG_CTRUNC) != 0;
+  std::error_code no_number;
+  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (std::size_t i = 0; i < count; ++i) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+      if (descriptor_count_ < kMaxDescriptors) {
+        Received& received = descriptors_[descriptor_count_++];
+        received.fd = above_stdio(UniqueFd(fd));
+        if (!received.fd) no_number = last_errno();
+        if (received.fd) received.slot = table_.put(received.fd.get());
+      } else {
+        ::close(fd);
+        too_many = true;
+      }
+    }
+  }
+  // Where we have no descriptors left, the kernel leaves out what was sent, and says no more than this.
+  if (too_many && descriptor_count_ < kMaxDescriptors) {
+    const UniqueFd one_more(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
+    if (!one_more && lacks_descriptors(errno)) return explain_lack_of_descriptors(last_errno());
+  }
+  if (too_many) return explain(Errc::protocol_error, "the daemon sent more descriptors than were asked for");
+  if (no_number) return no_number;
+  return static_cast<std::size_t>(got);
+}
+
+UniqueFd Channel::take_descriptor(std::size_t index) noexcept {
+  Received& received = descriptors_[index];
+  if (received.slot != nullptr) std::exchange(received.slot, nullptr)->store(-1);
+  return std::move(received.fd);
+}
+
+void Channel::drop_descriptors() noexcept {
+  for (std::size_t i = 0; i < descriptor_count_; ++i) take_descriptor(i);
+  descriptor_count_ = 0;
+}
+
 /// Makes at least `bytes` received bytes available.
 Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
   if (in_end_ - in_begin_ >= bytes) return success();
@@ -155,54 +226,19 @@ Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
   while (in_end_ < bytes) {
     // Waiting comes first: the answer is hardly ever there already, and a vain recvmsg costs as much as the poll.
     STEPSTASH_TRY(wait_for(POLLIN, deadline));
-    iovec part{in_.data() + in_end_, in_.size() - in_end_};
-    alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    const ssize_t got = ::recvmsg(fd_, &message, MSG_CMSG_CLOEXEC);
-    if (got < 0) {
-      if (errno == EINTR || errno == EAGAIN) continue;
-      if (broken(errno)) return connection_broke();
-      return last_errno();
-    }
-    // Whatever came is owned before anything is judged.
-    bool too_many = (message.msg_flags & MSG_CTRUNC) != 0;
-    std::error_code no_number;
-    for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
-      if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-      const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (std::size_t i = 0; i < count; ++i) {
-        int fd;
-        std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-        if (descriptor_count_ < kMaxDescriptors) {
-          UniqueFd& place = descriptors_[descriptor_count_++];
-          place = above_stdio(UniqueFd(fd));
-          if (!place) no_number = last_errno();
-        } else {
-          ::close(fd);
-          too_many = true;
-        }
-      }
-    }
-    // Where we have no descriptors left, the kernel leaves out what was sent, and says no more than this.
-    if (too_many && descriptor_count_ < kMaxDescriptors) {
-      const UniqueFd one_more(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
-      if (!one_more && lacks_descriptors(errno)) return explain_lack_of_descriptors(last_errno());
-    }
-    if (too_many) return explain(Errc::protocol_error, "the daemon sent more descriptors than were asked for");
-    if (no_number) return no_number;
+    const std::size_t got = STEPSTASH_TRY(receive_some(std::span(in_).subspan(in_end_)));
+    if (got == kNothingYet) continue;
     if (got == 0) return connection_broke();
-    in_end_ += static_cast<std::size_t>(got);
+    in_end_ += got;
   }
   return success();
 }
 
 Result<protocol::Reply> Channel::receive(Deadline deadline) {
-  for (auto& fd : descriptors_) fd.reset();
-  descriptor_count_ = 0;
+  if (descriptor_count_ != 0) {
+    const NoFork whole;
+    drop_descriptors();  // of the reply before
+  }
   STEPSTASH_TRY(fill(protocol::kHeadBytes, deadline));
   auto head = protocol::decode_head(
       std::span<const std::byte, protocol::kHeadBytes>(in_.data() + in_begin_, protocol::kHeadBytes));
@@ -246,6 +282,7 @@ bool Channel::idle_and_alive() const noexcept {
 
 Result<> Channel::adopt_ring(const protocol::SetReady& ready) {
   if (ready.ring_attached) {
+    const NoFork whole;
     const UniqueFd fd = take_descriptor(0);
     struct stat status {};
     if (::fstat(fd.get(), &status) != 0) return last_errno();
@@ -256,6 +293,7 @@ Result<> Channel::adopt_ring(const protocol::SetReady& ready) {
                      static_cast<long long>(status.st_size), ready.ring_bytes);
     }
     ring_.mapping = STEPSTASH_TRY(shm::Mapping::map(fd.get(), ready.ring_bytes, shm::Mapping::Access::read_write));
+    ring_.mapping.inherit(false);  // a child's copy would keep the memory
     ring_.bytes = ready.ring_bytes;
     STEPSTASH_CRASH_POINT("libclient.ring.mapped");
   }

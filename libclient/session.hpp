@@ -34,8 +34,8 @@ struct Address {
   const char* path() const noexcept { return name.sun_path; }
 };
 
-/// The sockets of one client, so that a forked child can close its copies of them, whatever the parent's threads were
-/// doing at that instant. Lock-free; every slot is whole at every instruction.
+/// The descriptors of one client, so that a forked child can close its copies of them, whatever the parent's threads
+/// were doing at that instant. Lock-free; every slot is whole at every instruction.
 class DescriptorTable {
  public:
   DescriptorTable() noexcept;
@@ -44,7 +44,7 @@ class DescriptorTable {
   /// Closes every descriptor. Only in a child, for the parent's: nothing is said on them.
   void close_all() noexcept;
 
-  static constexpr std::size_t kSlots = 256;  // threads of one client that can ask the daemon at once
+  static constexpr std::size_t kSlots = 256;  // threads of one client that can ask the daemon at once, more or less
 
  private:
   std::array<std::atomic<int>, kSlots> fds_;
@@ -70,8 +70,11 @@ class Channel {
   bool idle_and_alive() const noexcept;
   /// Whether any byte of the last request reached the socket: if not, the daemon cannot have acted on it.
   bool sent_any() const noexcept { return sent_any_; }
-  /// The descriptors that came with the last reply, in order.
-  UniqueFd take_descriptor(std::size_t index) noexcept { return std::move(descriptors_[index]); }
+  /// The descriptors that came with the last reply, in order. With a NoFork in hand, until they are closed: a child's
+  /// copies would not be.
+  UniqueFd take_descriptor(std::size_t index) noexcept;
+  /// Whether nothing has been received since the last whole reply.
+  bool silent() const noexcept { return in_begin_ == in_end_ && descriptor_count_ == 0; }
   std::size_t descriptor_count() const noexcept { return descriptor_count_; }
 
   /// The staging ring, once a SetReady brought it.
@@ -85,10 +88,13 @@ class Channel {
   Result<> adopt_ring(const protocol::SetReady& ready);
 
  private:
-  Channel(std::atomic<int>* slot) noexcept;
+  Channel(DescriptorTable& table, std::atomic<int>* slot) noexcept;
+  Result<std::size_t> receive_some(std::span<std::byte> room);
+  void drop_descriptors() noexcept;
   Result<> wait_for(short events, Deadline deadline) const;
   Result<> fill(std::size_t bytes, Deadline deadline);
 
+  DescriptorTable& table_;
   std::atomic<int>* slot_;
   int fd_;
   std::uint64_t epoch_;
@@ -97,7 +103,11 @@ class Channel {
   std::vector<std::byte> in_;  // received, not yet consumed: in_[in_begin_ .. in_end_)
   std::size_t in_begin_ = 0, in_end_ = 0;
   static constexpr std::size_t kMaxDescriptors = 2;  // segment and pin page
-  std::array<UniqueFd, kMaxDescriptors> descriptors_;
+  struct Received {
+    UniqueFd fd;
+    std::atomic<int>* slot = nullptr;  // in the table; null: it was full
+  };
+  std::array<Received, kMaxDescriptors> descriptors_;
   std::size_t descriptor_count_ = 0;
   Ring ring_;
 };

@@ -69,7 +69,9 @@ struct alignas(64) Header {
   std::uint64_t header_hash;  // XXH3-64 of the bytes before it
 
   std::atomic<IndexWord> index;
-  std::uint64_t unused2[4];
+  std::atomic<std::uint32_t> served;  // L12: a robust futex word; which thread of which daemon serves this segment
+  std::uint32_t unused4;
+  std::uint64_t unused2[3];
   std::atomic<std::uint64_t> deletions;       // L11: under way; 0: a reader need not look at the build records
   std::atomic<std::uint64_t> deletion_epoch;  // L11: of the last deletion that has taken effect
   std::atomic<std::uint64_t> deletion_upto;   // L11: ids up to this one are what it deletes
@@ -83,6 +85,10 @@ struct alignas(64) Header {
 static_assert(sizeof(Header) == 256 && offsetof(Header, header_hash) == 120 && offsetof(Header, index) == 128 &&
               offsetof(Header, next_id) == 192);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
+
+/// L12: whether a daemon that lives serves the segment. Where it dies the kernel takes its thread's number out of the
+/// word and puts FUTEX_OWNER_DIED in (linux/futex.h).
+constexpr bool is_served(std::uint32_t word) noexcept { return (word & 0x3FFF'FFFF) != 0; }
 
 /// L3: the top bit of commit_count. Something was set aside, and the database has not been asked for it yet.
 inline constexpr std::uint64_t kUnsettled = std::uint64_t{1} << 63;

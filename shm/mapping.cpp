@@ -3,6 +3,9 @@
 #include <sys/mman.h>
 
 #include <boost/interprocess/exceptions.hpp>
+#include <cstring>
+#include <new>
+#include <utility>
 
 namespace stepstash::shm {
 namespace {
@@ -31,6 +34,28 @@ Result<Mapping> Mapping::map(int fd, std::size_t bytes, Access access) {
   } catch (const bi::interprocess_exception& e) {
     return std::error_code(e.get_native_error(), std::system_category());
   }
+}
+
+bool Mapping::inherit(bool inherited) noexcept {
+  return ::madvise(data(), size(), inherited ? MADV_DOFORK : MADV_DONTFORK) == 0;
+}
+
+bool Mapping::replace(std::span<const std::byte> content) noexcept {
+  const int protection = content.empty() ? PROT_READ : PROT_READ | PROT_WRITE;
+  void* fresh = ::mmap(nullptr, size(), protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (fresh == MAP_FAILED) return false;
+  if (!content.empty()) std::memcpy(fresh, content.data(), content.size());
+  ::madvise(fresh, size(), MADV_DONTFORK);
+  // In one step for every thread, and with its content: one that faults in between waits for the kernel.
+  if (::mremap(fresh, size(), size(), MREMAP_MAYMOVE | MREMAP_FIXED, data()) != MAP_FAILED) return true;
+  ::munmap(fresh, size());
+  return false;
+}
+
+void Mapping::forget() noexcept {
+  // The only way to keep a mapped_region from unmapping: one that is never destroyed.
+  alignas(boost::interprocess::mapped_region) std::byte kept[sizeof(boost::interprocess::mapped_region)];
+  new (kept) boost::interprocess::mapped_region(std::move(region_));
 }
 
 }  // namespace stepstash::shm

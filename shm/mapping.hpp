@@ -4,6 +4,7 @@
 #include <boost/interprocess/mapped_region.hpp>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "base/result.hpp"
 
@@ -22,6 +23,15 @@ class Mapping {
 
   std::byte* data() const noexcept { return static_cast<std::byte*>(region_.get_address()); }
   std::size_t size() const noexcept { return region_.get_size(); }
+
+  /// Whether a child of fork(2) gets it, too. At first it does. False when the kernel does not take the advice.
+  bool inherit(bool inherited) noexcept;
+  /// Puts private memory in its place: zeros that can be read only, or a copy of `content`, at most a page, that can be
+  /// written. The object is given back, and every address stays valid, also for threads that look there meanwhile.
+  /// False when the kernel has no memory for that; then nothing has changed.
+  bool replace(std::span<const std::byte> content = {}) noexcept;
+  /// Owns nothing any more, and leaves the addresses alone: in a child that did not inherit it.
+  void forget() noexcept;
 
  private:
   boost::interprocess::mapped_region region_;

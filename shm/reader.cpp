@@ -7,6 +7,7 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "shm/fence.hpp"
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
 
@@ -65,7 +66,10 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
     const IndexWord word = header.index.load(std::memory_order_acquire);
     const Offset table = index_slots_offset(word);
     const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
-    if (!table_inside(table, slots, bytes)) return Found::corrupt;
+    if (!table_inside(table, slots, bytes)) {
+      // Zeros, where the memory was given back meanwhile (Reader::give_back), which comes after the page's state.
+      return page.state.load(std::memory_order_seq_cst) == PageState::serving ? Found::corrupt : Found::superseded;
+    }
     // Before the slots: an entry that is found after a 0 here was there when no deletion was under way, or was set
     // since.
     const bool deletions = header.deletions.load(std::memory_order_acquire) != 0;
@@ -117,7 +121,11 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
   }
 }
 
-Reader::Reader(Mapping segment, Mapping pins) noexcept : segment_(std::move(segment)), pins_(std::move(pins)) {}
+Reader::Reader(Mapping segment, Mapping pins) noexcept
+    : segment_(std::move(segment)),
+      pins_(std::move(pins)),
+      segment_id_(reinterpret_cast<const Header*>(segment_.data())->segment_id),
+      pin_page_(page().number) {}
 
 Result<Reader> Reader::attach(UniqueFd segment, UniqueFd pins) {
   struct stat status {};
@@ -139,21 +147,42 @@ Found Reader::find(BuildId build, std::string_view name, Pinned& out) const noex
   return find_entry(segment_.data(), segment_.size(), *reinterpret_cast<PinPage*>(pins_.data()), build, name, out);
 }
 
-const SegmentId& Reader::segment_id() const noexcept {
-  return reinterpret_cast<const Header*>(segment_.data())->segment_id;
+bool Reader::superseded() const noexcept {
+  return page().state.load(std::memory_order_acquire) == PageState::superseded;
 }
 
-std::uint32_t Reader::pin_page() const noexcept { return reinterpret_cast<const PinPage*>(pins_.data())->number; }
+void Reader::supersede() noexcept {
+  // Sequentially consistent: before the look at the pins in give_back(). It pairs with find_entry(), which claims a pin
+  // and then loads the state: one of the two sees the other.
+  page().state.store(PageState::superseded, std::memory_order_seq_cst);
+}
 
-bool Reader::superseded() const noexcept {
-  return reinterpret_cast<const PinPage*>(pins_.data())->state.load(std::memory_order_acquire) == PageState::superseded;
+bool Reader::give_back() noexcept {
+  supersede();
+  full_fence();
+  if (pins_in_use() != 0) return false;
+  // Nobody gets a pin here any more. Threads that are in find() still read the segment, its zeros at last, and may even
+  // claim a pin: in a page that says that it is superseded, at every instant.
+  PinPage empty{};
+  empty.state.store(PageState::superseded, std::memory_order_relaxed);
+  const auto content = std::as_bytes(std::span(&empty, 1));
+  return segment_.replace() && pins_.replace(content);
+}
+
+bool Reader::inherit_segment(bool inherited) noexcept {
+  const bool pins_kept_back = pins_.inherit(false);
+  return segment_.inherit(inherited) && pins_kept_back;
+}
+
+void Reader::forget(bool inherited) noexcept {
+  pins_.forget();
+  if (!inherited) segment_.forget();
 }
 
 std::size_t Reader::pins_in_use() const noexcept {
-  const auto& page = *reinterpret_cast<const PinPage*>(pins_.data());
   std::size_t used = 0;
-  for (const PinLine& line : page.lines) {
-    for (const auto& pin : line.pins) used += pin.load(std::memory_order_relaxed) != 0;  // a figure for people
+  for (const PinLine& line : page().lines) {
+    for (const auto& pin : line.pins) used += pin.load(std::memory_order_relaxed) != 0;  // give_back() fences
   }
   return used;
 }

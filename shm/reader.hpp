@@ -30,6 +30,14 @@ struct Pinned {
   void release() noexcept;
 };
 
+/// Whether the page of a pin that its client has just given up serves no more: then the page may be waiting for that.
+inline bool of_superseded_page(const std::atomic<Offset>* pin) noexcept {
+  // The compiler must not load before the pin's store; for the processor, whoever supersedes a page fences all threads.
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  const auto page = reinterpret_cast<std::uintptr_t>(pin) & ~std::uintptr_t{kPageBytes - 1};
+  return reinterpret_cast<const PinPage*>(page)->state.load(std::memory_order_relaxed) != PageState::serving;
+}
+
 enum class Found {
   miss,        ///< authoritative: there is no such build data
   resident,    ///< `out` holds the entry and its value
@@ -55,17 +63,37 @@ class Reader {
   /// Thread safety: any number of threads. `out` is set when the answer is resident or evicted.
   Found find(BuildId build, std::string_view name, Pinned& out) const noexcept;
 
-  const SegmentId& segment_id() const noexcept;
-  std::uint32_t pin_page() const noexcept;
+  const SegmentId& segment_id() const noexcept { return segment_id_; }
+  std::uint32_t pin_page() const noexcept { return pin_page_; }
   bool superseded() const noexcept;
+  /// Whether a daemon that lives serves the segment (L12). A load from a line that find() needs as well.
+  bool served() const noexcept {
+    // Acquire: what that daemon has published before is seen.
+    const auto& header = *reinterpret_cast<const Header*>(segment_.data());
+    return is_served(header.served.load(std::memory_order_acquire));
+  }
   /// Pins in use now. O(kPinsPerPage).
   std::size_t pins_in_use() const noexcept;
 
+  /// From here on find() answers superseded: the client has attached to another segment. What is pinned stays.
+  void supersede() noexcept;
+  /// Gives back the memory of a segment that is superseded, the pin page and its lock, once nothing is pinned; the
+  /// addresses stay, for threads that are still in find(). True: that is done. One thread at a time.
+  bool give_back() noexcept;
+  /// Whether children of fork(2) get the segment, too; at first they do. Pin pages are none of theirs once this has
+  /// been called. False when the kernel does not take the advice.
+  bool inherit_segment(bool inherited) noexcept;
+  /// In a child that got no pin page, and the segment only if `inherited`: leaves the addresses alone that are not its.
+  void forget(bool inherited) noexcept;
+
  private:
   Reader(Mapping segment, Mapping pins) noexcept;
+  PinPage& page() const noexcept { return *reinterpret_cast<PinPage*>(pins_.data()); }
 
   Mapping segment_;
   Mapping pins_;
+  SegmentId segment_id_;
+  std::uint32_t pin_page_;
 };
 
 }  // namespace stepstash::shm

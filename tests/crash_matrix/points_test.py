@@ -29,6 +29,8 @@ EXCEPT = {
     ("shm/heap.cpp", "Heap::write_header"): "every caller has a point behind it",
     ("shm/index.cpp", "IndexWriter::clear"): "every caller has a point behind it",
     ("shm/reader.cpp", "first_line_of_this_thread"): "a counter of the process's own",
+    ("shm/reader.cpp", "Reader::supersede"): "a client's own page, which goes with it",
+    ("shm/reader.cpp", "Reader::give_back"): "memory of the process's own",
     ("shm/writer.cpp", "Writer::install"): "made of steps of ObjectDirectory's, which have points",
     ("persist/sqlite_store.cpp", "SqliteStore::WriterStatements"): "texts; where they are run has points",
     ("daemon/connection.cpp", "Connection::send"): "ends in write_out, which has points",
@@ -38,6 +40,8 @@ EXCEPT = {
     ("daemon/connection.cpp", "Connection::shed_ring"): "a refusal; what was begun is not acknowledged",
     ("daemon/notify.cpp", "*"): "the service manager's socket",
     ("daemon/server.cpp", "Server::refuse"): "a refusal, before anything was done",
+    ("daemon/restore.cpp", "*"): "a program of its own; tests/system/restore_test.cpp kills it before each of its steps",
+    ("persist/restore.cpp", "*"): "the same program",
     ("daemon/config.cpp", "*"): "directories, before anything is opened",
     ("daemon/tasks.hpp", "*"): "memory of the process's own",
     ("daemon/flusher.cpp", "Flusher::take"): "reads",
@@ -47,7 +51,9 @@ EXCEPT = {
     ("libclient/session.cpp", "DescriptorTable::close_all"): "memory of the process's own",
     ("libclient/session.cpp", "Channel::~Channel"): "memory of the process's own",
     ("libclient/staged_set.cpp", "StagedSet::send"): "ends in Channel::send, which has points",
+    ("libclient/session.cpp", "Channel::take_descriptor"): "memory of the process's own",
     ("libclient/fork_epoch.cpp", "*"): "memory of the process's own",
+    ("libclient/forks.cpp", "*"): "memory of the process's own",
     ("libclient/client_c.cpp", "*"): "the C ABI: memory of the process's own, but for stepstash_release",
 }
 

@@ -48,6 +48,7 @@ FakeSegment::FakeSegment(std::uint8_t id)
   h.header_hash =
       shm::hash_bytes(std::span(reinterpret_cast<const std::byte*>(&h), offsetof(shm::Header, header_hash)));
   h.index.store(shm::make_index_word(1, kLog2Slots, kTable));
+  h.served.store(1);
 }
 
 std::atomic<shm::Slot>& FakeSegment::slot_of(BuildId build, std::string_view name) noexcept {

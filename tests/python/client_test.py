@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -413,6 +414,36 @@ class Processes(WithDaemon):
         self.assertEqual(view.data, MEGABYTE)  # the child's release has not released it
         view.release()
         self.assertEqual(self.value("from the child"), b"hello")
+
+    def test_a_multiprocessing_child_keeps_nothing_of_a_dead_parent(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        script = (
+            "import multiprocessing, os, signal, sys, time, stepstash\n"
+            "context = multiprocessing.get_context('fork')\n"
+            "client = stepstash.Client(sys.argv[1])\n"
+            "client.set(int(sys.argv[2]), 'y', bytes(300000))\n"
+            "view = client.get(int(sys.argv[2]), 'x')\n"
+            "server = context.Process(target=time.sleep, args=(600,))\n"
+            "server.start()\n"
+            "print(server.pid, flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        run = [sys.executable, "-c", script, self.daemon.socket, str(self.build)]
+        step = subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        server = int(step.stdout.readline())
+        try:
+            self.assertEqual(self.open_views(), 1)
+            step.kill()
+            step.wait()
+            until(lambda: self.open_views() == 0, "the dead step's pin to go", 1)
+            until(lambda: self.client.stats()["pin_pages"] == 1, "its pin page to go", 1)
+            until(lambda: self.client.stats()["connections"] == 1, "its connection to go", 1)
+            until(lambda: self.client.stats()["staging_rings"] == 1, "its ring to go", 1)  # ours stays
+            os.kill(server, 0)  # it lives all the while
+        finally:
+            os.kill(server, signal.SIGKILL)
+            step.stdin.close()
+            step.stdout.close()
 
     def test_what_a_program_without_standard_descriptors_prints_reaches_nobody(self):
         self.client.set(7, "kept", b"v")

@@ -4,6 +4,7 @@
 // Here a reader in a process of its own is stopped under ptrace after its k-th instruction, the writer has its turn,
 // the reader goes on; for every k until the get is through. The name is there at every instant: whatever happens, the
 // get has to find it, whole.
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "shm/hash.hpp"
@@ -273,6 +275,85 @@ BOOST_AUTO_TEST_CASE(a_value_that_is_evicted_and_loaded_again_is_never_seen_torn
     stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
     stash.writer->reclaim();
   });
+}
+
+/// What the reader's process says in the test below.
+struct Shared {
+  std::atomic<int> turn{0};  // 1: the other thread's; 2: it is over
+  std::atomic<bool> given_back{false};
+  std::atomic<bool> searched{false};
+  std::atomic<int> answer{-1};
+  std::atomic<bool> whole{false};
+  std::atomic<bool> given_back_at_last{false};
+};
+
+// The client's own threads: one is in a get, stopped after each of its instructions in turn, while another one has
+// attached to the next segment and gives the former one back. The first one finds the value, which then stays for as
+// long as its view, or is told to look in the other segment; it never reads zeros for a value, and is never lost in
+// addresses that are gone.
+BOOST_AUTO_TEST_CASE(a_segment_that_is_given_back_during_a_get_is_held_or_said_to_be_superseded) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "x", kValueBytes);
+  void* place = ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  BOOST_TEST_REQUIRE((place != MAP_FAILED));
+  long held = 0, superseded = 0;
+  bool through = false;
+  for (long instructions = 0; !through; instructions += kStride) {
+    shm::Reader client = stash.reader();
+    auto& shared = *new (place) Shared();
+    Child reader([&](int) -> int {
+      std::thread other([&] {
+        while (shared.turn != 1) ::sched_yield();
+        client.supersede();
+        shared.given_back = client.give_back();
+        shared.turn = 2;
+      });
+      if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) return 98;
+      ::raise(SIGSTOP);
+      shm::Pinned view;
+      const Found answer = client.find(1, "x", view);
+      shared.searched = true;
+      shared.answer = static_cast<int>(answer);
+      ::raise(SIGSTOP);
+      other.join();
+      if (answer == Found::resident) {
+        shared.whole = is_whole(view);
+        view.release();
+      }
+      shared.given_back_at_last = shared.given_back || client.give_back();
+      return 0;
+    });
+    int status = 0;
+    const auto stopped_by = [&] {
+      return ::waitpid(reader.pid(), &status, 0) == reader.pid() && WIFSTOPPED(status) ? WSTOPSIG(status) : 0;
+    };
+    BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
+    for (long i = 0; i < instructions && !shared.searched; ++i) {
+      BOOST_REQUIRE(::ptrace(PTRACE_SINGLESTEP, reader.pid(), nullptr, 0) == 0);
+      BOOST_REQUIRE(stopped_by() == SIGTRAP);
+    }
+    through = shared.searched;
+    shared.turn = 1;
+    while (shared.turn != 2) ::sched_yield();
+    BOOST_REQUIRE(::ptrace(PTRACE_CONT, reader.pid(), nullptr, 0) == 0);
+    BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP, "after " << instructions << " instructions");
+    BOOST_REQUIRE(::ptrace(PTRACE_CONT, reader.pid(), nullptr, 0) == 0);
+    BOOST_TEST_REQUIRE(::waitpid(reader.pid(), &status, 0) == reader.pid());
+    BOOST_TEST_REQUIRE((WIFEXITED(status) && WEXITSTATUS(status) == 0), "after " << instructions << " instructions");
+    if (shared.answer == static_cast<int>(Found::resident)) {
+      ++held;
+      BOOST_TEST_REQUIRE(shared.whole, "after " << instructions << " instructions");
+      BOOST_TEST_REQUIRE(!shared.given_back, "after " << instructions << " instructions");
+    } else {
+      ++superseded;
+      BOOST_TEST_REQUIRE(shared.answer == static_cast<int>(Found::superseded),
+                         "after " << instructions << " instructions");
+    }
+    BOOST_TEST_REQUIRE(shared.given_back_at_last, "after " << instructions << " instructions");
+  }
+  BOOST_TEST(held > 0);
+  BOOST_TEST(superseded > 0);
+  ::munmap(place, sizeof(Shared));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -1,7 +1,10 @@
 // Several daemons, dying clients, forks: who holds what, and who gets it back.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -295,6 +298,126 @@ BOOST_AUTO_TEST_CASE(a_child_that_ends_at_once_harms_nobody) {
   }
   BOOST_TEST(view->text() == "value");
   BOOST_TEST(figure(client, "connections") == 1u);
+}
+
+/// A step with open views, a set under way and a few threads forks a process that goes on for long, and is killed.
+/// `with_views` is said to the child as well: with none it has no segment either.
+void leaves_nothing_behind(Served& served, bool with_views) {
+  const auto at_rest = [&] {
+    return figure(served.client, "open_views") == 0 && figure(served.client, "connections") == 1 &&
+           figure(served.client, "pin_pages") == 1 && figure(served.client, "staging_rings") == 0;
+  };
+  BOOST_TEST_REQUIRE(eventually(at_rest));
+  const Signal ready, end;
+  int report[2];
+  BOOST_REQUIRE(::pipe2(report, O_CLOEXEC) == 0);
+  const UniqueFd from_server(report[0]);
+  UniqueFd to_test(report[1]);
+  Child step([&] {
+    Client client(served.daemon.socket());
+    std::vector<View> views;
+    for (int i = 0; with_views && i < 3; ++i) views.push_back(*client.get(1, "v"));
+    auto writer = client.begin(1, "never there", 10 * kMiB);
+    const std::string part = generated(kMiB, 1);
+    writer->write(std::as_bytes(std::span(part)));
+    const pid_t server = ::fork();
+    if (server == 0) {
+      ::setsid();
+      ::prctl(PR_SET_PDEATHSIG, 0);
+      if (with_views && views[0].text() != "value") ::_exit(1);
+      ready.raise();
+      end.wait();
+      std::ifstream maps("/proc/self/maps");
+      char segments = '0', others = '0';
+      for (std::string line; std::getline(maps, line);) {
+        if (contains(line, ".pin.") || contains(line, "stepstash-ring")) {
+          ++others;
+        } else if (contains(line, served.daemon.segment())) {
+          ++segments;
+        }
+      }
+      const char found[] = {segments, others};
+      static_cast<void>(!::write(to_test.get(), found, 2));
+      ::_exit(0);
+    }
+    ::pause();
+    return 0;
+  });
+  BOOST_REQUIRE(ready.wait());
+  to_test.reset();
+  if (with_views) BOOST_TEST(eventually([&] { return figure(served.client, "open_views") == 3u; }));
+  step.kill();
+  BOOST_TEST(eventually(at_rest, 1s));
+  end.raise();
+  char found[2] = {};
+  BOOST_TEST(::read(from_server.get(), found, 2) == 2);
+  BOOST_TEST(found[0] == (with_views ? '1' : '0'));
+  BOOST_TEST(found[1] == '0');
+}
+
+BOOST_AUTO_TEST_CASE(a_process_that_a_step_leaves_behind_keeps_nothing_of_the_steps) {
+  Served served;
+  served.client.set(1, "v", "value");
+  leaves_nothing_behind(served, /*with_views=*/true);
+  leaves_nothing_behind(served, /*with_views=*/false);
+}
+
+// The sanitizers' run-time does not survive a fork behind its back.
+BOOST_AUTO_TEST_CASE(a_child_made_behind_the_c_librarys_back_keeps_no_views_and_no_memory,
+                     *boost::unit_test::enable_if<!kAddressSanitizer && !kThreadSanitizer>()) {
+  Served served;
+  served.client.set(1, "v", "value");
+  const Signal ready, end;
+  Child step([&] {
+    Client client(served.daemon.socket());
+    const auto view = client.get(1, "v");
+    const long server = ::syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    if (server == 0) {
+      ::setsid();
+      ready.raise();
+      end.wait();
+      ::_exit(0);
+    }
+    ::pause();
+    return 0;
+  });
+  BOOST_REQUIRE(ready.wait());
+  BOOST_TEST(figure(served.client, "open_views") == 1u);
+  step.kill();
+  BOOST_TEST(eventually([&] { return figure(served.client, "open_views") == 0u; }, 1s));
+  BOOST_TEST(eventually([&] { return figure(served.client, "pin_pages") == 1u; }, 1s));
+  end.raise();
+}
+
+BOOST_AUTO_TEST_CASE(a_child_that_closes_its_parents_client_unmaps_nothing_of_its_own,
+                     *boost::unit_test::enable_if<!kThreadSanitizer>()) {
+  Served served;
+  Client& client = served.client;
+  client.set(1, "v", generated(2 * kMiB, 1));  // by a ring
+  for (const bool with_view : {false, true}) {
+    auto view = client.get(1, "v");
+    if (!with_view) view.reset();
+    Child child([&] {
+      // The addresses that were not inherited are free, and the kernel gives them out again.
+      std::vector<char*> mine;
+      for (int i = 0; i < 200; ++i) {
+        void* at =
+            ::mmap(nullptr, 8 * kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (at == MAP_FAILED) return 1;
+        mine.push_back(static_cast<char*>(at));
+      }
+      if (with_view && !is_generated(view->bytes(), 2 * kMiB, 1)) return 2;
+      client.set(2, "from the child", generated(kMiB, 3));
+      if (!is_generated(client.get(1, "v")->bytes(), 2 * kMiB, 1)) return 3;
+      client = Client(served.daemon.socket());  // closes the inherited one
+      for (char* at : mine) {
+        for (std::uint64_t i = 0; i < 8 * kMiB; i += kMiB) at[i] = 'x';
+      }
+      return 0;
+    });
+    BOOST_TEST(child.join() == 0);
+  }
+  BOOST_TEST(eventually([&] { return figure(client, "connections") == 1u; }));
 }
 
 // ThreadSanitizer does not follow forks of processes with threads.

@@ -1,0 +1,69 @@
+#include "shm/served.hpp"
+
+#include <linux/futex.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <new>
+#include <system_error>
+
+#include "base/crash_point.hpp"
+
+namespace stepstash::shm {
+
+/// What the kernel walks through: the head, one entry, and back. The word lies `futex_offset` from its entry.
+struct Served::List {
+  robust_list_head head;
+  robust_list entry;
+};
+
+Served::Served(Header& header) : header_(header) {
+  void* place = ::mmap(nullptr, sizeof(List), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (place == MAP_FAILED) return;
+  list_ = new (place) List{};
+  list_->head.list.next = &list_->entry;
+  list_->entry.next = &list_->head.list;
+  list_->head.futex_offset = static_cast<long>(reinterpret_cast<std::uintptr_t>(&header_.served) -
+                                               reinterpret_cast<std::uintptr_t>(&list_->entry));
+  // A thread of its own: glibc has registered a list with every other one, for its robust mutexes.
+  sigset_t all, before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    thread_ = std::thread([this] { hold(*list_); });
+  } catch (const std::system_error&) {  // no thread: not served, as far as anybody can see
+  }
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return held_ || !thread_.joinable(); });
+}
+
+Served::~Served() {
+  {
+    const std::lock_guard lock(mutex_);
+    over_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  if (list_ != nullptr) ::munmap(list_, sizeof(List));
+}
+
+void Served::hold(List& list) {
+  const bool registered = ::syscall(SYS_set_robust_list, &list.head, sizeof list.head) == 0;
+  // The thread's number as the kernel compares it: that of the PID namespace it lives in.
+  const auto self = static_cast<std::uint32_t>(::syscall(SYS_gettid));
+  // Release pairs with Reader::served().
+  if (registered) header_.served.store(self, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("shm.served.begun");
+  std::unique_lock lock(mutex_);
+  held_ = true;
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return over_; });
+  header_.served.store(0, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("shm.served.ended");
+  list.head.list.next = &list.head.list;  // an empty list: the memory behind it may go before this thread does
+}
+
+}  // namespace stepstash::shm
