@@ -85,13 +85,11 @@ struct BackedUp {
 /// Names beside the database and the segment that no daemon at rest leaves.
 std::vector<std::string> leftovers(const DaemonProcess& daemon) {
   std::vector<std::string> found;
-  for (const std::string& directory : {fs::path(daemon.db()).parent_path().string(), std::string("/dev/shm")}) {
+  for (const std::string& directory :
+       {fs::path(daemon.db()).parent_path().string(), fs::path(daemon.segment_path()).parent_path().string()}) {
     for (const auto& entry : fs::directory_iterator(directory)) {
       const std::string name = entry.path().filename();
-      const bool ours = directory != "/dev/shm" || contains(name, daemon.segment());
-      if (ours && (contains(name, "restoring") || contains(name, ".new") || contains(name, "damaged"))) {
-        found.push_back(name);
-      }
+      if (contains(name, "restoring") || contains(name, ".new") || contains(name, "damaged")) found.push_back(name);
     }
   }
   return found;

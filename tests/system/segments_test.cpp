@@ -91,7 +91,7 @@ BOOST_AUTO_TEST_CASE(a_client_that_only_gets_reads_within_a_second_from_the_segm
   }
   daemon.use_segment(name);
   for (const auto& object : fs::directory_iterator("/dev/shm")) {
-    if (contains(object.path().filename().string(), name)) fs::remove(object.path());
+    if (contains(object.path().filename().string(), name)) fs::remove_all(object.path());
   }
 }
 
