@@ -367,7 +367,7 @@ class Errors(WithDaemon):
                 check=False,
             )
             self.assertNotEqual(ended.returncode, 0)
-            self.assertIn(f"${variable} is empty", ended.stderr)
+            self.assertIn(f"{variable} is empty", ended.stderr)
 
     def test_a_path_too_long_for_a_socket_is_refused(self):
         with self.assertRaises(stepstash.InvalidArgument):

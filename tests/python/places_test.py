@@ -37,7 +37,7 @@ class PlacesTest(unittest.TestCase):
     def tearDown(self):
         self.end()
         for path in SHARED_MEMORY.glob(self.segment + "*"):
-            path.unlink()
+            shutil.rmtree(path)
         shutil.rmtree(self.directory)
         shutil.rmtree(self.tmp, ignore_errors=True)
 
@@ -138,7 +138,7 @@ class PlacesTest(unittest.TestCase):
                 self.assertEqual(self.python(variables), "value")
                 self.stop()
                 for path in SHARED_MEMORY.glob(self.segment + "*"):
-                    path.unlink()
+                    shutil.rmtree(path)
 
     def test_a_daemon_that_another_user_pretends_in_tmp_gets_no_client(self):
         self.tmp.mkdir(mode=0o755)

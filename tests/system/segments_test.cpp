@@ -138,7 +138,7 @@ BOOST_AUTO_TEST_CASE(a_segment_that_was_replaced_is_given_back_with_its_last_vie
   }
   BOOST_TEST(eventually([&] { return figure(client, "pin_pages") == 1u; }));
   for (const auto& object : fs::directory_iterator("/dev/shm")) {
-    if (contains(object.path().filename().string(), name)) fs::remove(object.path());
+    if (contains(object.path().filename().string(), name)) fs::remove_all(object.path());
   }
 }
 
@@ -173,7 +173,7 @@ BOOST_AUTO_TEST_CASE(threads_that_read_meanwhile_find_the_value_and_leave_no_for
   BOOST_TEST(wrong == 0);
   daemon.kill();
   for (const auto& object : fs::directory_iterator("/dev/shm")) {
-    if (contains(object.path().filename().string(), name)) fs::remove(object.path());
+    if (contains(object.path().filename().string(), name)) fs::remove_all(object.path());
   }
 }
 
