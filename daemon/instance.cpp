@@ -41,12 +41,12 @@ Result<std::vector<ObjectDirectory>> own_directories(const ObjectDirectory& pare
   for (const std::string& name : STEPSTASH_TRY(parent.list(base))) {
     if (!is_directory_name(name, base)) continue;
     auto opened = parent.open_own_directory(name);
-    if (opened) own.push_back(std::move(opened).value());
     // Somebody else's, or no directory: none of ours. But one of ours that cannot be opened just now may hold what
     // nothing else does.
     if (!opened && opened.error() != Errc::unsafe_object && opened.error() != std::errc::no_such_file_or_directory) {
       return opened.error();
     }
+    if (opened) own.push_back(std::move(opened).value());
   }
   return own;
 }

@@ -169,7 +169,7 @@ Result<> close_log(const std::string& path, std::string& why) {
     return success();
   }
   if (primary != 0) return Errc::not_durable;
-  STEPSTASH_TRY(std::move(closed));
+  STEPSTASH_TRY(closed);
   if (has_bytes(path + "-wal") || ::access((path + "-shm").c_str(), F_OK) == 0) {
     why = path + ": another program has it open";  // the last one that closes it takes them away
     return Errc::already_held;
