@@ -86,6 +86,17 @@ std::vector<Finding> diagnose(const std::string& stats) {
     found.push_back({"views hold " + of(retired, heap) + " bytes of values that were replaced or deleted",
                      "some process never releases its views; \"open_views\" counts them"});
   }
+  const auto closed = json.find("closed_users");
+  if (closed != json.end() && closed->is_array()) {
+    for (const Json& user : *closed) {
+      if (!user.is_number_unsigned()) continue;
+      found.push_back({"user " + std::to_string(user.get<std::uint64_t>()) +
+                           " held more of the segment in views than one user may while others found no room, and gets "
+                           "no more: " +
+                           std::to_string(number(segment, "written_off_bytes")) + " bytes are written off",
+                       "his processes have to release views; what they hold stays readable for them"});
+    }
+  }
   return found;
 }
 

@@ -81,7 +81,7 @@ Connection::Connection(Services& services, Socket socket, Peer peer, Right right
       socket_(std::move(socket)),
       peer_(std::move(peer)),
       right_(right),
-      waiter_(services.loop),
+      waiter_(services.loop, peer_.uid),
       frame_timer_(services.loop) {}
 
 void Connection::close() {

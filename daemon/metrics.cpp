@@ -39,6 +39,15 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
   const Store::Counters& store = services.store.counters();
   const Flusher::Counters& flushes = services.flusher.counters();
   const shm::PinRegistry::Views views = segment.pins().views();
+  std::uint64_t most_held = 0;
+  std::int64_t most_held_by = -1;
+  auto closed_users = nlohmann::ordered_json::array();
+  for (const shm::Writer::Held& held : services.store.held()) {
+    if (held.closed) closed_users.push_back(held.uid);
+    if (held.bytes <= most_held) continue;
+    most_held = held.bytes;
+    most_held_by = held.uid;
+  }
   const std::vector<std::string> damaged = services.store.damaged();
   const nlohmann::ordered_json json = {
       {"version", STEPSTASH_VERSION},
@@ -52,6 +61,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
         {"largest_free_run_bytes", heap.largest_free()},
         {"retired_blocks", segment.retired()},
         {"retired_bytes", segment.retired_bytes()},
+        {"written_off_bytes", heap.written_off()},
         {"max_value_bytes", segment.max_value_bytes()},
         {"index_slots", segment.index().slots()},
         {"builds_capacity", segment.builds_capacity()}}},
@@ -66,6 +76,10 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"most_views_of_a_client", views.most},
       {"max_views_per_client", shm::kPinsPerPage},
       {"pin_pages", segment.pins().pages()},
+      {"most_held_bytes_of_a_user", most_held},
+      {"most_held_by_user", most_held_by},
+      {"closed_users", closed_users},
+      {"users_closed", store.users_closed},
       {"connections", server.connections},
       {"connections_accepted", server.accepted},
       {"connections_refused", server.refused},

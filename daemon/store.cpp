@@ -28,6 +28,8 @@ constexpr std::size_t kLookAtOnce = 32 * 1024;
 /// The hints of so many pages are read at most once in so long: 8,000 hints, half a millisecond.
 constexpr std::size_t kHintPages = 128;
 constexpr std::chrono::milliseconds kHintInterval{100};
+/// What the views of one user may keep in place while others find no room: this part of the segment.
+constexpr std::uint64_t kSharePart = 4;
 /// Damaged values remembered by name for `stats`.
 constexpr std::size_t kDamagedRemembered = 10'000;
 /// Memory given back per maintain(): unmapping 16 MiB takes about a millisecond.
@@ -165,41 +167,55 @@ Result<BuildState*> Store::ensure_build(BuildId build, bool spare) {
 bool Store::evict_some(std::uint64_t bytes) {
   if (!may_evict()) return false;
   note_hints();
-  const shm::BlockSet& pinned = segment_.pinned_now();
+  const shm::PinScan& scan = segment_.pinned_now();
   const std::size_t batch = std::min(kEvictAtLeast + kEvictPerPage * segment_.pins().pages(), kEvictAtOnce);
   const std::uint64_t ahead = std::max(bytes, segment_.heap().capacity() / kAheadPart);
   std::uint64_t freed = 0;
   std::size_t evicted = 0;
   std::size_t looked_at = 0;
-  const auto enough = [&] { return freed >= bytes && (freed >= ahead || evicted >= batch); };
-  const auto over = [&] { return enough() || evicted >= kEvictAtOnce || looked_at >= kLookAtOnce; };
+  const auto over = [&] {
+    return (freed >= bytes && (freed >= ahead || evicted >= batch)) || evicted >= kEvictAtOnce ||
+           looked_at >= kLookAtOnce;
+  };
+  // Whether there was a record for each.
+  const auto sweep = [&](Catalog::UseList& list, auto&& stays) {
+    const Node* last = list.empty() ? nullptr : &list.back();
+    for (bool more = last != nullptr; more && !list.empty() && !over();) {
+      Node& node = list.front();
+      more = &node != last;
+      ++looked_at;
+      const shm::Entry& entry = segment_.entry_at(node.block);
+      const std::uint64_t gain = segment_.evictable_bytes(entry);
+      if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
+        Catalog::unlist(node);
+        continue;
+      }
+      if (stays(node.block)) {
+        catalog_.touch(node);
+        continue;
+      }
+      auto record = segment_.evict(entry);
+      if (!record) return false;
+      STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
+      note_moved(node, *record.value(), /*evicted=*/true);
+      freed += gain;
+      ++evicted;
+    }
+    return true;
+  };
+  const auto pinned = [&](shm::Offset block) { return scan.pinned(block); };
+  const auto wanted = [&](shm::Offset block) { return scan.pinned(block) || scan.recent.contains(block); };
   for (auto* list : {&catalog_.finished(), &catalog_.running()}) {
     // First those that no hint speaks of. A hint may be any number, and stay for ever: what has one goes before a value
     // of a build that is not finished, and before a set is refused.
-    for (const bool spare : {true, false}) {
-      if (list->empty() || over() || (!spare && freed >= bytes)) continue;
-      const Node* last = &list->back();
-      for (bool more = true; more && !list->empty() && !over();) {
-        Node& node = list->front();
-        more = &node != last;
-        ++looked_at;
-        const shm::Entry& entry = segment_.entry_at(node.block);
-        const std::uint64_t gain = segment_.evictable_bytes(entry);
-        if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
-          Catalog::unlist(node);
-          continue;
-        }
-        if (pinned.contains(node.block) || (spare && segment_.recently_read().contains(node.block))) {
-          catalog_.touch(node);
-          continue;
-        }
-        auto record = segment_.evict(entry);
-        if (!record) return evicted > 0;
-        STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
-        note_moved(node, *record.value(), /*evicted=*/true);
-        freed += gain;
-        ++evicted;
-      }
+    if (!sweep(*list, wanted) || (freed < bytes && !sweep(*list, pinned))) return evicted > 0;
+  }
+  // What only closed pages hold stays for them as it is, and is written off: nobody else has to wait for it.
+  if (!scan.closed.empty() && freed < bytes) {
+    looked_at = 0;
+    const auto served = [&](shm::Offset block) { return scan.serving.contains(block); };
+    for (auto* list : {&catalog_.finished(), &catalog_.running()}) {
+      if (freed < bytes && !sweep(*list, served)) return evicted > 0;
     }
   }
   return evicted > 0;
@@ -215,6 +231,64 @@ void Store::note_hints() {
     if (node != nullptr && node->is_linked()) catalog_.touch(*node);
   };
   segment_.pins().recent(touch, kHintPages);
+}
+
+const std::vector<shm::Writer::Held>& Store::held() {
+  const auto start = clock_.monotonic();
+  if (start < next_census_) return held_;
+  held_ = segment_.held_by_users();
+  const auto now = clock_.monotonic();
+  next_census_ = now + kWalkPause * (now - start);
+  return held_;
+}
+
+/// Room cannot be had otherwise: whoever holds most in place is asked to release some, by closing his pages. That takes
+/// nothing from him, for his views stay as they are and only the room they take is written off; so there is no reason
+/// to let others wait for his answer.
+bool Store::close_greediest(std::uint32_t for_user) {
+  if (clock_.monotonic() < next_census_) return false;
+  const std::uint64_t capacity = segment_.heap().capacity();
+  std::uint64_t in_all = 0;
+  std::uint64_t own = 0;
+  const shm::Writer::Held* most = nullptr;
+  for (const shm::Writer::Held& held : this->held()) {
+    if (held.uid == for_user) own = held.bytes;
+    if (held.closed) continue;
+    in_all += held.bytes;
+    if (held.uid != for_user && (most == nullptr || held.bytes > most->bytes)) most = &held;
+  }
+  // Several users, each below his share, can hold all of it together: then he goes who holds most.
+  const bool too_much = most != nullptr && (most->bytes > capacity / kSharePart ||
+                                            (in_all > capacity / 2 && most->bytes > own + capacity / kAheadPart));
+  if (!too_much) return false;
+  const shm::Writer::Held held = *most;
+  next_census_ = {};
+  if (auto closed = segment_.close_user(held.uid); !closed) {
+    spdlog::error("cannot close the pin pages of user {}: {}", held.uid, closed.error().message());
+    next_census_ = clock_.monotonic() + std::chrono::seconds(1);
+    return false;
+  }
+  closed_at_[held.uid] = held.bytes;
+  ++counters_.users_closed;
+  spdlog::warn(
+      "user {} holds {} of {} bytes in {} views, and others find no room: no more views for him until he has "
+      "released half of that; what he holds stays as it is, and is written off",
+      held.uid, held.bytes, capacity, held.blocks);
+  return true;
+}
+
+void Store::open_modest() {
+  if (closed_at_.empty() || clock_.monotonic() < next_census_) return;
+  std::map<std::uint32_t, std::uint64_t> now;
+  for (const shm::Writer::Held& held : this->held()) now[held.uid] = held.bytes;
+  std::erase_if(closed_at_, [&](const auto& closed) {
+    const auto& [user, bytes] = closed;
+    if (now[user] > std::min(bytes, segment_.heap().capacity() / kSharePart) / 2) return false;
+    segment_.open_user(user);
+    next_census_ = {};
+    spdlog::info("user {} holds {} bytes in views now, and may have more again", user, now[user]);
+    return true;
+  });
 }
 
 bool Store::reclaim_again() {
@@ -243,7 +317,7 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
     Node* node;          // to be evicted or moved; null where the block is free
     std::uint64_t cost;  // bytes that leave memory, or move
   };
-  const shm::BlockSet& pinned = segment_.pinned_now();
+  const shm::PinScan& scan = segment_.pinned_now();
   // The cheapest run of neighbours, `bytes` bytes or more, none of which has to stay: a window from `first` on.
   std::vector<Block> window;
   std::size_t first = 0;
@@ -253,7 +327,7 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
     Block block{at, size, nullptr, 0};
     if (!free) {
       block.node = catalog_.at_block(at);
-      const bool stays = block.node == nullptr || pinned.contains(at) ||
+      const bool stays = block.node == nullptr || scan.pinned(at) ||
                          (segment_.entry_at(at).value_offset != 0 && (block.node->dirty.dirty() || !evictable));
       if (stays) {
         window.push_back(block);
@@ -324,7 +398,10 @@ Result<shm::Draft> Store::try_draft(std::string_view name, std::string_view sour
     // A small value is not worth a walk over all blocks while something can be evicted.
     const bool large = wanted >= shm::kPageAlignedFrom;
     if (large && scattered) {
-      if (const Cleared cleared = clear_run(block); cleared != Cleared::unchanged) return cleared == Cleared::ahead;
+      const Cleared cleared = clear_run(block);
+      if (cleared == Cleared::ahead) return true;
+      // Where views are in the way of any run, what only closed pages hold can be written off still.
+      if (cleared == Cleared::nothing && segment_.pins().closed().empty()) return false;
     }
     if (free_pages(wanted, draft.error() != Errc::segment_full)) return true;
     return !large && scattered && clear_run(block) == Cleared::ahead;
@@ -360,6 +437,12 @@ awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::strin
     std::error_code why = Errc::dirty_limit;
     // One value may exceed the limit when nothing else waits: it could never be set otherwise.
     if (dirty_bytes == 0 || flusher_.dirty_bytes() == 0 || flusher_.dirty_bytes() + dirty_bytes <= limits_.max_dirty) {
+      // After a restart: what an earlier daemon had written off counts again, and all that the stand-in has would have
+      // to go before there is room.
+      const shm::Heap& heap = segment_.heap();
+      if (heap.free_bytes() == 0 && heap.stand_in_used_bytes() > heap.written_off()) {
+        (void)close_greediest(waiter.user);
+      }
       const std::uint64_t way_made = counters_.evictions + counters_.moves;
       auto draft = try_draft(name, source, length);
       if (draft) co_return OwnedDraft(segment_, draft.value());
@@ -370,6 +453,7 @@ awaitable<Result<OwnedDraft>> Store::find_room(std::string_view name, std::strin
         continue;
       }
       if (shed_set && shed_set()) continue;
+      if (close_greediest(waiter.user)) continue;
     }
     if (waiter.gone() || expired(deadline)) co_return why;
     flusher_.kick();
@@ -813,6 +897,7 @@ void Store::maintain() {
   segment_.heap().set_now(now);
   segment_.pins().reap();
   if (segment_.reclaim() > 0) room_.notify_all();
+  open_modest();
   segment_.heap().punch(now - limits_.punch_after, kPunchAtOnce);
   if (loaded_.empty()) load_failures_.clear();
   if (merging_ == 0 && now >= ask_again_) {
@@ -869,7 +954,10 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
         "{}), {} bytes belong to sets under way",
         length, heap.free_bytes(), heap.capacity(), heap.largest_free(), flusher_.dirty_bytes(),
         flusher_.dirty_values(), limits_.max_dirty, staged_bytes_);
-    if (segment_.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment_.retired_bytes());
+    if (segment_.retired() > 0) {
+      text += fmt::format(", {} bytes are held by readers, {} of them written off", segment_.retired_bytes(),
+                          heap.written_off());
+    }
     if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
     text += "; prune, enlarge the segment, or try again later";
   } else if (error == Errc::not_durable) {

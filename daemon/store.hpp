@@ -98,6 +98,7 @@ class Store {
     std::uint64_t pruned = 0;
     std::uint64_t dropped = 0;
     std::uint64_t finishes = 0;
+    std::uint64_t users_closed = 0;  ///< times that a user held more than his share
   };
 
   Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
@@ -167,6 +168,9 @@ class Store {
   /// A sentence with the numbers that make `error` understandable; `length` is the value's.
   std::string explain(std::error_code error, std::uint64_t length) const;
 
+  /// What the views of each user keep in place; not older than ten times as long as finding it out takes.
+  const std::vector<shm::Writer::Held>& held();
+
   std::uint64_t resident_values() const noexcept { return catalog_.nodes().size() - evicted_; }
   std::uint64_t evicted_values() const noexcept { return evicted_; }
   /// Bytes that sets under way have reserved.
@@ -187,6 +191,11 @@ class Store {
   /// that the next sets need not scan the pin pages; returns whether any went.
   bool evict_some(std::uint64_t bytes);
   void note_hints();
+  /// Closes the pages of the user whose views keep most of the segment in place, if that is more than his share, and he
+  /// is not the one who wants room; returns whether that was done.
+  bool close_greediest(std::uint32_t for_user);
+  /// Opens those of users who have released enough.
+  void open_modest();
   /// Reclaims; where the last scan found nothing, for at most a tenth of the loop's time.
   bool reclaim_again();
   /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
@@ -255,7 +264,10 @@ class Store {
   std::uint64_t staged_bytes_ = 0;
   std::chrono::nanoseconds next_hints_{0};
   std::chrono::nanoseconds next_scan_{0};
-  std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for
+  std::chrono::nanoseconds next_census_{0};
+  std::vector<shm::Writer::Held> held_;
+  std::map<std::uint32_t, std::uint64_t> closed_at_;  // users whose pages are closed: what they held then
+  std::chrono::nanoseconds next_walk_{0};             // clear_run's, for as much as the last one found nothing for
   std::uint64_t walked_for_ = 0;
   Counters counters_;
   std::map<std::uint64_t, std::string> damaged_;  // by id, until it is set anew or deleted

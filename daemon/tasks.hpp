@@ -51,7 +51,9 @@ awaitable<std::invoke_result_t<Work>> run_on(asio::thread_pool& pool, Work work)
 /// What one coroutine waits with: a timer that notice or hang-up cuts short. One wait at a time. Loop's thread only.
 class Waiter {
  public:
-  explicit Waiter(asio::io_context& loop) : timer_(loop) {}
+  explicit Waiter(asio::io_context& loop, std::uint32_t for_user = 0) : user(for_user), timer_(loop) {}
+
+  const std::uint32_t user;  ///< for whom: not for his sake are his views closed
 
   /// Ends the wait under way and all later ones: whoever waits gives up.
   void hang_up() {

@@ -104,6 +104,8 @@ class Client {
   Result<std::unique_ptr<Channel>> open_channel(bool attach, Deadline deadline);
   Result<> ensure_attached(Deadline deadline);
   bool attached_here() const noexcept;
+  /// The error of a client whose pin page is closed.
+  std::error_code closed() const;
   Result<> adopt(Channel& channel, const protocol::HelloOk& hello);
   void enter_process() noexcept;
   std::unique_ptr<Channel> take_idle() noexcept;

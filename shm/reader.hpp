@@ -35,6 +35,7 @@ enum class Found {
   resident,    ///< `out` holds the entry and its value
   evicted,     ///< `out` holds the entry; its value must be asked for
   superseded,  ///< another segment serves now: attach again
+  closed,      ///< this user holds more than his share while others want room: no more views until some are released
   no_pin,      ///< all kPinsPerPage pins are in use
   corrupt,     ///< the index leads outside the segment or nowhere: report it, and ask the daemon
 };
@@ -58,6 +59,8 @@ class Reader {
   const SegmentId& segment_id() const noexcept;
   std::uint32_t pin_page() const noexcept;
   bool superseded() const noexcept;
+  /// The user that the daemon made the pin page for.
+  std::uint32_t uid() const noexcept;
   /// Pins in use now. O(kPinsPerPage).
   std::size_t pins_in_use() const noexcept;
 

@@ -44,6 +44,13 @@ BOOST_AUTO_TEST_CASE(views_that_hold_half_of_the_memory_are_a_finding) {
   BOOST_TEST(diagnose(R"({"segment":{"heap_bytes":1000,"retired_bytes":500}})").empty());
 }
 
+BOOST_AUTO_TEST_CASE(a_user_who_holds_more_than_his_share_is_named) {
+  BOOST_TEST(says(R"({"closed_users":[60001],"segment":{"written_off_bytes":77}})", "user 60001 held more"));
+  BOOST_TEST(says(R"({"closed_users":[60001],"segment":{"written_off_bytes":77}})", "77 bytes are written off"));
+  BOOST_TEST(diagnose(R"({"closed_users":[]})").empty());
+  BOOST_TEST(diagnose(R"({"closed_users":["x",-1]})").empty());
+}
+
 BOOST_AUTO_TEST_CASE(what_is_no_json_is_a_finding_and_no_crash) {
   for (const char* stats : {"", "[]", "7", "{", "{\"last_recovery\":"}) BOOST_TEST(diagnose(stats).size() == 1u);
   BOOST_TEST(diagnose(R"({"damaged":[1,null],"damaged_values":"x","kept_aside":{}})").empty());

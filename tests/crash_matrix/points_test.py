@@ -29,6 +29,7 @@ EXCEPT = {
     ("shm/heap.cpp", "Heap::write_header"): "every caller has a point behind it",
     ("shm/index.cpp", "IndexWriter::clear"): "every caller has a point behind it",
     ("shm/reader.cpp", "first_line_of_this_thread"): "a counter of the process's own",
+    ("shm/pins.cpp", "PinRegistry::set_state"): "every caller has a point behind it",
     ("shm/writer.cpp", "Writer::install"): "made of steps of ObjectDirectory's, which have points",
     ("persist/sqlite_store.cpp", "SqliteStore::WriterStatements"): "texts; where they are run has points",
     ("daemon/connection.cpp", "Connection::send"): "ends in write_out, which has points",
