@@ -28,6 +28,8 @@ constexpr std::size_t kLookAtOnce = 32 * 1024;
 /// The hints of so many pages are read at most once in so long: 8,000 hints, half a millisecond.
 constexpr std::size_t kHintPages = 128;
 constexpr std::chrono::milliseconds kHintInterval{100};
+/// A scan of so many pages takes less than a tenth of a millisecond.
+constexpr std::size_t kFewPages = 64;
 /// What the views of one user may keep in place while others find no room: this part of the segment.
 constexpr std::uint64_t kSharePart = 4;
 /// Damaged values remembered by name for `stats`.
@@ -65,7 +67,7 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
     wall_at_start_ = std::min(wall_at_start_, written);
   }
   flusher_.on_settled = [this] {
-    segment_.reclaim_if_due();
+    reclaim_after();
     room_.notify_all();
   };
   flusher_.on_clean = [this](Node& node) {
@@ -289,6 +291,14 @@ void Store::open_modest() {
     spdlog::info("user {} holds {} bytes in views now, and may have more again", user, now[user]);
     return true;
   });
+}
+
+void Store::reclaim_after() {
+  if (segment_.pins().pages() <= kFewPages) {
+    segment_.reclaim();
+  } else {
+    segment_.reclaim_if_due();
+  }
 }
 
 bool Store::reclaim_again() {
@@ -780,7 +790,7 @@ awaitable<std::uint64_t> Store::drop_entries(BuildId id) {
   --build->dropping;
   STEPSTASH_CRASH_POINT("daemon.drop.entries.erased");
   flusher_.mark_dirty(*build);
-  segment_.reclaim_if_due();
+  reclaim_after();
   room_.notify_all();
   co_return count;
 }

@@ -196,6 +196,8 @@ class Store {
   bool close_greediest(std::uint32_t for_user);
   /// Opens those of users who have released enough.
   void open_modest();
+  /// After a commit or a deletion: reclaims what is free now at once, where the scan is cheap, else when it is due.
+  void reclaim_after();
   /// Reclaims; where the last scan found nothing, for at most a tenth of the loop's time.
   bool reclaim_again();
   /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
