@@ -244,9 +244,9 @@ const std::vector<shm::Writer::Held>& Store::held() {
   return held_;
 }
 
-/// Room cannot be had otherwise: whoever holds most in place is asked to release some, by closing his pages. That takes
-/// nothing from him, for his views stay as they are and only the room they take is written off; so there is no reason
-/// to let others wait for his answer.
+/// Room cannot be had otherwise: the user who holds most in place is asked to release some, by closing his pages. That
+/// takes nothing from him, for his views stay as they are and only the room they take is written off; so there is no
+/// reason to let others wait for his answer.
 bool Store::close_greediest(std::uint32_t for_user) {
   if (clock_.monotonic() < next_census_) return false;
   const std::uint64_t capacity = segment_.heap().capacity();

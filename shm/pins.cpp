@@ -94,7 +94,7 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
                    content.number == number && content.segment_id == segment;
     if (!page.current) {
-      // The client attaches anew, by asking the daemon: nothing else has to be ordered with this.
+      // The client attaches again, by asking the daemon: nothing else has to be ordered with this.
       set_state(page, PageState::superseded);
       STEPSTASH_CRASH_POINT("shm.pins.adopt.superseded");
     } else if (content.state.load(std::memory_order_relaxed) != PageState::serving) {

@@ -186,7 +186,7 @@ class Writer {
   /// Of each user who holds anything or is closed. O(blocks + pages * kPinsPerPage).
   std::vector<Held> held_by_users() const;
   /// Closes the pages of a user: what he holds stays as it is for him, but where only closed pages hold a block that is
-  /// retired, it is written off, and others have the room of as many bytes in the heap's stand-in. So whoever wants
+  /// retired, it is written off, and others have the room of as many bytes in the heap's stand-in. So who wants
   /// room evicts what only closed pages pin, too. Errors: those of PinRegistry::close.
   Result<> close_user(std::uint32_t uid);
   /// The end of that: to be called when he holds little again, for it counts from now on.

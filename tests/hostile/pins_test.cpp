@@ -318,7 +318,7 @@ BOOST_AUTO_TEST_CASE(a_reader_who_holds_everything_keeps_nobody_from_setting, *b
   served.daemon.kill();
   served.daemon.start();
   sets_a_second("after a SIGKILL, while he holds it still");
-  BOOST_TEST((slowest < 5s * kScale));  // its connection is made anew, too
+  BOOST_TEST((slowest < 5s * kScale));  // its connection is made again, too
   release.raise();
   BOOST_REQUIRE(released.wait());
   BOOST_TEST(reader.join() == 0);

@@ -127,7 +127,7 @@ BOOST_FIXTURE_TEST_CASE(what_a_page_holds_when_it_is_closed_counts_until_it_chan
   BOOST_TEST(look().closed.contains(128));
 }
 
-BOOST_FIXTURE_TEST_CASE(whoever_writes_into_the_state_of_his_page_gets_nothing_by_it, Registry) {
+BOOST_FIXTURE_TEST_CASE(who_writes_into_the_state_of_his_page_gets_nothing_by_it, Registry) {
   const Page page = create(7);
   take(pins.close(7));
   page.page().state = PageState::serving;
