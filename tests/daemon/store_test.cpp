@@ -1055,7 +1055,9 @@ BOOST_AUTO_TEST_CASE(a_disk_that_hangs_keeps_nobody_waiting_who_does_not_need_it
   for (int i = 0; engine.try_set(Engine::params(2, std::to_string(sets)), value, 1ms) && i < 100; ++i) ++sets;
   BOOST_TEST(engine.value(1, "clean") != "(miss)");
   BOOST_TEST(engine.value(2, "0") == value);
-  BOOST_TEST(engine.store().list({2, std::nullopt, 0}).value().entries.size() == static_cast<std::size_t>(sets));
+  daemon::Listings::Handle listing;
+  BOOST_TEST(engine.store().list({2, std::nullopt, 0}, listing).value().entries.size() ==
+             static_cast<std::size_t>(sets));
   const auto json = daemon::stats_json(services, faulty, engine.startup(), {});
   BOOST_TEST(json.find("\"seen_seconds_ago\"") != json.npos);
   BOOST_TEST(engine.store().finish(2, 100).has_value());
