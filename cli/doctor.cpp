@@ -106,7 +106,8 @@ std::vector<Finding> diagnose(const std::string& stats) {
                      "some process never releases its views; \"open_views\" counts them"});
   }
   const std::uint64_t bytes = number(segment, "total_bytes");
-  const std::uint64_t tmpfs = number(segment, "tmpfs_bytes");  // 0: it has no bound
+  const std::uint64_t written_off = number(segment, "written_off_bytes");  // as much is wanted once more
+  const std::uint64_t tmpfs = number(segment, "tmpfs_bytes");              // 0: it has no bound
   const std::uint64_t room = number(segment, "backed_bytes") + number(segment, "tmpfs_free_bytes");
   const char* const enlarge =
       "enlarge it (mount -o remount,size=; for a container --shm-size), or make the segment smaller (segment_size)";
@@ -116,6 +117,22 @@ std::vector<Finding> diagnose(const std::string& stats) {
   } else if (tmpfs > 0 && room < bytes) {
     found.push_back(
         {"others fill the tmpfs that the segment lies in: it can have " + of(room, bytes) + " bytes", enlarge});
+  } else if (tmpfs > 0 && room < bytes + written_off) {
+    found.push_back(
+        {"the tmpfs that the segment lies in has not room for as much again as is written off: it can have " +
+             of(room, bytes + written_off) + " bytes",
+         enlarge});
+  }
+  const auto closed = json.find("closed_users");
+  if (closed != json.end() && closed->is_array()) {
+    for (const Json& user : *closed) {
+      if (!user.is_number_unsigned()) continue;
+      found.push_back({"user " + std::to_string(user.get<std::uint64_t>()) +
+                           " held more of the segment in views than one user may while others found no room, and gets "
+                           "no more: " +
+                           std::to_string(written_off) + " bytes are written off",
+                       "his processes have to release views; what they hold stays readable for them"});
+    }
   }
   return found;
 }

@@ -319,8 +319,8 @@ std::string print_groups(const Config& config) {
 constexpr std::uint64_t kKiB = 1024;
 constexpr std::uint64_t kMiB = 1024 * kKiB;
 constexpr std::uint64_t kTiB = kMiB * 1024 * 1024;
-constexpr std::uint64_t kMinSegment = 4 * kMiB;    // below, tables and one staging ring's worth of values do not fit
-constexpr std::uint64_t kMaxSegment = 128 * kTiB;  // 2^47: offsets have 48 bits (shm/layout.hpp)
+constexpr std::uint64_t kMinSegment = 4 * kMiB;   // below, tables and one staging ring's worth of values do not fit
+constexpr std::uint64_t kMaxSegment = 64 * kTiB;  // 2^46: offsets have 48 bits (shm/layout.hpp)
 constexpr long long kHour = 3'600'000;
 constexpr long long kDay = 24 * kHour;
 

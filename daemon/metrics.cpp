@@ -42,6 +42,15 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
   const Flusher::Counters& flushes = services.flusher.counters();
   const persist::BackingStore::Files& files = services.flusher.files();
   const shm::PinRegistry::Views views = segment.pins().views();
+  std::uint64_t most_held = 0;
+  std::int64_t most_held_by = -1;
+  auto closed_users = nlohmann::ordered_json::array();
+  for (const shm::Writer::Held& held : services.store.held()) {
+    if (held.closed) closed_users.push_back(held.uid);
+    if (held.bytes <= most_held) continue;
+    most_held = held.bytes;
+    most_held_by = held.uid;
+  }
   const std::vector<std::string> damaged = services.store.damaged();
   const nlohmann::ordered_json json = {
       {"version", STEPSTASH_VERSION},
@@ -55,6 +64,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
         {"largest_free_run_bytes", heap.largest_free()},
         {"retired_blocks", segment.retired()},
         {"retired_bytes", segment.retired_bytes()},
+        {"written_off_bytes", heap.written_off()},
         {"backed_bytes", heap.backed_bytes()},
         {"tmpfs_bytes", services.store.tmpfs().total},
         {"tmpfs_free_bytes", services.store.tmpfs().free},
@@ -72,6 +82,10 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"most_views_of_a_client", views.most},
       {"max_views_per_client", shm::kPinsPerPage},
       {"pin_pages", segment.pins().pages()},
+      {"most_held_bytes_of_a_user", most_held},
+      {"most_held_by_user", most_held_by},
+      {"closed_users", closed_users},
+      {"users_closed", store.users_closed},
       {"connections", server.connections},
       {"connections_accepted", server.accepted},
       {"connections_refused", server.refused},

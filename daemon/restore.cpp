@@ -124,7 +124,8 @@ Configured<std::string> restore(const Config& config, const std::string& file) {
   }
   const auto aside = directory.set_aside(kSegmentObject, kFormerSegment);
   if (!aside && aside.error() != std::errc::no_such_file_or_directory) {
-    return give_up(kExitCannotCreate, fmt::format("{}/{}: {}", directory.path(), kSegmentObject, aside.error().message()));
+    return give_up(kExitCannotCreate,
+                   fmt::format("{}/{}: {}", directory.path(), kSegmentObject, aside.error().message()));
   }
   if (::rename(copy.c_str(), config.db.c_str()) != 0) {
     const int error = errno;

@@ -29,6 +29,10 @@ constexpr std::size_t kLookAtOnce = 32 * 1024;
 /// The hints of so many pages are read at most once in so long: 8,000 hints, half a millisecond.
 constexpr std::size_t kHintPages = 128;
 constexpr std::chrono::milliseconds kHintInterval{100};
+/// A scan of so many pages takes less than a tenth of a millisecond.
+constexpr std::size_t kFewPages = 64;
+/// What the views of one user may keep in place while others find no room: this part of the segment.
+constexpr std::uint64_t kSharePart = 4;
 /// Damaged values remembered by name for `stats`.
 constexpr std::size_t kDamagedRemembered = 10'000;
 /// Memory given back per maintain(): unmapping 16 MiB takes about a millisecond.
@@ -75,7 +79,7 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
     wall_at_start_ = std::min(wall_at_start_, written);
   }
   flusher_.on_settled = [this] {
-    segment_.reclaim_if_due();
+    reclaim_after();
     room_.notify_all();
   };
   flusher_.on_clean = [this](Node& node) {
@@ -175,44 +179,59 @@ Result<BuildState*> Store::ensure_build(BuildId build, bool spare) {
   return &catalog_.add_build(build, *record);
 }
 
-bool Store::evict_some(std::uint64_t bytes) {
+bool Store::evict_some(std::uint64_t bytes, bool for_pages) {
   if (!may_evict()) return false;
   note_hints();
-  const shm::BlockSet& pinned = segment_.pinned_now();
+  const shm::PinScan& scan = segment_.pinned_now();
   const std::size_t batch = std::min(kEvictAtLeast + kEvictPerPage * segment_.pins().pages(), kEvictAtOnce);
   const std::uint64_t ahead = std::max(bytes, segment_.heap().capacity() / kAheadPart);
   std::uint64_t freed = 0;
   std::size_t evicted = 0;
   std::size_t looked_at = 0;
-  const auto enough = [&] { return freed >= bytes && (freed >= ahead || evicted >= batch); };
-  const auto over = [&] { return enough() || evicted >= kEvictAtOnce || looked_at >= kLookAtOnce; };
+  const auto over = [&] {
+    return (freed >= bytes && (freed >= ahead || evicted >= batch)) || evicted >= kEvictAtOnce ||
+           looked_at >= kLookAtOnce;
+  };
+  // Whether there was a record for each.
+  const auto sweep = [&](Catalog::UseList& list, auto&& stays) {
+    const Node* last = list.empty() ? nullptr : &list.back();
+    for (bool more = last != nullptr; more && !list.empty() && !over();) {
+      Node& node = list.front();
+      more = &node != last;
+      ++looked_at;
+      const shm::Entry& entry = segment_.entry_at(node.block);
+      const std::uint64_t gain = segment_.evictable_bytes(entry);
+      if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
+        Catalog::unlist(node);
+        continue;
+      }
+      if (stays(node.block)) {
+        catalog_.touch(node);
+        continue;
+      }
+      auto record = segment_.evict(entry);
+      if (!record) return false;
+      STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
+      note_moved(node, *record.value(), /*evicted=*/true);
+      freed += gain;
+      ++evicted;
+    }
+    return true;
+  };
+  const auto pinned = [&](shm::Offset block) { return scan.pinned(block); };
+  const auto wanted = [&](shm::Offset block) { return scan.pinned(block) || scan.recent.contains(block); };
   for (auto* list : {&catalog_.finished(), &catalog_.running()}) {
     // First those that no hint speaks of. A hint may be any number, and stay for ever: what has one goes before a value
     // of a build that is not finished, and before a set is refused.
-    for (const bool spare : {true, false}) {
-      if (list->empty() || over() || (!spare && freed >= bytes)) continue;
-      const Node* last = &list->back();
-      for (bool more = true; more && !list->empty() && !over();) {
-        Node& node = list->front();
-        more = &node != last;
-        ++looked_at;
-        const shm::Entry& entry = segment_.entry_at(node.block);
-        const std::uint64_t gain = segment_.evictable_bytes(entry);
-        if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
-          Catalog::unlist(node);
-          continue;
-        }
-        if (pinned.contains(node.block) || (spare && segment_.recently_read().contains(node.block))) {
-          catalog_.touch(node);
-          continue;
-        }
-        auto record = segment_.evict(entry);
-        if (!record) return evicted > 0;
-        STEPSTASH_CRASH_POINT("daemon.evict.value.replaced");
-        note_moved(node, *record.value(), /*evicted=*/true);
-        freed += gain;
-        ++evicted;
-      }
+    if (!sweep(*list, wanted) || (freed < bytes && !sweep(*list, pinned))) return evicted > 0;
+  }
+  // What only closed pages hold stays for them as it is, and is written off: nobody else has to wait for it. It keeps
+  // its pages: where those are what is lacking, nothing comes of it.
+  if (!for_pages && !scan.closed.empty() && freed < bytes) {
+    looked_at = 0;
+    const auto served = [&](shm::Offset block) { return scan.serving.contains(block); };
+    for (auto* list : {&catalog_.finished(), &catalog_.running()}) {
+      if (freed < bytes && !sweep(*list, served)) return evicted > 0;
     }
   }
   return evicted > 0;
@@ -228,6 +247,77 @@ void Store::note_hints() {
     if (node != nullptr && node->is_linked()) catalog_.touch(*node);
   };
   segment_.pins().recent(touch, kHintPages);
+}
+
+const std::vector<shm::Writer::Held>& Store::held() {
+  const auto start = clock_.monotonic();
+  if (start < next_census_) return held_;
+  held_ = segment_.held_by_users();
+  const auto now = clock_.monotonic();
+  next_census_ = now + kWalkPause * (now - start);
+  return held_;
+}
+
+std::uint64_t Store::room_in_all() const noexcept {
+  const std::uint64_t capacity = segment_.heap().capacity();
+  return tmpfs_.bounded() ? std::min(capacity, tmpfs_.total) : capacity;
+}
+
+/// Room cannot be had otherwise: the user who holds most in place is asked to release some, by closing his pages. That
+/// takes nothing from him, for his views stay as they are and only the room they take is written off; so there is no
+/// reason to let others wait for his answer.
+bool Store::close_greediest(std::uint32_t for_user) {
+  if (clock_.monotonic() < next_census_) return false;
+  const std::uint64_t capacity = room_in_all();
+  std::uint64_t in_all = 0;
+  std::uint64_t own = 0;
+  const shm::Writer::Held* most = nullptr;
+  for (const shm::Writer::Held& held : this->held()) {
+    if (held.uid == for_user) own = held.bytes;
+    if (held.closed) continue;
+    in_all += held.bytes;
+    if (held.uid != for_user && (most == nullptr || held.bytes > most->bytes)) most = &held;
+  }
+  // Several users, each below his share, can hold all of it together: then he goes who holds most.
+  const bool too_much = most != nullptr && (most->bytes > capacity / kSharePart ||
+                                            (in_all > capacity / 2 && most->bytes > own + capacity / kAheadPart));
+  if (!too_much) return false;
+  const shm::Writer::Held held = *most;
+  next_census_ = {};
+  if (auto closed = segment_.close_user(held.uid); !closed) {
+    spdlog::error("cannot close the pin pages of user {}: {}", held.uid, closed.error().message());
+    next_census_ = clock_.monotonic() + std::chrono::seconds(1);
+    return false;
+  }
+  closed_at_[held.uid] = held.bytes;
+  ++counters_.users_closed;
+  spdlog::warn(
+      "user {} holds {} of {} bytes in {} views, and others find no room: no more views for him until he has "
+      "released half of that; what he holds stays as it is, and is written off",
+      held.uid, held.bytes, capacity, held.blocks);
+  return true;
+}
+
+void Store::open_modest() {
+  if (closed_at_.empty() || clock_.monotonic() < next_census_) return;
+  std::map<std::uint32_t, std::uint64_t> now;
+  for (const shm::Writer::Held& held : this->held()) now[held.uid] = held.bytes;
+  std::erase_if(closed_at_, [&](const auto& closed) {
+    const auto& [user, bytes] = closed;
+    if (now[user] > std::min(bytes, room_in_all() / kSharePart) / 2) return false;
+    segment_.open_user(user);
+    next_census_ = {};
+    spdlog::info("user {} holds {} bytes in views now, and may have more again", user, now[user]);
+    return true;
+  });
+}
+
+void Store::reclaim_after() {
+  if (segment_.pins().pages() <= kFewPages) {
+    segment_.reclaim();
+  } else {
+    segment_.reclaim_if_due();
+  }
 }
 
 bool Store::reclaim_again() {
@@ -256,7 +346,7 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
     Node* node;          // to be evicted or moved; null where the block is free
     std::uint64_t cost;  // bytes that leave memory, or move
   };
-  const shm::BlockSet& pinned = segment_.pinned_now();
+  const shm::PinScan& scan = segment_.pinned_now();
   // The cheapest run of neighbours, `bytes` bytes or more, none of which has to stay: a window from `first` on.
   std::vector<Block> window;
   std::size_t first = 0;
@@ -266,7 +356,7 @@ Store::Cleared Store::clear_run(std::uint64_t bytes) {
     Block block{at, size, nullptr, 0};
     if (!free) {
       block.node = catalog_.at_block(at);
-      const bool stays = block.node == nullptr || pinned.contains(at) ||
+      const bool stays = block.node == nullptr || scan.pinned(at) ||
                          (segment_.entry_at(at).value_offset != 0 && (block.node->dirty.dirty() || !evictable));
       if (stays) {
         window.push_back(block);
@@ -331,11 +421,11 @@ bool Store::clear_granules() {
   };
   std::unordered_map<std::uint64_t, Granule> found;
   std::unordered_set<std::uint64_t> stays;
-  const shm::BlockSet& pinned = segment_.pinned_now();
+  const shm::PinScan& scan = segment_.pinned_now();
   segment_.for_each_block([&](shm::Offset at, std::uint64_t size, bool free) {
-    if (free) return;
+    if (free || size == 0) return;
     Node* node = catalog_.at_block(at);
-    const bool record = node != nullptr && !pinned.contains(at) && segment_.entry_at(at).value_offset == 0;
+    const bool record = node != nullptr && !scan.pinned(at) && segment_.entry_at(at).value_offset == 0;
     // Granules within a block hold nothing else.
     for (const std::uint64_t number : {at / kGranule, (at + size - 1) / kGranule}) {
       if (!record) {
@@ -411,7 +501,10 @@ Result<shm::Draft> Store::try_draft(BuildId build, std::string_view name, std::s
     const bool scattered = draft.error() == Errc::segment_full && segment_.heap().free_bytes() >= block;
     // A small value is not worth a walk over all blocks while something can be evicted.
     if (large && scattered) {
-      if (const Cleared cleared = clear_run(block); cleared != Cleared::unchanged) return cleared == Cleared::ahead;
+      const Cleared cleared = clear_run(block);
+      if (cleared == Cleared::ahead) return true;
+      // Where views are in the way of any run, what only closed pages hold can be written off still.
+      if (cleared == Cleared::nothing && segment_.pins().closed().empty()) return false;
     }
     if (free_pages(wanted, draft.error() != Errc::segment_full)) return true;
     return !large && scattered && clear_run(block) == Cleared::ahead;
@@ -437,7 +530,7 @@ bool Store::free_pages(std::uint64_t bytes, bool give_back) {
   // First what was freed a moment ago: it has pages still, and may lie elsewhere.
   const std::uint64_t given = give_back ? punch() : 0;
   if (given >= bytes) return true;
-  if (!evict_some(bytes - given)) return (give_back && clear_granules()) || given > 0;
+  if (!evict_some(bytes - given, give_back)) return (give_back && clear_granules()) || given > 0;
   segment_.reclaim_new();
   if (give_back) punch();
   return true;
@@ -471,6 +564,7 @@ awaitable<Result<>> Store::wait_for_room(std::error_code why, std::uint64_t byte
     co_return success();
   }
   if (shed_set && shed_set()) co_return success();
+  if (close_greediest(waiter.uid())) co_return success();
   const RoomQueue::Wish wish{bytes, 0};
   room_.no_room_for(wish, why, /*dirty_limit=*/false);
   flusher_.kick();
@@ -498,6 +592,12 @@ awaitable<Result<OwnedDraft>> Store::find_room(BuildId build, std::string_view n
           dirty_bytes != 0 && flusher_.dirty_bytes() != 0 && flusher_.dirty_bytes() + dirty_bytes > limits_.max_dirty;
       why = Errc::dirty_limit;
       if (!limited) {
+        // After a restart: what an earlier daemon had written off counts again, and all that the stand-in has would
+        // have to go before there is room.
+        const shm::Heap& heap = segment_.heap();
+        if (heap.free_bytes() == 0 && heap.stand_in_used_bytes() > heap.written_off()) {
+          (void)close_greediest(waiter.uid());
+        }
         const std::uint64_t before = way_made();
         ++counters_.room_tries;
         auto draft = try_draft(build, name, source, length);
@@ -514,19 +614,22 @@ awaitable<Result<OwnedDraft>> Store::find_room(BuildId build, std::string_view n
           co_await wait_for_slot(waiter, deadline);
           continue;
         }
-        if (way_made() != before) {  // progress: let others have the loop, then go on
+        if (way_made() == before && shed_set && shed_set()) continue;
+        if (way_made() != before || close_greediest(waiter.uid())) {  // progress: let others have the loop, then go on
           if (!place) {
             co_await waiter.yield();
             continue;
           }
           room_.notify_all();
           if (co_await place->turn(deadline)) continue;
-        } else if (shed_set && shed_set()) {
-          continue;
         }
       }
       room_.no_room_for(wish, why, limited);
       if (place) place->failed();
+    } else if (why != Errc::dirty_limit && close_greediest(waiter.uid())) {
+      // The one who found no room may have been he who holds it, for whose sake he is not closed.
+      room_.notify_all();
+      continue;
     }
     if (waiter.dismissed()) co_return Errc::shutting_down;
     if (waiter.gone() || expired(deadline)) co_return why;
@@ -901,7 +1004,7 @@ awaitable<std::uint64_t> Store::delete_builds(std::vector<BuildState*> builds) {
     flusher_.mark_dirty(*build);
   }
   segment_.end_deletion();
-  segment_.reclaim_if_due();
+  reclaim_after();
   room_.notify_all();
   co_return count;
 }
@@ -1013,6 +1116,7 @@ void Store::maintain() {
   segment_.heap().set_now(now);
   segment_.pins().reap();
   if (segment_.reclaim() > 0) room_.notify_all();
+  open_modest();
   segment_.heap().punch(now - limits_.punch_after, kPunchAtOnce);
   listings_->expire(now - kListPatience);
   if (now >= next_rekey_) {
@@ -1083,7 +1187,10 @@ std::string Store::explain(std::error_code error, std::uint64_t length) const {
         "{}), {} bytes belong to sets under way",
         length, heap.free_bytes(), heap.capacity(), heap.largest_free(), flusher_.dirty_bytes(),
         flusher_.dirty_values(), limits_.max_dirty, staged_bytes_);
-    if (segment_.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment_.retired_bytes());
+    if (segment_.retired() > 0) {
+      text += fmt::format(", {} bytes are held by readers, {} of them written off", segment_.retired_bytes(),
+                          heap.written_off());
+    }
     if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
     text += "; prune, enlarge the segment (--segment-size), or try again later";
   } else if (error == Errc::not_durable) {

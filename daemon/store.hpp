@@ -127,7 +127,8 @@ class Store {
     std::uint64_t pruned = 0;
     std::uint64_t dropped = 0;
     std::uint64_t finishes = 0;
-    std::uint64_t room_tries = 0;  ///< looks for room for a value, in vain or not
+    std::uint64_t room_tries = 0;    ///< looks for room for a value, in vain or not
+    std::uint64_t users_closed = 0;  ///< times that a user held more than his share
   };
 
   Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
@@ -206,6 +207,9 @@ class Store {
   /// A sentence with the numbers that make `error` understandable; `length` is the value's.
   std::string explain(std::error_code error, std::uint64_t length) const;
 
+  /// What the views of each user keep in place; not older than ten times as long as finding it out takes.
+  const std::vector<shm::Writer::Held>& held();
+
   std::uint64_t resident_values() const noexcept { return catalog_.nodes().size() - evicted_; }
   std::uint64_t evicted_values() const noexcept { return evicted_; }
   /// The longest value that there could be room for.
@@ -229,9 +233,18 @@ class Store {
   /// One try: draft, reclaim, evict a bounded number, draft again.
   Result<shm::Draft> try_draft(BuildId build, std::string_view name, std::string_view source, std::uint64_t length);
   /// Evicts values from the front of the use lists, a bounded number, until `bytes` are retired, and some more ahead so
-  /// that the next sets need not scan the pin pages; returns whether any went.
-  bool evict_some(std::uint64_t bytes);
+  /// that the next sets need not scan the pin pages; returns whether any went. `for_pages`: the tmpfs lacks them.
+  bool evict_some(std::uint64_t bytes, bool for_pages);
   void note_hints();
+  /// Closes the pages of the user whose views keep most of the segment in place, if that is more than his share, and he
+  /// is not the one who wants room; returns whether that was done.
+  bool close_greediest(std::uint32_t for_user);
+  /// What values have room in, whoever holds it: the smaller of the heap and its tmpfs.
+  std::uint64_t room_in_all() const noexcept;
+  /// Opens those of users who have released enough.
+  void open_modest();
+  /// After a commit or a deletion: reclaims what is free now at once, where the scan is cheap, else when it is due.
+  void reclaim_after();
   /// Reclaims; where the last scan found nothing, for at most a tenth of the loop's time.
   bool reclaim_again();
   /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the run that costs least, a bounded part
@@ -322,7 +335,10 @@ class Store {
   std::uint64_t promised_pages_ = 0;  // bytes that drafts lack, in whole granules
   std::uint64_t given_back_ = 0;      // bytes, to make room for something
   shm::Heap::FileSystem tmpfs_;
-  std::chrono::nanoseconds next_walk_{0};  // clear_run's, for as much as the last one found nothing for
+  std::chrono::nanoseconds next_census_{0};
+  std::vector<shm::Writer::Held> held_;
+  std::map<std::uint32_t, std::uint64_t> closed_at_;  // users whose pages are closed: what they held then
+  std::chrono::nanoseconds next_walk_{0};             // clear_run's, for as much as the last one found nothing for
   std::uint64_t walked_for_ = 0;
   std::chrono::nanoseconds next_granules_{0};  // clear_granules's walk
   std::shared_ptr<Listings> listings_;

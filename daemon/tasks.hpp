@@ -83,7 +83,7 @@ class Waiter {
     if (turns_ != nullptr) co_return co_await turns_->next(uid_);
     co_await asio::post(timer_.get_executor(), asio::use_awaitable);
   }
-  /// 0 for the daemon itself.
+  /// For whom it waits: not for his sake are his views closed. 0 for the daemon itself.
   uid_t uid() const noexcept { return uid_; }
 
  private:

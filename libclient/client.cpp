@@ -475,6 +475,14 @@ Result<protocol::Reply> Client::ask(const MakeRequest& make, Deadline deadline, 
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
+std::error_code Client::closed() const {
+  const Attachment* attached = current_.load(std::memory_order_acquire);
+  return explain(Errc::too_many,
+                 "the views of user %" PRIu32
+                 " hold more of the segment than one user may while others find no room: release some",
+                 attached == nullptr ? 0 : attached->reader.uid());
+}
+
 Result<bool> Client::get(BuildId build, std::string_view name, Milliseconds wait, shm::Pinned& out) {
   shm::Found found = find(build, name, out);
   if (found == shm::Found::resident) return true;
@@ -494,6 +502,8 @@ Result<bool> Client::get(BuildId build, std::string_view name, Milliseconds wait
         STEPSTASH_TRY(ensure_attached(deadline));
         give_back_formers();  // what this thread may have pinned for a moment
         continue;
+      case shm::Found::closed:
+        return closed();
       case shm::Found::no_pin:
         return explain(Errc::too_many, "%zu views are open, and that is all one client can have: release some",
                        shm::kPinsPerPage);
@@ -537,6 +547,8 @@ Result<bool> Client::stat(BuildId build, std::string_view name, shm::Pinned& out
         STEPSTASH_TRY(ensure_attached(deadline_after(deadline_)));
         give_back_formers();
         continue;
+      case shm::Found::closed:
+        return closed();
       case shm::Found::no_pin:
         return explain(Errc::too_many, "%zu views are open, and that is all one client can have: release some",
                        shm::kPinsPerPage);

@@ -131,6 +131,8 @@ class Client {
   bool attached_here() const noexcept;
   protocol::Hello hello(bool attach) const noexcept;
   Result<> greeted(Channel& channel, const protocol::Reply& reply, bool attach);
+  /// The error of a client whose pin page is closed.
+  std::error_code closed() const;
   Result<> adopt(Channel& channel, const protocol::HelloOk& hello);
   Result<> attach(Channel& channel, const protocol::HelloOk& hello);
   void look_for_daemon() noexcept;

@@ -1,8 +1,8 @@
 /// A set of blocks, by their offsets: what a scan of the pin pages finds.
 ///
 /// One bit for each place at which a block can begin, in chunks that exist only where something was inserted. So a
-/// number costs the same whoever wrote it: a few nanoseconds, no allocation per number, no collisions that somebody
-/// could provoke. 900,000 pins (2,040 full pages) are 3 ms here, and were 200 in a hash set.
+/// number costs the same, no matter who wrote it: a few nanoseconds, no allocation per number, no collisions that
+/// somebody could provoke. 900,000 pins (2,040 full pages) are 3 ms here, and were 200 in a hash set.
 #pragma once
 
 #include <array>

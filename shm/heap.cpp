@@ -14,13 +14,18 @@
 namespace stepstash::shm {
 namespace {
 
+static_assert(kStandInAlign % Heap::kGranule == 0);
+
 /// Runs that allocate_high() passes by before it looks for another way.
 constexpr int kRunsPassed = 256;
+/// What records and tables may take beyond what is written off: a few slabs.
+constexpr std::uint64_t kOverdraft = 256 * 1024;
 
 }  // namespace
 
-Heap::Heap(std::byte* base, Offset begin, Offset end, int fd) : base_(base), begin_(begin), end_(end), fd_(fd) {
-  const std::size_t granules = end / kGranule + 1;
+Heap::Heap(std::byte* base, Offset begin, Offset end, int fd, Offset stand_in, Offset stand_in_end)
+    : base_(base), proper_{begin, end}, stand_in_{stand_in, stand_in_end}, fd_(fd) {
+  const std::size_t granules = std::max(end, stand_in_end) / kGranule + 1;
   backing_ = std::make_unique<std::atomic<Backing>[]>(granules);  // zeroed: holes
   static_assert(static_cast<int>(Backing::hole) == 0);
 }
@@ -39,10 +44,32 @@ void Heap::write_header(Offset block, std::uint64_t size, BlockKind kind) noexce
 }
 
 Result<> Heap::format() {
-  STEPSTASH_TRY(reserve_range(begin_, begin_ + sizeof(BlockHeader)));
-  write_header(begin_, capacity(), BlockKind::free);
+  STEPSTASH_TRY(reserve_range(proper_.begin, proper_.begin + sizeof(BlockHeader)));
+  write_header(proper_.begin, capacity(), BlockKind::free);
   STEPSTASH_CRASH_POINT("shm.heap.format.header");
-  insert_run(begin_, capacity(), now_);
+  insert_run(proper_.begin, capacity(), now_);
+  if (stand_in_.end > stand_in_.begin) insert_run(stand_in_.begin, stand_in_.end - stand_in_.begin, now_);
+  return success();
+}
+
+bool Heap::stand_in_used(const std::byte* base, Offset stand_in, Offset end, const DataMap& pages) noexcept {
+  if (stand_in >= end || !pages.contains(stand_in, stand_in + sizeof(BlockHeader))) return false;
+  // Reserved memory is zero until the header is written, and the size is written last.
+  const auto& first = *reinterpret_cast<const BlockHeader*>(base + stand_in);
+  return first.size.load(std::memory_order_relaxed) != 0;
+}
+
+/// Its first header, which needs memory: the stand-in has none before somebody needs it.
+Result<> Heap::begin_stand_in() {
+  if (stand_in_begun_) return success();
+  STEPSTASH_TRY(reserve_range(stand_in_.begin, stand_in_.begin + sizeof(BlockHeader)));
+  BlockHeader& first = header(stand_in_.begin);
+  first.magic = kBlockMagic;
+  first.kind = BlockKind::free;
+  STEPSTASH_CRASH_POINT("shm.heap.stand_in.header");
+  first.size.store(stand_in_.end - stand_in_.begin, std::memory_order_release);  // the chain is there: one store
+  STEPSTASH_CRASH_POINT("shm.heap.stand_in.begun");
+  stand_in_begun_ = true;
   return success();
 }
 
@@ -63,41 +90,53 @@ Result<> Heap::walk(const std::byte* base, Offset begin, Offset end,
 }
 
 Result<> Heap::rebuild(const std::function<bool(Offset)>& in_use) {
-  by_offset_.clear();
-  by_size_.clear();
-  free_bytes_ = 0;
-  const std::size_t granules = end_ / kGranule + 1;
+  const std::size_t granules = std::max(proper_.end, stand_in_.end) / kGranule + 1;
   for (std::size_t i = 0; i < granules; ++i) backing_[i].store(Backing::unknown, std::memory_order_relaxed);
+  const DataMap pages = STEPSTASH_TRY(DataMap::of(fd_));
+  stand_in_begun_ = stand_in_used(base_, stand_in_.begin, stand_in_.end, pages);
+  for (std::size_t i = stand_in_.begin / kGranule; !stand_in_begun_ && stand_in_.end > stand_in_.begin && i < granules;
+       ++i)
+    backing_[i].store(Backing::hole, std::memory_order_relaxed);
 
-  std::vector<std::pair<Offset, std::uint64_t>> runs;
-  STEPSTASH_TRY(walk(base_, begin_, end_, [&](Offset at, std::uint64_t size) {
-    if (in_use(at)) return;
-    if (!runs.empty() && runs.back().first + runs.back().second == at) {
-      runs.back().second += size;
-    } else {
-      runs.emplace_back(at, size);
+  for (Side* chain : {&proper_, &stand_in_}) {
+    chain->by_offset.clear();
+    chain->by_size.clear();
+    chain->free = 0;
+    if (chain == &stand_in_ && !stand_in_begun_) {
+      if (stand_in_.end > stand_in_.begin) insert_run(stand_in_.begin, stand_in_.end - stand_in_.begin, now_);
+      continue;
     }
-  }));
-  for (const auto& [at, size] : runs) {
-    // Release: the chain is whole before and after, whichever of the two sizes a later attach finds.
-    header(at).size.store(size, std::memory_order_release);
-    header(at).kind = BlockKind::free;
-    STEPSTASH_CRASH_POINT("shm.heap.rebuild.run_merged");
-    insert_run(at, size, now_);
+    std::vector<std::pair<Offset, std::uint64_t>> runs;
+    STEPSTASH_TRY(walk(base_, chain->begin, chain->end, [&](Offset at, std::uint64_t size) {
+      if (in_use(at)) return;
+      if (!runs.empty() && runs.back().first + runs.back().second == at) {
+        runs.back().second += size;
+      } else {
+        runs.emplace_back(at, size);
+      }
+    }));
+    for (const auto& [at, size] : runs) {
+      // Release: the chain is whole before and after, whichever of the two sizes a later attach finds.
+      header(at).size.store(size, std::memory_order_release);
+      header(at).kind = BlockKind::free;
+      STEPSTASH_CRASH_POINT("shm.heap.rebuild.run_merged");
+      insert_run(at, size, now_);
+    }
   }
   return success();
 }
 
 void Heap::insert_run(Offset at, std::uint64_t size, std::chrono::nanoseconds freed_at) {
-  by_offset_.emplace(at, Run{size, freed_at});
-  by_size_.emplace(size, at);
-  free_bytes_ += size;
+  Side& into = side(at);
+  into.by_offset.emplace(at, Run{size, freed_at});
+  into.by_size.emplace(size, at);
+  into.free += size;
 }
 
-void Heap::erase_run(std::map<Offset, Run>::iterator run) {
-  free_bytes_ -= run->second.size;
-  by_size_.erase({run->second.size, run->first});
-  by_offset_.erase(run);
+void Heap::erase_run(Side& from, std::map<Offset, Run>::iterator run) {
+  from.free -= run->second.size;
+  from.by_size.erase({run->second.size, run->first});
+  from.by_offset.erase(run);
 }
 
 Result<> Heap::reserve_range(Offset begin, Offset end) {
@@ -112,7 +151,7 @@ Result<> Heap::reserve_range(Offset begin, Offset end) {
     std::size_t stop = granule + 1;
     while (stop <= last && backing_[stop].load(std::memory_order_acquire) != Backing::reserved) ++stop;
     const Offset from = granule * kGranule;
-    const Offset to = std::min<Offset>(stop * kGranule, end_);
+    const Offset to = std::min<Offset>(stop * kGranule, side(begin).end);
     int error = 0;
     do {
       error = ::posix_fallocate(fd_, static_cast<off_t>(from), static_cast<off_t>(to - from));
@@ -126,17 +165,27 @@ Result<> Heap::reserve_range(Offset begin, Offset end) {
 
 Result<Offset> Heap::allocate(std::uint64_t bytes) {
   const std::uint64_t want = round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign);
-  const auto fit = by_size_.lower_bound({want, 0});
-  if (fit == by_size_.end()) return Errc::segment_full;
+  if (want <= room()) {
+    auto block = allocate_from(proper_, want);
+    if (block || block.error() != Errc::segment_full) return block;
+  }
+  if (want > stand_in_room()) return Errc::segment_full;
+  STEPSTASH_TRY(begin_stand_in());
+  return allocate_from(stand_in_, want);
+}
+
+Result<Offset> Heap::allocate_from(Side& from, std::uint64_t want) {
+  const auto fit = from.by_size.lower_bound({want, 0});
+  if (fit == from.by_size.end()) return Errc::segment_full;
   const auto [size, at] = *fit;
   if (size > want) {
     STEPSTASH_TRY(reserve_range(at + want, at + want + sizeof(BlockHeader)));
     write_header(at + want, size - want, BlockKind::free);
     STEPSTASH_CRASH_POINT("shm.heap.allocate.second_header");
   }
-  const auto run = by_offset_.find(at);
+  const auto run = from.by_offset.find(at);
   const auto freed_at = run->second.freed_at;
-  erase_run(run);
+  erase_run(from, run);
   if (size > want) {
     // Release pairs with attach in a later process: the second header is there before the first block ends at it.
     header(at).size.store(want, std::memory_order_release);
@@ -146,8 +195,20 @@ Result<Offset> Heap::allocate(std::uint64_t bytes) {
   return at;
 }
 
+/// Room for records is what evicting needs: it may exceed by a little what is written off, when the stand-in has more
+/// than that (after a restart, when nothing is yet).
 Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
   const std::uint64_t want = round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign);
+  Result<Offset> block = Errc::segment_full;
+  if (want <= room() + kOverdraft) block = allocate_high_from(proper_, want);
+  if (block || (written_off_ == 0 && stand_in_.used() == 0) || stand_in_.used() + want > written_off_ + kOverdraft) {
+    return block;
+  }
+  STEPSTASH_TRY(begin_stand_in());
+  return allocate_high_from(stand_in_, want);
+}
+
+Result<Offset> Heap::allocate_high_from(Side& from, std::uint64_t want) {
   Offset at = 0;
   std::uint64_t size = 0;
   Result<> taken = Errc::segment_full;
@@ -162,13 +223,13 @@ Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
     return taken || taken.error() != std::errc::no_space_on_device;
   };
   bool over = false;
-  for (auto run = by_offset_.rbegin(); run != by_offset_.rend() && !over; ++run)
+  for (auto run = from.by_offset.rbegin(); run != from.by_offset.rend() && !over; ++run)
     over = look_at(run->first, run->second.size);
   // Many that are too small: then the one that fits best.
   if (passed >= kRunsPassed) {
     passed = 0;
     over = false;
-    for (auto run = by_size_.lower_bound({want, 0}); run != by_size_.end() && !over; ++run) {
+    for (auto run = from.by_size.lower_bound({want, 0}); run != from.by_size.end() && !over; ++run) {
       over = look_at(run->second, run->first);
     }
   }
@@ -176,9 +237,9 @@ Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
   const Offset block = at + size - want;
   if (size > want) write_header(block, want, BlockKind::free);
   STEPSTASH_CRASH_POINT("shm.heap.allocate_high.second_header");
-  const auto run = by_offset_.find(at);
+  const auto run = from.by_offset.find(at);
   const auto freed_at = run->second.freed_at;
-  erase_run(run);
+  erase_run(from, run);
   if (size > want) {
     header(at).size.store(size - want, std::memory_order_release);  // as in allocate()
     insert_run(at, size - want, freed_at);
@@ -197,11 +258,12 @@ Offset Heap::split(Offset block, std::uint64_t bytes) noexcept {
 
 Result<> Heap::reserve(Offset block, std::uint64_t bytes) {
   // Rounded as shrink() rounds: the header it writes may lie up to 63 bytes behind `bytes`, in the next granule.
-  return reserve_range(block, std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), end_));
+  return reserve_range(block, std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), side(block).end));
 }
 
 std::uint64_t Heap::unreserved_bytes(Offset block, std::uint64_t bytes) const noexcept {
-  const Offset end = std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), end_);  // as reserve() does
+  const Offset end =
+      std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), side(block).end);  // as in reserve()
   std::uint64_t missing = 0;
   for (std::size_t granule = block / kGranule; granule <= (end - 1) / kGranule; ++granule) {
     // Relaxed: a figure. Who is to touch the pages reserves them.
@@ -211,8 +273,13 @@ std::uint64_t Heap::unreserved_bytes(Offset block, std::uint64_t bytes) const no
 }
 
 std::uint64_t Heap::unreserved_for(std::uint64_t bytes) const noexcept {
-  const auto fit = by_size_.lower_bound({round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign), 0});
-  return fit == by_size_.end() ? 0 : unreserved_bytes(fit->second, bytes);
+  const std::uint64_t want = round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign);
+  for (const Side* of : {&proper_, &stand_in_}) {  // as in allocate()
+    if (want > (of == &proper_ ? room() : stand_in_room())) continue;
+    const auto fit = of->by_size.lower_bound({want, 0});
+    if (fit != of->by_size.end()) return unreserved_bytes(fit->second, bytes);
+  }
+  return 0;
 }
 
 Heap::FileSystem Heap::file_system() const noexcept {
@@ -243,8 +310,10 @@ Result<bool> Heap::extend(Offset block, std::uint64_t bytes) {
   const std::uint64_t want = round_up(bytes, kBlockAlign);
   const std::uint64_t size = block_bytes(block);
   if (want <= size) return true;
-  const auto next = by_offset_.find(block + size);
-  if (next == by_offset_.end() || size + next->second.size < want) return false;
+  Side& from = side(block);
+  const auto next = from.by_offset.find(block + size);
+  if (next == from.by_offset.end() || size + next->second.size < want) return false;
+  if (want - size > (&from == &proper_ ? room() : stand_in_room())) return false;
   const std::uint64_t rest = size + next->second.size - want;
   if (rest > 0) {
     STEPSTASH_TRY(reserve_range(block + want, block + want + sizeof(BlockHeader)));
@@ -252,7 +321,7 @@ Result<bool> Heap::extend(Offset block, std::uint64_t bytes) {
     STEPSTASH_CRASH_POINT("shm.heap.extend.second_header");
   }
   const auto freed_at = next->second.freed_at;
-  erase_run(next);
+  erase_run(from, next);
   header(block).size.store(want, std::memory_order_release);  // as in allocate()
   STEPSTASH_CRASH_POINT("shm.heap.extend.merged");
   if (rest > 0) insert_run(block + want, rest, freed_at);
@@ -262,18 +331,19 @@ Result<bool> Heap::extend(Offset block, std::uint64_t bytes) {
 void Heap::free(Offset block) noexcept {
   std::uint64_t size = block_bytes(block);
   Offset at = block;
-  auto next = by_offset_.find(block + size);
-  if (next != by_offset_.end()) {
+  Side& into = side(block);
+  auto next = into.by_offset.find(block + size);
+  if (next != into.by_offset.end()) {
     size += next->second.size;
-    erase_run(next);
+    erase_run(into, next);
   }
-  auto after = by_offset_.lower_bound(block);
-  if (after != by_offset_.begin()) {
+  auto after = into.by_offset.lower_bound(block);
+  if (after != into.by_offset.begin()) {
     const auto before = std::prev(after);
     if (before->first + before->second.size == block) {
       at = before->first;
       size += before->second.size;
-      erase_run(before);
+      erase_run(into, before);
     }
   }
   header(at).kind = BlockKind::free;
@@ -285,20 +355,23 @@ void Heap::free(Offset block) noexcept {
 
 std::uint64_t Heap::punch(std::chrono::nanoseconds idle_since, std::uint64_t limit) noexcept {
   std::uint64_t given = 0;
-  // Shorter runs have no whole granule, and there may be very many of them.
-  for (auto run = by_size_.rbegin(); run != by_size_.rend() && run->first >= kGranule && given < limit; ++run) {
-    const auto& [size, at] = *run;
-    if (by_offset_.at(at).freed_at > idle_since) continue;
-    // Whole granules behind the run's header page; what is cut off at the ends is under two granules.
-    for (Offset from = round_up(at + sizeof(BlockHeader), kGranule); from + kGranule <= at + size && given < limit;
-         from += kGranule) {
-      auto& backing = backing_[from / kGranule];
-      if (backing.load(std::memory_order_relaxed) == Backing::hole) continue;  // relaxed: free runs are this thread's
-      const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-      if (::fallocate(fd_, mode, static_cast<off_t>(from), static_cast<off_t>(kGranule)) != 0) return given;
-      backing.store(Backing::hole, std::memory_order_relaxed);
-      STEPSTASH_CRASH_POINT("shm.heap.punch.granule");
-      given += kGranule;
+  for (const Side* of : {&proper_, &stand_in_}) {
+    if (of == &stand_in_ && !stand_in_begun_) break;  // it has no memory
+    // Shorter runs have no whole granule, and there may be very many of them.
+    for (auto run = of->by_size.rbegin(); run != of->by_size.rend() && run->first >= kGranule && given < limit; ++run) {
+      const auto& [size, at] = *run;
+      if (of->by_offset.at(at).freed_at > idle_since) continue;
+      // Whole granules behind the run's header page; what is cut off at the ends is under two granules.
+      for (Offset from = round_up(at + sizeof(BlockHeader), kGranule); from + kGranule <= at + size && given < limit;
+           from += kGranule) {
+        auto& backing = backing_[from / kGranule];
+        if (backing.load(std::memory_order_relaxed) == Backing::hole) continue;  // relaxed: free runs are this thread's
+        const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+        if (::fallocate(fd_, mode, static_cast<off_t>(from), static_cast<off_t>(kGranule)) != 0) return given;
+        backing.store(Backing::hole, std::memory_order_relaxed);
+        STEPSTASH_CRASH_POINT("shm.heap.punch.granule");
+        given += kGranule;
+      }
     }
   }
   return given;

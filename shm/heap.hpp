@@ -3,8 +3,13 @@
 ///
 /// Best fit: the smallest free run that holds a request, the lowest of equals. O(log runs) for every call that does not
 /// say otherwise.
+///
+/// Behind the heap proper lies the *stand-in*: as much address space again, without memory. It is used only while
+/// blocks of the heap are written off, that is while they can neither be reused nor count for their holder (Writer,
+/// pins.hpp), and then for as many bytes as those have: what is in use and not written off never exceeds the capacity.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -25,9 +30,9 @@ namespace stepstash::shm {
 /// Lifetime: the mapping and the descriptor outlive it.
 class Heap {
  public:
-  /// Serves [begin, end) of the segment mapped at `base`. `fd` is the same segment, for posix_fallocate and hole
-  /// punching.
-  Heap(std::byte* base, Offset begin, Offset end, int fd);
+  /// Serves [begin, end) of the segment mapped at `base`, and [stand_in, stand_in_end), which begins on a granule, as
+  /// its stand-in. `fd` is the same segment, for posix_fallocate and hole punching.
+  Heap(std::byte* base, Offset begin, Offset end, int fd, Offset stand_in = 0, Offset stand_in_end = 0);
 
   /// Makes the heap one free block. Errors: no room in the tmpfs for its header (ENOSPC).
   Result<> format();
@@ -35,6 +40,19 @@ class Heap {
   /// Walks the chain and takes over all blocks for which `in_use` is false as free, merging neighbours. O(blocks).
   /// Errors: Errc::corrupt_segment when the blocks do not tile the heap.
   Result<> rebuild(const std::function<bool(Offset)>& in_use);
+
+  /// The stand-in is a chain of its own, made when it is used for the first time: whether it has been.
+  static bool stand_in_used(const std::byte* base, Offset stand_in, Offset end, const DataMap& pages) noexcept;
+
+  /// So many bytes in use are written off now, instead of what was said before.
+  void write_off(std::uint64_t bytes) noexcept { written_off_ = bytes; }
+  std::uint64_t written_off() const noexcept { return written_off_; }
+  bool stand_in_begun() const noexcept { return stand_in_begun_; }
+  /// What may be taken of the stand-in: as much as is written off, and not used there.
+  std::uint64_t stand_in_room() const noexcept {
+    return written_off_ > stand_in_.used() ? std::min(written_off_ - stand_in_.used(), stand_in_.free) : 0;
+  }
+  std::uint64_t stand_in_used_bytes() const noexcept { return stand_in_.used(); }
 
   /// Calls `each` with every block in order, free ones included. With `pages`, headers that have none are not touched.
   /// O(blocks). Errors: Errc::corrupt_segment.
@@ -62,7 +80,7 @@ class Heap {
 
   /// allocate_high() keeps out of [begin, end) from now on; (0, 0): of nothing.
   void keep_clear(Offset begin, Offset end) noexcept { clear_ = {begin, end}; }
-  bool is_free(Offset block) const noexcept { return by_offset_.contains(block); }
+  bool is_free(Offset block) const noexcept { return side(block).by_offset.contains(block); }
 
   /// Cuts a block in use, all of whose pages are reserved, in two that are both in use; returns the second. Both parts
   /// are multiples of 64 bytes and at least 64 bytes long.
@@ -77,7 +95,7 @@ class Heap {
   void free(Offset block) noexcept;
 
   /// Gives the pages of runs that have been free since before `idle_since` back to the system, at most `limit` bytes of
-  /// them, the longest runs first, and returns how many. O(runs of at least a granule + pages).
+  /// them, the longest runs first, the stand-in's last, and returns how many. O(runs of at least a granule + pages).
   std::uint64_t punch(std::chrono::nanoseconds idle_since, std::uint64_t limit) noexcept;
   /// What punch() compares with; set it once in a while. CLOCK_MONOTONIC.
   void set_now(std::chrono::nanoseconds now) noexcept { now_ = now; }
@@ -90,12 +108,17 @@ class Heap {
   };
   /// One system call, which does not block on a tmpfs.
   FileSystem file_system() const noexcept;
-  /// Bytes of the whole segment that have pages. One system call.
+  /// Bytes of the whole segment, its stand-in included, that have pages. One system call.
   std::uint64_t backed_bytes() const noexcept;
 
-  std::uint64_t capacity() const noexcept { return end_ - begin_; }
-  std::uint64_t free_bytes() const noexcept { return free_bytes_; }
-  std::uint64_t largest_free() const noexcept { return by_size_.empty() ? 0 : by_size_.rbegin()->first; }
+  /// Bytes that may be in use, those that are written off not counted: of the heap proper.
+  std::uint64_t capacity() const noexcept { return proper_.end - proper_.begin; }
+  /// What may be taken into use.
+  std::uint64_t free_bytes() const noexcept { return std::min(proper_.free, room()) + stand_in_room(); }
+  /// An upper bound of what allocate() gives at once.
+  std::uint64_t largest_free() const noexcept {
+    return std::max(std::min(proper_.largest(), room()), std::min(stand_in_.largest(), stand_in_room()));
+  }
   std::uint64_t block_bytes(Offset block) const noexcept;
 
   /// Pages are reserved and given back in granules of this many bytes: 64 pages, so that a small value's share of
@@ -107,23 +130,43 @@ class Heap {
     std::uint64_t size;
     std::chrono::nanoseconds freed_at;
   };
+  /// The free runs of the heap proper, or of its stand-in.
+  struct Side {
+    Offset begin;
+    Offset end;
+    std::uint64_t free = 0;
+    std::map<Offset, Run> by_offset{};
+    std::set<std::pair<std::uint64_t, Offset>> by_size{};
+
+    std::uint64_t largest() const noexcept { return by_size.empty() ? 0 : by_size.rbegin()->first; }
+    std::uint64_t used() const noexcept { return end - begin - free; }
+  };
+  Side& side(Offset block) noexcept { return block < proper_.end ? proper_ : stand_in_; }
+  const Side& side(Offset block) const noexcept { return block < proper_.end ? proper_ : stand_in_; }
+  /// What may be taken of the heap proper: less than is free there where the stand-in has more than is written off.
+  std::uint64_t room() const noexcept {
+    const std::uint64_t all = proper_.free + written_off_;
+    return all > stand_in_.used() ? all - stand_in_.used() : 0;
+  }
+  Result<> begin_stand_in();
+  Result<Offset> allocate_from(Side& from, std::uint64_t want);
+  Result<Offset> allocate_high_from(Side& from, std::uint64_t want);
   enum class Backing : std::uint8_t { hole, unknown, reserved };
 
   BlockHeader& header(Offset block) const noexcept;
   void write_header(Offset block, std::uint64_t size, BlockKind kind) noexcept;
   Result<> reserve_range(Offset begin, Offset end);
   void insert_run(Offset at, std::uint64_t size, std::chrono::nanoseconds freed_at);
-  void erase_run(std::map<Offset, Run>::iterator run);
+  void erase_run(Side& from, std::map<Offset, Run>::iterator run);
 
   std::byte* base_;
-  Offset begin_;
-  Offset end_;
+  Side proper_;
+  Side stand_in_;
+  bool stand_in_begun_ = false;  // its chain has its first header
+  std::uint64_t written_off_ = 0;
   int fd_;
   std::chrono::nanoseconds now_{0};
-  std::uint64_t free_bytes_ = 0;
   std::pair<Offset, Offset> clear_{0, 0};
-  std::map<Offset, Run> by_offset_;
-  std::set<std::pair<std::uint64_t, Offset>> by_size_;
   std::unique_ptr<std::atomic<Backing>[]> backing_;  // one per granule of the segment
 };
 

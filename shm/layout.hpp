@@ -24,7 +24,9 @@ inline constexpr std::size_t kBlockAlign = 64;
 /// Values from this length on start on a page boundary; shorter ones on 64 bytes (below, the padding would cost
 /// more than 1.6 % of the value).
 inline constexpr std::size_t kPageAlignedFrom = 256 * 1024;
-inline constexpr std::uint64_t kMaxSegmentBytes = std::uint64_t{1} << 47;
+inline constexpr std::uint64_t kMaxSegmentBytes = std::uint64_t{1} << 46;
+/// The stand-in begins on a multiple of this.
+inline constexpr std::uint64_t kStandInAlign = 256 * 1024;
 
 // ---- index ---------------------------------------------------------------------------------------------------------
 
@@ -60,12 +62,13 @@ inline constexpr std::uint64_t kMaxProbe = 4096;
 struct alignas(64) Header {
   std::uint64_t magic;
   std::uint32_t layout_version;
-  std::uint32_t fingerprint;  // layout_fingerprint() of the program that made it
-  std::uint64_t segment_bytes;
-  SegmentId segment_id;  // random, new with every segment
+  std::uint32_t fingerprint;    // layout_fingerprint() of the program that made it
+  std::uint64_t segment_bytes;  // the end of the heap; behind it the stand-in
+  SegmentId segment_id;         // random, new with every segment
   std::uint64_t builds_capacity;
   Offset heap_offset;
-  std::uint64_t unused1[8];
+  std::uint64_t object_bytes;  // the object's length: the end of the stand-in
+  std::uint64_t unused1[7];
   std::uint64_t header_hash;  // XXH3-64 of the bytes before it
 
   std::atomic<IndexWord> index;
@@ -121,7 +124,8 @@ inline constexpr std::uint32_t kNoRecord = UINT32_MAX;
 inline constexpr std::uint32_t kBlockMagic = 0x6B6C4273;  // "sBlk"
 enum class BlockKind : std::uint32_t { free = 0, entry = 1, index = 2 };
 
-/// L7: blocks tile the heap from heap_offset to segment_bytes without gaps, at every instruction. `size` includes this
+/// L7: blocks tile the heap from heap_offset to segment_bytes without gaps, at every instruction, and the stand-in from
+/// stand_in_offset() to object_bytes, once it has a first block (of a size that is not 0). `size` includes this
 /// header and is a multiple of 64. Splitting writes the second header first, then shrinks the first block by one
 /// store; merging is one store to the first. `kind` is a remark, but for former tables: what is in use follows from the
 /// index word and the slots alone (L8).
@@ -141,6 +145,10 @@ struct TableHeader {
   std::uint64_t unused[3];
 };
 static_assert(sizeof(TableHeader) == 64);
+
+constexpr Offset stand_in_offset(std::uint64_t segment_bytes) noexcept {
+  return (segment_bytes + kStandInAlign - 1) / kStandInAlign * kStandInAlign;
+}
 
 enum class EntryState : std::uint32_t { dirty = 1, clean = 2 };
 
@@ -181,6 +189,7 @@ struct alignas(64) PinLine {
 enum class PageState : std::uint32_t {
   serving = 0,
   superseded = 1,  // another segment serves now: attach again
+  closed = 2,      // what is pinned stays pinned, and no more can be: its user holds too much
 };
 
 /// One page per client: written by the client (pins, hints) and the daemon (the rest).

@@ -94,11 +94,13 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
                    content.number == number && content.segment_id == segment;
     if (!page.current) {
-      // The client attaches anew, by asking the daemon: nothing else has to be ordered with this. Where the page cannot
-      // be written (its client took it away, and the tmpfs is full) the client alone does not learn of it.
-      const PageState state = PageState::superseded;
-      (void)!::pwrite(page.watch.get(), &state, sizeof(state), offsetof(PinPage, state));
+      // The client attaches again, by asking the daemon: nothing else has to be ordered with this.
+      set_state(page, PageState::superseded);
       STEPSTASH_CRASH_POINT("shm.pins.adopt.superseded");
+    } else if (content.state.load(std::memory_order_relaxed) == PageState::closed) {
+      // By the daemon before. What it has counted no longer does again, which keeps more than need be.
+      set_state(page, PageState::serving);
+      STEPSTASH_CRASH_POINT("shm.pins.adopt.opened");
     }
     pages_.emplace(number, std::move(page));
     next_number_ = std::max(next_number_, number + 1);
@@ -138,9 +140,14 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
     content.segment_id = segment;
     content.pid = pid;
     content.uid = uid;
-    if (::pwrite(watch.get(), &content, sizeof(content), 0) != sizeof(content)) return last_errno();
+    Page fresh{std::move(watch), segment, true, uid};
+    if (closed(uid)) {
+      content.state.store(PageState::closed, std::memory_order_relaxed);
+      fresh.honoured = std::make_unique<std::array<Offset, kPinsPerPage>>();
+    }
+    if (::pwrite(fresh.watch.get(), &content, sizeof(content), 0) != sizeof(content)) return last_errno();
     STEPSTASH_CRASH_POINT("shm.pins.create.written");
-    return Page{std::move(watch), segment, true, uid};
+    return fresh;
   };
   auto page = build();
   if (!page) {
@@ -172,31 +179,100 @@ std::size_t PinRegistry::reap() {
   });
 }
 
-Result<> PinRegistry::scan(BlockSet& pinned, BlockSet* recent) const {
-  pinned.clear();
-  if (recent != nullptr) recent->clear();
+Result<> PinRegistry::scan(PinScan& scan, bool hints) {
+  scan.serving.clear();
+  scan.closed.clear();
+  scan.recent.clear();
   Result<> all = success();
   // The stores that unpublished come first. (The kernel's copy below is no atomic load of ours. A pin that is set while
   // it is copied may be seen by half: it is set after this fence, so its reader's second look finds the slot changed.)
   full_fence();
-  for (const auto& [number, page] : pages_) {
+  for (auto& [number, page] : pages_) {
     if (!page.current) continue;  // pins into another segment, which is not reused
     PinPage content;
     if (auto done = read(page, content); !done) {
       all = done.error();
       continue;
     }
-    for (const PinLine& line : content.lines) {
-      for (const auto& pin : line.pins) {
-        if (const Offset block = pin.load(std::memory_order_relaxed)) pinned.insert(block);  // a copy
+    if (page.honoured) {
+      // What has changed was given up, and what stands there now was claimed after the page was closed.
+      for (std::size_t i = 0; i < kPinsPerPage; ++i) {
+        Offset& honoured = (*page.honoured)[i];
+        if (honoured == 0) continue;
+        if (pin_of(content, i) != honoured) {
+          honoured = 0;
+        } else {
+          scan.closed.insert(honoured);
+        }
       }
-      if (recent == nullptr) continue;
-      if (const Offset block = line.recent.load(std::memory_order_relaxed)) recent->insert(block);
+    } else {
+      for (const PinLine& line : content.lines) {
+        for (const auto& pin : line.pins) {
+          if (const Offset block = pin.load(std::memory_order_relaxed)) scan.serving.insert(block);  // a copy
+        }
+      }
+    }
+    if (!hints) continue;
+    for (const PinLine& line : content.lines) {
+      if (const Offset block = line.recent.load(std::memory_order_relaxed)) scan.recent.insert(block);
     }
   }
   // Acquire: what is freed for want of a pin is written only after the pin was seen to be gone.
   full_fence();
   return all;
+}
+
+/// Where the page cannot be written (its client took it away, and the tmpfs is full) the client alone does not learn of
+/// it.
+void PinRegistry::set_state(const Page& page, PageState state) noexcept {
+  (void)!::pwrite(page.watch.get(), &state, sizeof(state), offsetof(PinPage, state));
+}
+
+/// What the client itself calls superseded stays that: it has given its segment back, or is about to, and must not be
+/// told that the page serves.
+void PinRegistry::change_state(const Page& page, PageState from, PageState to) noexcept {
+  PinPage content;
+  if (!read(page, content) || content.state.load(std::memory_order_relaxed) != from) return;
+  set_state(page, to);
+}
+
+Result<> PinRegistry::close(std::uint32_t uid) {
+  closed_.insert(uid);
+  for (auto& [number, page] : pages_) {
+    if (page.uid == uid && page.current) change_state(page, PageState::serving, PageState::closed);
+  }
+  STEPSTASH_CRASH_POINT("shm.pins.close.states_stored");
+  // A reader claims its pin and then loads the state; here the state was stored, and then the pins are read: either it
+  // finds its page closed, or its pin is found here (store-buffering, as with a slot that is changed).
+  full_fence();
+  for (auto& [number, page] : pages_) {
+    if (page.uid != uid || !page.current) continue;
+    PinPage content;
+    if (auto done = read(page, content); !done) {
+      open(uid);
+      return done.error();
+    }
+    page.honoured = std::make_unique<std::array<Offset, kPinsPerPage>>();
+    for (std::size_t i = 0; i < kPinsPerPage; ++i) (*page.honoured)[i] = pin_of(content, i);
+  }
+  return success();
+}
+
+void PinRegistry::open(std::uint32_t uid) {
+  closed_.erase(uid);
+  for (auto& [number, page] : pages_) {
+    if (page.uid != uid || !page.current) continue;
+    // All of its pins count before a client can see that it serves again.
+    page.honoured.reset();
+    change_state(page, PageState::closed, PageState::serving);
+    STEPSTASH_CRASH_POINT("shm.pins.open.state_stored");
+  }
+}
+
+std::set<std::uint32_t> PinRegistry::users() const {
+  std::set<std::uint32_t> users;
+  for (const auto& [number, page] : pages_) users.insert(page.uid);
+  return users;
 }
 
 std::size_t PinRegistry::pages_of(std::uint32_t uid) const noexcept {

@@ -5,14 +5,21 @@
 /// locked (open file description lock) on the very description that the client receives and keeps mapped: the kernel
 /// drops the lock when the last process that has it mapped is gone, in whatever PID namespace it lived.
 ///
+/// What one user holds is bounded: the pages of one who holds too much while others want room are *closed*. What they
+/// pin at that time stays pinned for as long as it does not change; whatever appears in them later does not count, and
+/// their clients find out, for they look at the page's state after they have claimed a pin (P4).
+///
 /// The daemon never maps a page. A client can cut its page's object short, or punch a hole into it: the daemon's next
 /// look through a mapping would be SIGBUS. Read with pread(2), what is missing is no pin, to nobody's harm but the
 /// client's; 4 KiB cost about as much as a scan of the mapping.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -23,6 +30,17 @@
 #include "shm/object.hpp"
 
 namespace stepstash::shm {
+
+/// What a scan of all pages found.
+struct PinScan {
+  /// For a segment whose object has `bytes` bytes.
+  explicit PinScan(std::uint64_t bytes) : serving(bytes), closed(bytes), recent(bytes) {}
+  bool pinned(Offset block) const noexcept { return serving.contains(block) || closed.contains(block); }
+
+  BlockSet serving;  ///< pinned by pages that serve
+  BlockSet closed;   ///< by pages that are closed, since before they were
+  BlockSet recent;   ///< not pinned: hints that readers left about what they read last
+};
 
 /// Thread safety: one thread. Lifetime: the directory outlives it.
 class PinRegistry {
@@ -51,12 +69,33 @@ class PinRegistry {
   /// calls.
   std::size_t reap();
 
-  /// Makes `pinned` the set of all pinned offsets. Call it after the stores that unpublish what is to be freed: a full
-  /// fence stands between those stores and these reads, and between the reader's pin and its second look. With
-  /// `recent`, that becomes the set of the hints that readers left about what they read last, from the same reading.
-  /// O(pages * kPinsPerPage), whatever stands in them. Errors: those of pread(2): a page that cannot be read may pin
-  /// anything; the sets then have what the others say.
-  Result<> scan(BlockSet& pinned, BlockSet* recent = nullptr) const;
+  /// Makes `scan` what is pinned. Call it after the stores that unpublish what is to be freed: a full fence stands
+  /// between those stores and these reads, and between the reader's pin and its second look. The hints come from the
+  /// same reading, where they are wanted. O(pages * kPinsPerPage), whatever stands in them. Errors: those of pread(2):
+  /// a page that cannot be read may pin anything; `scan` then has what the others say.
+  Result<> scan(PinScan& scan, bool hints = false);
+
+  /// Closes the pages of this user, those that he gets later, too, until open(). O(his pages). Errors: those of
+  /// pread(2), with nothing closed.
+  Result<> close(std::uint32_t uid);
+  void open(std::uint32_t uid);
+  bool closed(std::uint32_t uid) const noexcept { return closed_.contains(uid); }
+  const std::set<std::uint32_t>& closed() const noexcept { return closed_; }
+
+  /// Calls `each` with every pin of this user that counts, repetitions included. O(pages + his pages * kPinsPerPage).
+  template <class F>
+  void for_each_pin(std::uint32_t uid, F&& each) const {
+    for (const auto& [number, page] : pages_) {
+      PinPage content;
+      if (page.uid != uid || !page.current || !read(page, content)) continue;
+      for (std::size_t i = 0; i < kPinsPerPage; ++i) {
+        const Offset block = pin_of(content, i);
+        if (block != 0 && (!page.honoured || (*page.honoured)[i] == block)) each(block);
+      }
+    }
+  }
+  /// Whose pages there are.
+  std::set<std::uint32_t> users() const;
 
   /// Calls `each` with the hints of the next `count` pages, going round. O(count * kPinLines).
   template <class F>
@@ -87,9 +126,15 @@ class PinRegistry {
   struct Page {
     UniqueFd watch;  // another description of the same object, to ask whether the client's lock still stands
     SegmentId segment_id;
-    bool current;       // of the segment that is served
-    std::uint32_t uid;  // of the client
+    bool current;                                                  // of the segment that is served
+    std::uint32_t uid;                                             // of the client
+    std::unique_ptr<std::array<Offset, kPinsPerPage>> honoured{};  // closed: what it pinned then, and has not changed
   };
+  static Offset pin_of(const PinPage& copy, std::size_t i) noexcept {
+    return copy.lines[i / kPinsPerLine].pins[i % kPinsPerLine].load(std::memory_order_relaxed);
+  }
+  static void set_state(const Page& page, PageState state) noexcept;
+  static void change_state(const Page& page, PageState from, PageState to) noexcept;
 
   /// A copy of a page as it is now; what its object lacks is zero. Errors: those of pread(2).
   static Result<> read(const Page& page, PinPage& copy) noexcept;
@@ -103,6 +148,7 @@ class PinRegistry {
   const ObjectDirectory& directory_;
   std::string prefix_;
   std::map<std::uint32_t, Page> pages_;
+  std::set<std::uint32_t> closed_;  // users
   std::uint32_t next_number_ = 1;
   std::uint32_t next_hints_ = 0;  // the page whose hints are the next to be looked at
 };

@@ -50,7 +50,7 @@ std::string_view Pinned::source() const noexcept { return entry_source(*entry); 
 std::span<const std::byte> Pinned::value() const noexcept { return entry_value(*entry); }
 
 void Pinned::release() noexcept {
-  // Release pairs with PinRegistry::collect: the daemon reuses the block only after our last read of it.
+  // Release pairs with PinRegistry::scan: the daemon reuses the block only after our last read of it.
   pin->store(0, std::memory_order_release);
   STEPSTASH_CRASH_POINT("shm.reader.pin.released");
   *this = {};
@@ -61,14 +61,16 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
   const auto& header = *reinterpret_cast<const Header*>(segment);
   for (;;) {
     // Acquire pairs with the daemon's store when it starts on another segment.
-    if (page.state.load(std::memory_order_acquire) != PageState::serving) return Found::superseded;
+    const PageState state = page.state.load(std::memory_order_acquire);
+    if (state != PageState::serving) return state == PageState::closed ? Found::closed : Found::superseded;
     // Acquire pairs with IndexWriter's swap: the table behind the word is complete.
     const IndexWord word = header.index.load(std::memory_order_acquire);
     const Offset table = index_slots_offset(word);
     const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
     if (!table_inside(table, slots, bytes)) {
-      // Zeros, where the memory was given back meanwhile (Reader::give_back), which comes after the page's state.
-      return page.state.load(std::memory_order_seq_cst) == PageState::serving ? Found::corrupt : Found::superseded;
+      // Zeros, where the memory was given back meanwhile (Reader::give_back), which comes after the page's state. A
+      // page that was closed meanwhile says nothing about the table.
+      return page.state.load(std::memory_order_seq_cst) == PageState::superseded ? Found::superseded : Found::corrupt;
     }
     // Before the slots: an entry that is found after a 0 here was there when no deletion was under way, or was set
     // since.
@@ -87,10 +89,12 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
       std::atomic<Offset>* pin = claim_pin(page, slot_offset(seen));
       if (pin == nullptr) return Found::no_pin;
       // Unchanged after the pin became visible: the block was not retired before the pin, and will not be reused
-      // while it stands. The word is read again too, for a table that was replaced may hold anything; and the page's
-      // state, for the daemon scans the pins after it has changed that (P4).
-      if (here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word ||
-          page.state.load(std::memory_order_seq_cst) != PageState::serving) {
+      // while it stands. The word is read again too, for a table that was replaced may hold anything. And the page's
+      // state, before them: the daemon scans the pins after it has closed a page (P4), so this pin counts if the page
+      // serves still; and if it serves again, it counts from then on, and what was unpublished meanwhile shows in the
+      // slot, which is loaded after it.
+      if (page.state.load(std::memory_order_seq_cst) != PageState::serving ||
+          here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word) {
         pin->store(0, std::memory_order_release);
         again = true;
         break;
@@ -125,7 +129,8 @@ Reader::Reader(Mapping segment, Mapping pins) noexcept
     : segment_(std::move(segment)),
       pins_(std::move(pins)),
       segment_id_(reinterpret_cast<const Header*>(segment_.data())->segment_id),
-      pin_page_(page().number) {}
+      pin_page_(page().number),
+      uid_(page().uid) {}
 
 Result<Reader> Reader::attach(UniqueFd segment, UniqueFd pins) {
   struct stat status {};

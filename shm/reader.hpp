@@ -35,7 +35,7 @@ inline bool of_superseded_page(const std::atomic<Offset>* pin) noexcept {
   // The compiler must not load before the pin's store; for the processor, whoever supersedes a page fences all threads.
   std::atomic_signal_fence(std::memory_order_seq_cst);
   const auto page = reinterpret_cast<std::uintptr_t>(pin) & ~std::uintptr_t{kPageBytes - 1};
-  return reinterpret_cast<const PinPage*>(page)->state.load(std::memory_order_relaxed) != PageState::serving;
+  return reinterpret_cast<const PinPage*>(page)->state.load(std::memory_order_relaxed) == PageState::superseded;
 }
 
 enum class Found {
@@ -43,6 +43,7 @@ enum class Found {
   resident,    ///< `out` holds the entry and its value
   evicted,     ///< `out` holds the entry; its value must be asked for
   superseded,  ///< another segment serves now: attach again
+  closed,      ///< this user holds more than his share while others want room: no more views until some are released
   no_pin,      ///< all kPinsPerPage pins are in use
   corrupt,     ///< the index leads outside the segment or nowhere: report it, and ask the daemon
 };
@@ -72,6 +73,8 @@ class Reader {
     const auto& header = *reinterpret_cast<const Header*>(segment_.data());
     return is_served(header.served.load(std::memory_order_acquire));
   }
+  /// The user that the daemon made the pin page for.
+  std::uint32_t uid() const noexcept { return uid_; }
   /// Pins in use now. O(kPinsPerPage).
   std::size_t pins_in_use() const noexcept;
 
@@ -94,6 +97,7 @@ class Reader {
   Mapping pins_;
   SegmentId segment_id_;
   std::uint32_t pin_page_;
+  std::uint32_t uid_;
 };
 
 }  // namespace stepstash::shm

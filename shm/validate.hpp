@@ -28,7 +28,10 @@ inline Result<> check_header(const Header& header, std::uint64_t mapped_bytes) n
   }
   const std::span fixed(reinterpret_cast<const std::byte*>(&header), offsetof(Header, header_hash));
   if (header.header_hash != hash_bytes(fixed)) return Errc::corrupt_segment;
-  if (header.segment_bytes != mapped_bytes || header.segment_bytes > kMaxSegmentBytes) return Errc::corrupt_segment;
+  if (header.object_bytes != mapped_bytes || header.segment_bytes > kMaxSegmentBytes) return Errc::corrupt_segment;
+  if (stand_in_offset(header.segment_bytes) > mapped_bytes || mapped_bytes % kPageBytes != 0) {
+    return Errc::corrupt_segment;
+  }
   if (header.builds_capacity > mapped_bytes / sizeof(BuildRecord)) return Errc::corrupt_segment;
   if (header.heap_offset != round_up(kPageBytes + header.builds_capacity * sizeof(BuildRecord), kPageBytes)) {
     return Errc::corrupt_segment;

@@ -56,6 +56,15 @@ const Entry* backed_entry(const std::byte* base, std::uint64_t bytes, Offset blo
   return pages.contains(block, block + std::max(end, texts_end)) ? entry : nullptr;
 }
 
+/// Heap::walk() over the heap and over the stand-in, where it has blocks.
+Result<> walk_all(const std::byte* base, Offset begin, Offset end, std::uint64_t object_bytes,
+                  const std::function<void(Offset, std::uint64_t)>& each, const DataMap& pages) {
+  STEPSTASH_TRY(Heap::walk(base, begin, end, each, &pages));
+  const Offset stand_in = stand_in_offset(end);
+  if (!Heap::stand_in_used(base, stand_in, object_bytes, pages)) return success();
+  return Heap::walk(base, stand_in, object_bytes, each, &pages);
+}
+
 /// The blocks of a segment that attach refused, as far as one leads to the next.
 struct Chain {
   std::unordered_map<Offset, std::uint64_t> blocks;
@@ -64,9 +73,12 @@ struct Chain {
   static Chain of(const std::byte* base, std::uint64_t bytes, const DataMap& pages) {
     Chain chain;
     const Offset begin = reinterpret_cast<const Header*>(base)->heap_offset;
-    if (begin % kPageBytes != 0 || begin < kPageBytes || begin >= bytes) return chain;
+    const Offset end = reinterpret_cast<const Header*>(base)->segment_bytes;
+    if (begin % kPageBytes != 0 || begin < kPageBytes || begin >= end || end > bytes || end % kPageBytes != 0) {
+      return chain;
+    }
     const auto add = [&](Offset at, std::uint64_t size) { chain.blocks.emplace(at, size); };
-    chain.whole = Heap::walk(base, begin, bytes, add, &pages).has_value();
+    chain.whole = walk_all(base, begin, end, bytes, add, pages).has_value();
     return chain;
   }
   /// What was freed still looks like an entry where its block was merged into the one before it.
@@ -170,11 +182,11 @@ Writer::Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, 
       name_(std::move(name)),
       fd_(std::move(fd)),
       mapping_(std::move(mapping)),
-      heap_(mapping_.data(), header().heap_offset, mapping_.size(), fd_.get()),
+      heap_(mapping_.data(), header().heap_offset, header().segment_bytes, fd_.get(),
+            stand_in_offset(header().segment_bytes), mapping_.size()),
       index_(mapping_.data(), heap_),
       pins_(directory, name_ + ".pin."),
-      pinned_(mapping_.size()),
-      recent_(mapping_.size()) {}
+      scan_(mapping_.size()) {}
 
 std::uint64_t Writer::bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept {
   // The index takes up to 8/3 slots of 8 bytes per entry after growing, and the old table stands beside the new one.
@@ -196,13 +208,15 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     const std::uint64_t builds = builds_for(known_builds, bytes);
     const Offset heap_offset = round_up(kPageBytes + builds * sizeof(BuildRecord), kPageBytes);
     if (heap_offset + kMinSegmentBytes / 2 > bytes) return Errc::invalid_argument;
-    if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return last_errno();
+    // The stand-in is as large as the heap: all of that may be written off. It has addresses only.
+    const std::uint64_t object_bytes = stand_in_offset(bytes) + (bytes - heap_offset);
+    if (::ftruncate(fd.get(), static_cast<off_t>(object_bytes)) != 0) return last_errno();
     STEPSTASH_CRASH_POINT("shm.segment.create.sized");
     if (const int error = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(heap_offset)); error != 0) {
       return std::error_code(error, std::system_category());
     }
     STEPSTASH_CRASH_POINT("shm.segment.create.reserved");
-    Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), bytes, Mapping::Access::read_write));
+    Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), object_bytes, Mapping::Access::read_write));
     // Zero, and every build record is free. Written all the same: only pages that were count as data (DataMap).
     std::memset(mapping.data(), 0, heap_offset);
     STEPSTASH_CRASH_POINT("shm.segment.create.zeroed");
@@ -211,6 +225,7 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     head->layout_version = kLayoutVersion;
     head->fingerprint = layout_fingerprint();
     head->segment_bytes = bytes;
+    head->object_bytes = object_bytes;
     if (::getrandom(head->segment_id.data(), head->segment_id.size(), 0) !=
         static_cast<ssize_t>(head->segment_id.size())) {
       return last_errno();
@@ -265,7 +280,7 @@ Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory,
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) return last_errno();
   const auto bytes = static_cast<std::uint64_t>(status.st_size);
-  if (bytes < kMinSegmentBytes || bytes > kMaxSegmentBytes) return Errc::corrupt_segment;
+  if (bytes < kMinSegmentBytes || bytes > 2 * kMaxSegmentBytes + kStandInAlign) return Errc::corrupt_segment;
   const DataMap pages = STEPSTASH_TRY(DataMap::of(fd.get()));
   if (!pages.contains(0, sizeof(Header))) return Errc::corrupt_segment;
   Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), bytes, Mapping::Access::read_write));
@@ -283,14 +298,15 @@ Result<> Writer::recover(Recovery& recovery) {
   std::unordered_map<Offset, std::uint64_t> blocks;
   const DataMap pages = STEPSTASH_TRY(DataMap::of(fd_.get()));
   if (!pages.contains(0, header().heap_offset)) return Errc::corrupt_segment;
-  STEPSTASH_TRY(Heap::walk(
-      base, header().heap_offset, bytes(), [&](Offset at, std::uint64_t size) { blocks.emplace(at, size); }, &pages));
+  STEPSTASH_TRY(walk_all(
+      base, header().heap_offset, bytes(), mapped_bytes(),
+      [&](Offset at, std::uint64_t size) { blocks.emplace(at, size); }, pages));
   // 2. The table must fill a block of the chain.
   const IndexWord word = header().index.load(std::memory_order_acquire);
   const Offset table = index_slots_offset(word);
   if (index_log2_slots(word) > 44) return Errc::corrupt_segment;
   const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
-  if (!table_inside(table, slots, bytes())) return Errc::corrupt_segment;
+  if (!table_inside(table, slots, mapped_bytes())) return Errc::corrupt_segment;
   const auto table_block = blocks.find(table - IndexWriter::kTableHeader);
   // To the byte: with fewer slots than were made, half of the entries would be missing without a word.
   if (table_block == blocks.end() || table_block->second != IndexWriter::kTableHeader + slots * sizeof(Slot)) {
@@ -346,7 +362,7 @@ Result<> Writer::recover(Recovery& recovery) {
     if (here <= kTombstone) continue;
     const Offset block = slot_offset(here);
     const auto in_chain = blocks.find(block);
-    const Entry* entry = in_chain == blocks.end() ? nullptr : backed_entry(base, bytes(), block, pages);
+    const Entry* entry = in_chain == blocks.end() ? nullptr : backed_entry(base, mapped_bytes(), block, pages);
     std::string complaint;
     if (entry == nullptr) {
       complaint = "index slot " + std::to_string(i) + ": leads to no entry";
@@ -406,11 +422,11 @@ Result<> Writer::recover(Recovery& recovery) {
   STEPSTASH_CRASH_POINT("shm.recover.next_id.raised");
 
   // 6. What readers of the dead daemon hold stays; the rest is free.
-  STEPSTASH_TRY(pins_.scan(pinned_));
+  STEPSTASH_TRY(pins_.scan(scan_));
   // A client may write anything into its page. Only an entry can have been found and pinned: what is free stays free.
   std::unordered_set<Offset> pinned;
   for (const auto& [at, size] : blocks) {
-    if (pinned_.contains(at) && checked_entry(base, bytes(), at) != nullptr) pinned.insert(at);
+    if (scan_.pinned(at) && checked_entry(base, mapped_bytes(), at) != nullptr) pinned.insert(at);
   }
   // A client that was stopped in the middle of a probe may stand in a former table: see spare_or_new_table().
   std::unordered_set<Offset> former;
@@ -658,9 +674,19 @@ bool Writer::keep_clear(Offset begin, Offset end) noexcept {
 }
 
 void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const {
-  // The chain is ours and whole: there is nothing to complain of.
-  (void)Heap::walk(mapping_.data(), header().heap_offset, bytes(),
-                   [&](Offset at, std::uint64_t size) { each(at, size, at == slab_ || heap_.is_free(at)); });
+  // The chains are ours and whole: there is nothing to complain of.
+  const auto one = [&](Offset at, std::uint64_t size) { each(at, size, at == slab_ || heap_.is_free(at)); };
+  (void)Heap::walk(mapping_.data(), header().heap_offset, bytes(), one);
+  if (!heap_.stand_in_begun()) return;
+  each(bytes(), 0, false);  // what stands there is no neighbour of what comes now
+  std::uint64_t room = heap_.stand_in_room();
+  (void)Heap::walk(mapping_.data(), stand_in_offset(bytes()), mapped_bytes(), [&](Offset at, std::uint64_t size) {
+    if (!heap_.is_free(at)) return one(at, size);
+    const std::uint64_t part = std::min(size, room);  // more of what is free here cannot be used
+    each(at, part, true);
+    room -= part;
+    if (part < size) each(at + part, 0, false);
+  });
 }
 
 std::uint64_t Writer::begin_deletion(std::span<BuildRecord* const> builds) noexcept {
@@ -764,10 +790,15 @@ std::uint64_t Writer::reclaim_new() { return reclaim(kept_.size() <= kKeptLooked
 
 std::uint64_t Writer::reclaim(bool all) {
   if (retired_.empty() && (!all || kept_.empty())) return 0;
-  if (!pins_.scan(pinned_)) return 0;
+  if (!pins_.scan(scan_)) return 0;
   const std::uint64_t before = heap_.free_bytes();
+  std::uint64_t written_off = all ? 0 : heap_.written_off();
   const auto freed = [&](Offset block) {
-    if (pinned_.contains(block) || holds_.contains(block)) return false;
+    const bool kept = scan_.serving.contains(block) || holds_.contains(block);
+    if (kept || scan_.closed.contains(block)) {
+      if (!kept) written_off += heap_.block_bytes(block);
+      return false;
+    }
     retired_bytes_ -= heap_.block_bytes(block);
     heap_.free(block);
     STEPSTASH_CRASH_POINT("shm.reclaim.block.freed");
@@ -778,12 +809,46 @@ std::uint64_t Writer::reclaim(bool all) {
     if (!freed(block)) kept_.push_back(block);
   }
   retired_.clear();
+  heap_.write_off(written_off);
   // What is still held counts no longer: the next scan waits for as much again.
   due_blocks_ = 16 + 8 * pins_.pages();
   due_bytes_ = retired_bytes_ + heap_.capacity() / 64;
-  const std::uint64_t bytes = heap_.free_bytes() - before;
-  if (bytes > 0) (void)keep_slab();
-  return bytes;
+  const std::uint64_t after = heap_.free_bytes();
+  if (after > before) (void)keep_slab();
+  return after > before ? after - before : 0;
+}
+
+std::vector<Writer::Held> Writer::held_by_users() const {
+  // A page may name anything: what is held is what is an entry's block.
+  BlockSet entries(mapped_bytes());
+  for_each_block([&](Offset at, std::uint64_t size, bool free) {
+    if (!free && size > 0 && entry_at(at).block.kind == BlockKind::entry) entries.insert(at);
+  });
+  std::vector<Held> all;
+  BlockSet seen(mapped_bytes());
+  for (const std::uint32_t uid : pins_.users()) {
+    Held held{uid, 0, 0, pins_.closed(uid)};
+    seen.clear();
+    pins_.for_each_pin(uid, [&](Offset block) {
+      if (!seen.insert(block) || !entries.contains(block)) return;
+      held.bytes += heap_.block_bytes(block);
+      ++held.blocks;
+    });
+    if (held.blocks > 0 || held.closed) all.push_back(held);
+  }
+  return all;
+}
+
+Result<> Writer::close_user(std::uint32_t uid) {
+  STEPSTASH_TRY(pins_.close(uid));
+  STEPSTASH_CRASH_POINT("shm.writer.user.closed");
+  reclaim();
+  return success();
+}
+
+void Writer::open_user(std::uint32_t uid) {
+  pins_.open(uid);
+  reclaim();
 }
 
 std::uint64_t Writer::reclaim_if_due() {
@@ -795,9 +860,9 @@ bool Writer::worth_reclaiming() const noexcept {
   return (!retired_.empty() && 8 * retired_.size() >= pins_.pages()) || retired_bytes_ >= due_bytes_;
 }
 
-const BlockSet& Writer::pinned_now() {
-  (void)pins_.scan(pinned_, &recent_);  // of a page that cannot be read nothing is known
-  return pinned_;
+const PinScan& Writer::pinned_now() {
+  (void)pins_.scan(scan_, /*hints=*/true);  // of a page that cannot be read nothing is known
+  return scan_;
 }
 
 // ---- builds --------------------------------------------------------------------------------------------------------

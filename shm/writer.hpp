@@ -183,10 +183,27 @@ class Writer {
   bool worth_reclaiming() const noexcept;
   /// What is pinned now, as far as it can be read, and what readers' hints say: for a choice of what had better go,
   /// nothing is freed by it. Valid until the next call of this or of reclaim(). O(pages * kPinsPerPage).
-  const BlockSet& pinned_now();
-  const BlockSet& recently_read() const noexcept { return recent_; }
+  const PinScan& pinned_now();
   std::size_t retired() const noexcept { return retired_.size() + kept_.size(); }
   std::uint64_t retired_bytes() const noexcept { return retired_bytes_; }
+
+  // ---- what one user may hold ----
+
+  /// What the views of one user's clients keep in place: entries, each counted once, retired or not.
+  struct Held {
+    std::uint32_t uid = 0;
+    std::uint64_t bytes = 0;
+    std::size_t blocks = 0;
+    bool closed = false;
+  };
+  /// Of each user who holds anything or is closed. O(blocks + pages * kPinsPerPage).
+  std::vector<Held> held_by_users() const;
+  /// Closes the pages of a user: what he holds stays as it is for him, but where only closed pages hold a block that is
+  /// retired, it is written off, and others have the room of as many bytes in the heap's stand-in. So who wants
+  /// room evicts what only closed pages pin, too. Errors: those of PinRegistry::close.
+  Result<> close_user(std::uint32_t uid);
+  /// The end of that: to be called when he holds little again, for it counts from now on.
+  void open_user(std::uint32_t uid);
   /// What is left of the slab that records of evicted entries are cut from: neither free nor used.
   std::uint64_t slab_bytes() const noexcept { return slab_ == 0 ? 0 : heap_.block_bytes(slab_); }
 
@@ -209,7 +226,10 @@ class Writer {
   const IndexWriter& index() const noexcept { return index_; }
   /// IndexWriter::allow_rekey().
   void allow_rekey() noexcept { index_.allow_rekey(); }
-  std::uint64_t bytes() const noexcept { return mapping_.size(); }
+  /// As was wanted: to the end of the heap.
+  std::uint64_t bytes() const noexcept { return header().segment_bytes; }
+  /// With the stand-in behind it, which has no memory unless it is used.
+  std::uint64_t mapped_bytes() const noexcept { return mapping_.size(); }
   /// The longest value that an otherwise empty segment could hold.
   std::uint64_t max_value_bytes() const noexcept;
   /// The same for a tmpfs of `total` bytes that has nothing but this segment.
@@ -243,8 +263,7 @@ class Writer {
   std::vector<BuildRecord*> free_builds_;
   std::vector<Offset> retired_;  // since the last scan of all
   std::vector<Offset> kept_;     // that a scan found pinned, or held
-  BlockSet pinned_;              // by the last scan
-  BlockSet recent_;
+  PinScan scan_;                 // the last one
   std::uint64_t retired_bytes_ = 0;
   std::size_t due_blocks_ = 16;
   std::uint64_t due_bytes_ = 0;

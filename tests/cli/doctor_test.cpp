@@ -62,6 +62,9 @@ BOOST_AUTO_TEST_CASE(a_tmpfs_that_cannot_give_the_segment_its_size_is_a_finding)
                  .empty());
   BOOST_TEST(diagnose(R"({"segment":{"total_bytes":1000,"tmpfs_bytes":0,"tmpfs_free_bytes":0,"backed_bytes":0}})")
                  .empty());  // without a bound
+  BOOST_TEST(says(R"({"segment":{"total_bytes":1000,"tmpfs_bytes":1200,"tmpfs_free_bytes":200,"backed_bytes":1000,
+      "written_off_bytes":300}})",
+                  "as much again as is written off: it can have 1200 of 1300"));
 }
 
 BOOST_AUTO_TEST_CASE(a_log_that_a_reader_holds_back_is_a_finding) {
@@ -74,6 +77,13 @@ BOOST_AUTO_TEST_CASE(a_database_that_is_gone_or_does_not_answer_is_a_finding) {
   BOOST_TEST(says(R"({"database":{"in_place":false}})", "deleted, renamed or replaced"));
   BOOST_TEST(says(R"({"database":{"seen_seconds_ago":11.5}})", "not answered for 11 s"));
   BOOST_TEST(diagnose(R"({"database":{"in_place":true,"seen_seconds_ago":0.1}})").empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_user_who_holds_more_than_his_share_is_named) {
+  BOOST_TEST(says(R"({"closed_users":[60001],"segment":{"written_off_bytes":77}})", "user 60001 held more"));
+  BOOST_TEST(says(R"({"closed_users":[60001],"segment":{"written_off_bytes":77}})", "77 bytes are written off"));
+  BOOST_TEST(diagnose(R"({"closed_users":[]})").empty());
+  BOOST_TEST(diagnose(R"({"closed_users":["x",-1]})").empty());
 }
 
 BOOST_AUTO_TEST_CASE(what_is_no_json_is_a_finding_and_no_crash) {

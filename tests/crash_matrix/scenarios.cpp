@@ -476,6 +476,50 @@ void pin_pages(Run& run) {
   run.terminate();
 }
 
+/// Another user holds most of the segment in view while values want room: his pages are closed.
+void hold_nearly_all(Run& run) {
+  fs::permissions(run.daemon().directory().path(), fs::perms{0755});
+  for (int i = 0; i < 9; ++i) run.set(1, std::to_string(i), 350'000);
+  run.flush();
+  {
+    struct Other {
+      Other() {
+        if (::seteuid(60'001) != 0) throw Broken("cannot become another user");
+      }
+      ~Other() { static_cast<void>(::seteuid(0)); }
+    };
+    const Other user;
+    for (int i = 0; i < 9; ++i) run.view(1, std::to_string(i));
+  }
+  for (int i = 0; i < 3; ++i) run.set(2, std::to_string(i), 350'000);
+  run.flush();
+}
+
+void release_nearly_all(Run& run) {
+  run.release_views();
+  run.until([](const json& now) { return now.at("closed_users").empty(); }, "the opening of pages");
+  run.set(4, "after", 350'000);
+  run.terminate();
+}
+
+void greedy_reader(Run& run) {
+  run.start_armed(options("4MiB", {"--socket-mode=0666"}));
+  hold_nearly_all(run);
+  release_nearly_all(run);
+}
+
+/// The next daemon opens his pages, and closes them when there is no room again.
+void greedy_reader_lives_on(Run& run) {
+  const Run::Options open_to_all = options("4MiB", {"--socket-mode=0666"});
+  run.start(open_to_all);
+  hold_nearly_all(run);
+  run.kill();
+  run.start_armed(open_to_all);
+  for (int i = 0; i < 4; ++i) run.set(3, std::to_string(i), 350'000);
+  run.flush();
+  release_nearly_all(run);
+}
+
 /// Puts the database on a file system of 12 MiB.
 void use_small_disk(Run& run) {
   const std::string disk = run.daemon().directory().file("disk");
@@ -573,6 +617,9 @@ const std::vector<Scenario>& scenarios() {
       {"ids_run_out", "the range of ids that was reserved is nearly used up", ids_run_out},
       {"pin_pages", "clients that go, go with the daemon, cut their pin page short", pin_pages},
       {"former_names", "an earlier version left its objects in /dev/shm itself", former_names},
+      {"greedy_reader", "another user holds most of the segment, and others set", greedy_reader, /*needs_root=*/true},
+      {"greedy_reader_lives_on", "the same with a daemon that was killed meanwhile", greedy_reader_lives_on,
+       /*needs_root=*/true},
       {"full_disk", "no room for the database; a deletion makes some", full_disk, /*needs_root=*/true},
       {"full_disk_at_start", "no room for the database at the start", full_disk_at_start, /*needs_root=*/true},
   };

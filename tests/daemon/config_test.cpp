@@ -325,7 +325,7 @@ BOOST_AUTO_TEST_CASE(a_key_that_resembles_nothing_gets_no_suggestion) {
 
 BOOST_AUTO_TEST_CASE(a_value_out_of_range_is_refused_with_its_line_and_the_range) {
   const std::string path = write_config("\nsegment_size = \"1MiB\"\n");
-  BOOST_TEST(error() == path + ":2: segment_size: 1MiB is outside 4MiB to 128TiB");
+  BOOST_TEST(error() == path + ":2: segment_size: 1MiB is outside 4MiB to 64TiB");
 }
 
 BOOST_AUTO_TEST_CASE(broken_toml_is_refused_with_its_line) {

@@ -74,7 +74,7 @@ void one_input(Stash& stash, const std::uint8_t* data, std::size_t size) {
   const auto* base = reinterpret_cast<const std::byte*>(&stash.writer->header());
   shm::Pinned own;
   for (unsigned i = 0; i < 4; ++i) {
-    const shm::Found found = shm::find_entry(base, stash.writer->bytes(), page, 1, name_of(i), own);
+    const shm::Found found = shm::find_entry(base, stash.writer->mapped_bytes(), page, 1, name_of(i), own);
     check(found != shm::Found::corrupt, "a page does not make a segment look damaged");
   }
 

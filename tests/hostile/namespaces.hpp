@@ -1,8 +1,10 @@
-/// Tests in mount namespaces of their own: a small /dev/shm, a small disk. Needs root.
+/// Tests in mount namespaces of their own, a small /dev/shm, a small disk, and as other users. Needs root.
 #pragma once
 
+#include <grp.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <unistd.h>
 
 #include <boost/test/unit_test.hpp>
 #include <cerrno>
@@ -10,6 +12,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "tests/system/harness.hpp"
 
@@ -51,6 +54,25 @@ inline boost::test_tools::assertion_result may_mount(boost::unit_test::test_unit
   boost::test_tools::assertion_result may(probe.join() == 0);
   may.message() << "mounting is not permitted here";
   return may;
+}
+
+/// A precondition: only root can be somebody else.
+inline boost::test_tools::assertion_result root(boost::unit_test::test_unit_id) {
+  boost::test_tools::assertion_result is(::geteuid() == 0);
+  is.message() << "only root can be other users";
+  return is;
+}
+
+/// A process of this user that runs `body`; what it throws is printed, and fails the test.
+inline void as_user(uid_t uid, gid_t gid, const std::vector<gid_t>& groups, const std::function<void()>& body) {
+  Child child([&] {
+    require(::setgroups(groups.size(), groups.data()) == 0 && ::setresgid(gid, gid, gid) == 0 &&
+                ::setresuid(uid, uid, uid) == 0,
+            "cannot become that user");
+    body();
+    return 0;
+  });
+  BOOST_TEST(child.join() == 0, "as user " << uid);
 }
 
 /// Takes all the room that is left below `directory`; its destructor gives it back.

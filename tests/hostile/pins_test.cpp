@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
@@ -163,9 +165,11 @@ BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow
   };
   (void)measure("at first");
   const Rates quiet = measure("quiet");
+  // A machine that is busy with other things makes it wait without any attack, too.
+  const auto within = std::max<std::chrono::milliseconds>(Siege::kServedWithin, 2 * siege.slowest());
   // By the clock, or by what the daemon used, for the machine may have had other things to do.
   const auto near = [](const Figures& now, const Figures& then) {
-    return now.sets_a_second * 8 >= then.sets_a_second || now.cpu_of_a_set <= 8 * then.cpu_of_a_set;
+    return now.sets_a_second * 12 >= then.sets_a_second || now.cpu_of_a_set <= 12 * then.cpu_of_a_set;
   };
   const auto bearable = [&](const Rates& rates, const char* what) {
     BOOST_TEST(near(rates.small, quiet.small), what);
@@ -193,7 +197,145 @@ BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow
     liar.fill([&] { return blocks[next++ % blocks.size()]; });
     bearable(measure("2,040 pages of blocks without value"), "2,040 pages of blocks without value");
   }
-  siege.end();
+  siege.end(within);
+}
+
+namespace {
+
+constexpr std::uint64_t kHeldBytes = 40'000;
+
+/// Reads in good faith or not: has every value of a build that is resident in view, through as many clients as it
+/// takes.
+class Greedy {
+ public:
+  explicit Greedy(const std::string& socket) : socket_(socket) {}
+
+  void take_all(std::int64_t build, std::uint64_t names) {
+    for (std::uint64_t i = 0; i < names; ++i) {
+      if (views_.size() % 400 == 0) clients_.push_back(std::make_unique<Client>(socket_, 100ms));
+      try {
+        if (auto view = clients_.back()->get(build, std::to_string(i))) views_.emplace_back(i, std::move(*view));
+      } catch (const Error& error) {
+        // It has been evicted, and there is no room to bring it back.
+        require(error.code() == STEPSTASH_EFULL || error.code() == STEPSTASH_EDEADLINE, error.what());
+      }
+    }
+  }
+  std::size_t held() const { return views_.size(); }
+  bool whole() const {
+    return std::all_of(views_.begin(), views_.end(),
+                       [](const auto& held) { return is_generated(held.second.bytes(), kHeldBytes, held.first); });
+  }
+  /// What a get gives now: 0, or an error's code; `message` is what it says.
+  int get(std::int64_t build, const std::string& name, std::string* message = nullptr) {
+    try {
+      return clients_.front()->get(build, name).has_value() ? 0 : 1;
+    } catch (const Error& error) {
+      if (message != nullptr) *message = error.what();
+      return error.code();
+    }
+  }
+  void release() { views_.clear(); }
+  const std::string& socket() const { return socket_; }
+
+ private:
+  std::string socket_;
+  std::vector<std::unique_ptr<Client>> clients_;
+  std::vector<std::pair<std::uint64_t, View>> views_;
+};
+
+}  // namespace
+
+/// One who may only read has all of the segment in view. He keeps it, others are served all the same, also across a
+/// SIGKILL of the daemon, and he alone is told to release some.
+BOOST_AUTO_TEST_CASE(a_reader_who_holds_everything_keeps_nobody_from_setting, *boost::unit_test::precondition(root)) {
+  Served served({"--segment-size=64MiB", "--flush-interval=5ms", "--socket-mode=0666", "--read-users=60001"});
+  std::filesystem::permissions(served.daemon.directory().path(), std::filesystem::perms{0755});
+  Client& client = served.client;
+  std::uint64_t names = 0;
+  while (figure(client, "evictions") == 0) client.set(1, std::to_string(names), generated(kHeldBytes, names)), ++names;
+  client.flush();
+
+  std::uint64_t next = 0;
+  std::chrono::milliseconds slowest{0};
+  const auto sets_a_second = [&](const char* what) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto passed = [&](auto since) {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+    };
+    slowest = 0ms;
+    std::uint64_t sets = 0;
+    for (; passed(start) < 1.0 * kScale; ++sets, ++next) {
+      const auto begin = std::chrono::steady_clock::now();
+      client.set(2, std::to_string(next % 1000), generated(kHeldBytes, next), "", {.deadline = 30s});
+      slowest = std::max(slowest, std::chrono::milliseconds(static_cast<long>(1000 * passed(begin))));
+    }
+    std::cout << "sets a second of 40,000 bytes, " << what << ": "
+              << static_cast<long>(static_cast<double>(sets) / passed(start)) << ", the slowest " << slowest.count()
+              << " ms" << std::endl;
+  };
+
+  const Signal there, look, looked, release, released;
+  Child reader([&] {
+    require(::setgroups(0, nullptr) == 0 && ::setresgid(60'001, 60'001, 60'001) == 0 &&
+                ::setresuid(60'001, 60'001, 60'001) == 0,
+            "cannot become that user");
+    Greedy greedy(served.daemon.socket());
+    greedy.take_all(1, names);
+    require(greedy.held() * 10 >= names * 9, "he holds only " + std::to_string(greedy.held()));
+    there.raise();
+    look.wait();
+    std::string message;
+    require(greedy.get(2, "0", &message) == STEPSTASH_ELIMIT, "his next get was not refused: " + message);
+    require(message.find("user 60001") != std::string::npos, message);
+    require(greedy.whole(), "his views show other bytes");
+    looked.raise();
+    release.wait();
+    require(greedy.whole(), "his views show other bytes after the restart");
+    greedy.release();
+    require(eventually([&] { return greedy.get(2, "0") == 0; }), "he is not served again");
+    released.raise();
+    return 0;
+  });
+  BOOST_REQUIRE(there.wait());
+  // All that is set from here on needs room that he has.
+  client.set(2, "first", generated(kHeldBytes, 1), "", {.deadline = 30s});
+  sets_a_second("while one reader holds everything");
+  BOOST_TEST((slowest < 1s * kScale));
+  for (std::uint64_t i = next - std::min<std::uint64_t>(next, 200); i < next; ++i) {
+    const auto view = client.get(2, std::to_string(i % 1000));
+    BOOST_REQUIRE(view.has_value());
+    BOOST_TEST(is_generated(view->bytes(), kHeldBytes, i));
+  }
+  nlohmann::json all = stats(client);
+  BOOST_TEST(all.at("closed_users") == nlohmann::json::array({60'001}));
+  BOOST_TEST(all.at("most_held_by_user") == 60'001);
+  BOOST_TEST(all.at("most_held_bytes_of_a_user").get<std::uint64_t>() > 40 * kMiB);
+  BOOST_TEST(all.at("segment").at("written_off_bytes").get<std::uint64_t>() > 0u);
+  look.raise();
+  BOOST_REQUIRE(looked.wait());
+
+  served.daemon.kill();
+  served.daemon.start();
+  sets_a_second("after a SIGKILL, while he holds it still");
+  BOOST_TEST((slowest < 5s * kScale));  // its connection is made again, too
+  release.raise();
+  BOOST_REQUIRE(released.wait());
+  BOOST_TEST(reader.join() == 0);
+  sets_a_second("when he has released all");
+  BOOST_TEST(eventually([&] {
+    all = stats(client);
+    return all.at("closed_users").empty() && all.at("segment").at("written_off_bytes") == 0 &&
+           all.at("segment").at("retired_bytes") == 0;
+  }));
+  BOOST_TEST(all.at("segment").at("used_bytes").get<std::uint64_t>() <=
+             all.at("segment").at("heap_bytes").get<std::uint64_t>());
+  // Nothing that was acknowledged is missing, his included.
+  for (std::uint64_t i = 0; i < names; ++i) {
+    const auto view = client.get(1, std::to_string(i));
+    BOOST_REQUIRE(view.has_value());
+    BOOST_TEST(is_generated(view->bytes(), kHeldBytes, i));
+  }
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -23,24 +23,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-boost::test_tools::assertion_result root(boost::unit_test::test_unit_id) {
-  boost::test_tools::assertion_result is(::geteuid() == 0);
-  is.message() << "only root can be other users";
-  return is;
-}
-
-/// A process of this user that runs `body`; what it throws is printed, and fails the test.
-void as_user(uid_t uid, gid_t gid, const std::vector<gid_t>& groups, const std::function<void()>& body) {
-  Child child([&] {
-    require(::setgroups(groups.size(), groups.data()) == 0 && ::setresgid(gid, gid, gid) == 0 &&
-                ::setresuid(uid, uid, uid) == 0,
-            "cannot become that user");
-    body();
-    return 0;
-  });
-  BOOST_TEST(child.join() == 0, "as user " << uid);
-}
-
 /// The error's code, 0: none.
 int refused(const std::function<void()>& call) {
   try {

@@ -1,9 +1,9 @@
 /* The pin protocol, for spin: no block is reused under a reader (I3), and a miss is an answer (L4, L5).
  *
  * One key, three blocks, two tables of one slot each, READERS clients with one pin each that look the key up LOOKUPS
- * times, one daemon that replaces, deletes, swaps tables, reclaims, reaps, is killed at any step and is followed by
- * another that attaches: OPERATIONS in all. The last of the clients is killed at any step, too. spin walks through
- * every order of the steps.
+ * times, one daemon that replaces, deletes, swaps tables, closes pages and opens them again, reclaims, reaps, is killed
+ * at any step and is followed by another that attaches: OPERATIONS in all. The last of the clients is killed at any
+ * step, too. spin walks through every order of the steps.
  *
  * Memory is x86's (and weaker than seq_cst): each processor has a store buffer, first in first out, that reaches memory
  * some time later; a fence or a locked instruction waits until it is empty. Loads happen in order. What a processor
@@ -25,6 +25,12 @@
  *   NO_SCAN_AFTER_ATTACH   shm/writer.cpp, Writer::recover: pins_.collect()
  *   NO_ADOPTION            the same: pins_.adopt() finds the pages of the dead daemon's clients
  *   REAP_WITHOUT_LOCK      shm/pins.cpp, PinRegistry::reap: only pages whose lock is gone
+ *   NO_STATE_IN_SECOND_LOOK  shm/reader.cpp, find_entry: the page's state is loaded again
+ *   SCAN_STATE_LAST        the same: the state is loaded before slot and word are, not after them
+ *   NO_CLOSE_FENCE         shm/pins.cpp, PinRegistry::close: the full_fence() between the states and the reading
+ *   SCAN_BEFORE_CLOSE      the same: the pins that are honoured are read after the states are stored
+ *   NO_HONOUR              shm/pins.cpp, PinRegistry::scan: what a closed page held when it was closed counts
+ *   NO_HONOUR_AFTER_OPEN   shm/pins.cpp, PinRegistry::open: all pins count from before the state says that it serves
  */
 
 #ifndef READERS
@@ -50,6 +56,7 @@
 byte slot[2];        /* of the two tables */
 byte word;           /* header.index: how many tables there have been before, and so which of the two is current */
 byte pin[READERS];   /* PinPage::lines */
+bool shut[READERS];  /* PinPage::state is closed */
 bool object[READERS] = true; /* the page's object exists: segment.pin.N */
 bool locked[READERS] = true; /* the kernel's lock on it: gone with the client */
 
@@ -60,7 +67,7 @@ bool was_absent[READERS]; /* since this client's look-up began, there was an ins
 
 /* ---- store buffers ---- */
 chan of_reader[READERS] = [2] of {byte};
-chan of_daemon = [4] of {byte, byte}; /* place: 0 and 1 the slots, 2 the word; value */
+chan of_daemon = [4] of {byte, byte}; /* place: 0 and 1 the slots, 2 the word, from 3 on the states; value */
 
 bool daemon_killed, client_killed;
 
@@ -80,6 +87,7 @@ end:
        of_daemon?place, value ->
        if
        :: place == 2 -> word = value
+       :: place > 2 -> shut[place - 3] = value
        :: else -> slot[place] = value
        fi;
        if
@@ -93,7 +101,12 @@ end:
 
 /* ---- a client: find_entry and Pinned::release ---- */
 
+/* A client whose page is closed is told so: this look-up is over, and says nothing about the key. */
 inline look_up() {
+  if
+  :: shut[me] -> goto over                                               /* page.state.load(acquire) */
+  :: else
+  fi;
   atomic { was_absent[me] = (slot[TABLE(word)] == 0); seen_word = word } /* header.index.load(acquire) */
   seen = slot[TABLE(seen_word)];                                         /* here.load(acquire) */
   if
@@ -111,10 +124,22 @@ inline look_up() {
 #ifndef NO_READER_FENCE
      empty(of_reader[me]);                                               /* ... sequentially consistent */
 #endif
+#if !defined(NO_STATE_IN_SECOND_LOOK) && !defined(SCAN_STATE_LAST)
+     if
+     :: shut[me] -> of_reader[me]!0; goto over                           /* page.state.load(seq_cst) */
+     :: else
+     fi;
+#endif
 #ifndef NO_SECOND_LOOK
      if
      :: slot[TABLE(seen_word)] == seen                                   /* here.load(seq_cst) */
      :: else -> of_reader[me]!0; goto again
+     fi;
+#endif
+#ifdef SCAN_STATE_LAST
+     if
+     :: shut[me] -> of_reader[me]!0; goto over
+     :: else
      fi;
 #endif
      if
@@ -132,6 +157,7 @@ inline look_up() {
      fi;
      atomic { holding[me] = 0; of_reader[me]!0 }                         /* Pinned::release: store(0, release) */
   fi;
+over:
   atomic { seen = 0; seen_word = 0; was_absent[me] = false }
 }
 
@@ -158,7 +184,7 @@ again: look_up()
 #define daemon_fence() empty(of_daemon)
 #endif
 
-/* PinRegistry::collect: fence, then a copy of each page. */
+/* PinRegistry::scan: fence, then a copy of each page. What has changed in a closed page counts no longer. */
 inline collect() {
   daemon_fence();
   atomic { pinned = 0; r = 0 }
@@ -167,13 +193,58 @@ inline collect() {
      if
      :: IN(pages, r) ->
         half = pin[r] & 1;
-        pinned = pinned | (1 << (half | (pin[r] & 2)))
+        atomic {
+          half = half | (pin[r] & 2);
+          if
+          :: !IN(closed, r) || half == honoured[r] -> pinned = pinned | (1 << half)
+          :: else -> honoured[r] = 0
+          fi
+        }
      :: else
      fi;
      r++
   :: else -> break
   od;
   atomic { half = 0; r = 0 }
+#ifdef NO_HONOUR_AFTER_OPEN
+  closed = closed & ~opening;
+#endif
+}
+
+/* PinRegistry::close and open, of one page. */
+inline honour() {
+#ifdef NO_HONOUR
+  honoured[c] = 0
+#else
+  half = pin[c] & 1;
+  atomic { honoured[c] = half | (pin[c] & 2); half = 0 }
+#endif
+}
+
+inline close_page() {
+#ifdef SCAN_BEFORE_CLOSE
+  honour();
+#endif
+  atomic { closed = closed | (1 << c); of_daemon!3 + c, 1 }
+#ifndef NO_CLOSE_FENCE
+  daemon_fence();
+#endif
+#ifndef SCAN_BEFORE_CLOSE
+  honour();
+#endif
+  c = 0
+}
+
+inline open_page() {
+  atomic {
+#ifdef NO_HONOUR_AFTER_OPEN
+    opening = opening | (1 << c);
+#else
+    closed = closed & ~(1 << c); honoured[c] = 0;
+#endif
+    of_daemon!3 + c, 0;
+    c = 0
+  }
 }
 
 inline free_block(block) {
@@ -253,6 +324,16 @@ inline operate() {
         exchange(0);
         reclaim()
 #endif
+     :: atomic { IN(pages, 0) && !IN(closed, 0) -> operations++; c = 0 }
+        close_page()
+     :: atomic { IN(pages, 0) && IN(closed, 0) -> operations++; c = 0 }
+        open_page()
+#if READERS > 1
+     :: atomic { IN(pages, 1) && !IN(closed, 1) -> operations++; c = 1 }
+        close_page()
+     :: atomic { IN(pages, 1) && IN(closed, 1) -> operations++; c = 1 }
+        open_page()
+#endif
      :: atomic { pages != 0 -> operations++; r = 0 } /* PinRegistry::reap */
         do
         :: atomic {
@@ -278,7 +359,8 @@ inline operate() {
 /* Writer::recover: in use is what the slot of the current table leads to (L8), and what is pinned. */
 inline attach() {
   atomic {
-    retired = 0; unused = 0; pinned = 0; pages = 0; r = 0; b = 0; half = 0;
+    retired = 0; unused = 0; pinned = 0; pages = 0; r = 0; b = 0; half = 0; c = 0; closed = 0; opening = 0;
+    honoured[0] = 0; honoured[READERS - 1] = 0;
     mine = word;
     here = slot[TABLE(mine)]
   }
@@ -287,7 +369,7 @@ inline attach() {
   :: atomic {
        r < READERS ->
        if
-       :: object[r] && locked[r] -> pages = pages | (1 << r)
+       :: object[r] && locked[r] -> pages = pages | (1 << r); of_daemon!3 + r, 0 /* it honours all of them */
        :: object[r] && !locked[r] -> object[r] = false
        :: else
        fi;
@@ -317,6 +399,7 @@ inline attach() {
 
 active proctype daemon() {
   byte mine, here, retired, unused, pinned, pages, operations, b, r, half;
+  byte c, closed, opening, honoured[READERS]; /* pages that are closed, and what each held then */
   atomic {
     here = 3; slot[0] = 3; complete[3] = true;
     unused = 6; /* blocks 1 and 2 */

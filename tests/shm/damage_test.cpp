@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
@@ -24,6 +25,8 @@ using shm::Offset;
 using shm::Writer;
 
 constexpr std::uint64_t kBytes = 1024 * 1024;
+/// With the stand-in, which nothing here uses: behind the header's page and 1,024 build records lies the heap.
+constexpr std::uint64_t kObjectBytes = shm::stand_in_offset(kBytes) + kBytes - (shm::kPageBytes + 1024 * 64);
 
 /// A segment with one of everything, as an image in memory.
 struct Damaged {
@@ -71,8 +74,9 @@ struct Damaged {
   using Key = std::pair<BuildId, std::string>;
 
   /// The image as an object, of `bytes` bytes.
-  void write(std::uint64_t bytes = kBytes) const {
+  void write(std::uint64_t bytes = kObjectBytes) const {
     BOOST_TEST_REQUIRE(::ftruncate(object.get(), static_cast<::off_t>(bytes)) == 0);
+    bytes = std::min(bytes, kBytes);
     BOOST_TEST_REQUIRE(::pwrite(object.get(), image.data(), bytes, 0) == static_cast<::ssize_t>(bytes));
   }
 
@@ -120,7 +124,7 @@ struct Damaged {
 
   /// Readers search the guarded copy, which no daemon has looked at. They may find anything but a way out.
   void read(const std::string& what) const {
-    if (!shm::check_header(*reinterpret_cast<const shm::Header*>(guarded), kBytes)) return;
+    if (!shm::check_header(*reinterpret_cast<const shm::Header*>(guarded), kObjectBytes)) return;
     for (const auto& [key, value] : values) {
       shm::Pinned view;
       const Found answer = shm::find_entry(guarded, kBytes, page, key.first, key.second, view);
@@ -197,7 +201,7 @@ BOOST_FIXTURE_TEST_CASE(a_segment_whose_rest_is_missing_is_refused_or_served_rig
   for (std::uint64_t bytes = 0; bytes < kBytes; bytes += bytes < 200'000 ? 512 : 8192) {
     BOOST_TEST_REQUIRE(::ftruncate(object.get(), 0) == 0);
     write(bytes);
-    BOOST_TEST_REQUIRE(::ftruncate(object.get(), kBytes) == 0);
+    BOOST_TEST_REQUIRE(::ftruncate(object.get(), kObjectBytes) == 0);
     attach("zero from " + std::to_string(bytes));
   }
 }

@@ -88,10 +88,11 @@ void overwrite_free_memory(Writer& writer) {
 }
 
 /// Runs gets of (1, "x"), and `turn` after the first instruction of the first, the second of the second, and so on;
-/// `before` each. Returns after how many instructions a get was through.
+/// `before` each. Returns after how many instructions a get was through. With `reopen`, which is called after each, the
+/// get may find its page closed.
 long at_every_instruction_of_a_get(
     Stash& stash, const std::function<void()>& turn, const std::function<void()>& before_each = [] {},
-    Found expected = Found::resident) {
+    Found expected = Found::resident, const std::function<void()>& reopen = {}) {
   const shm::Reader client = stash.reader();
   void* shared = ::mmap(nullptr, sizeof(Verdict), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   BOOST_TEST_REQUIRE((shared != MAP_FAILED));
@@ -122,6 +123,8 @@ long at_every_instruction_of_a_get(
       if (stop == 0) overwrite_free_memory(*stash.writer);
     }
     BOOST_TEST_REQUIRE(verdict.gets == before + 1);
+    if (reopen) reopen();
+    if (reopen && verdict.answer == static_cast<int>(Found::closed)) continue;
     BOOST_TEST_REQUIRE(verdict.answer == static_cast<int>(expected), "after " << instructions << " instructions");
     BOOST_TEST_REQUIRE((expected != Found::resident || verdict.whole), "after " << instructions << " instructions");
   }
@@ -354,6 +357,40 @@ BOOST_AUTO_TEST_CASE(a_segment_that_is_given_back_during_a_get_is_held_or_said_t
   BOOST_TEST(held > 0);
   BOOST_TEST(superseded > 0);
   ::munmap(place, sizeof(Shared));
+}
+
+/// Its page is closed, and what it may be about to look at is given to others at once.
+BOOST_AUTO_TEST_CASE(a_reader_whose_page_is_closed_has_the_whole_value_or_finds_out) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
+  const auto turn = [&] {
+    take(stash.writer->close_user(::getuid()));
+    take(stash.writer->evict(*stash.writer->find(1, "x")));
+    stash.writer->reclaim();
+    stash.set_pattern(1, "y", kValueBytes);
+    stash.set_pattern(1, "z", kValueBytes);
+  };
+  const auto reopen = [&] {
+    stash.writer->open_user(::getuid());
+    stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
+    stash.writer->reclaim();
+  };
+  at_every_instruction_of_a_get(
+      stash, turn, [] {}, Found::resident, reopen);
+}
+
+BOOST_AUTO_TEST_CASE(a_reader_whose_page_was_closed_for_an_instant_has_the_whole_value) {
+  Stash stash(1024 * 1024);
+  stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
+  at_every_instruction_of_a_get(stash, [&] {
+    take(stash.writer->close_user(::getuid()));
+    take(stash.writer->evict(*stash.writer->find(1, "x")));
+    stash.writer->reclaim();
+    stash.set_pattern(1, "y", kValueBytes);
+    stash.writer->open_user(::getuid());
+    stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
+    stash.writer->reclaim();
+  });
 }
 
 BOOST_AUTO_TEST_SUITE_END()

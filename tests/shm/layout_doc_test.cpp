@@ -71,6 +71,7 @@ std::string example() {
   dump.field(&head.segment_id, sizeof(head.segment_id), "segment_id", "(16 random bytes)");
   dump.number(head.builds_capacity, "builds_capacity");
   dump.number(head.heap_offset, "heap_offset");
+  dump.number(head.object_bytes, "object_bytes");
   dump.field(&head.header_hash, sizeof(head.header_hash), "header_hash", "(XXH3-64 of bytes 0 to 119)");
   const shm::IndexWord word = head.index.load();
   dump.word(head.index, "index",

@@ -41,11 +41,12 @@ struct Registry {
   bool exists(std::uint32_t number) const {
     return ::access(dir.file("s.pin." + std::to_string(number)).c_str(), F_OK) == 0;
   }
-  std::unordered_set<Offset> pinned() const {
-    shm::BlockSet all(1 << 20);
+  std::unordered_set<Offset> pinned() {
+    shm::PinScan all(1 << 20);
     take(pins->scan(all));
     std::unordered_set<Offset> offsets;
-    all.for_each([&](Offset at) { offsets.insert(at); });
+    all.serving.for_each([&](Offset at) { offsets.insert(at); });
+    all.closed.for_each([&](Offset at) { offsets.insert(at); });
     return offsets;
   }
   /// Makes the daemon's descriptor of a page one that cannot be read; its lock can still be asked for.
@@ -99,20 +100,19 @@ BOOST_FIXTURE_TEST_CASE(a_scan_takes_the_hints_along_and_leaves_out_what_is_no_p
   client.pin(1) = 65;               // between two places
   client.pin(2) = UINT64_MAX - 63;  // far behind the segment
   client.page().lines[1].recent = 128;
-  shm::BlockSet all(1 << 20);
-  shm::BlockSet recent(1 << 20);
-  take(pins->scan(all, &recent));
-  BOOST_TEST(all.contains(last));
-  BOOST_TEST(!all.contains(64));
-  BOOST_TEST(!all.contains(65));
-  BOOST_TEST(!all.contains(UINT64_MAX - 63));
-  BOOST_TEST(!all.contains(128));
-  BOOST_TEST(recent.contains(128));
+  shm::PinScan scan(1 << 20);
+  take(pins->scan(scan, /*hints=*/true));
+  BOOST_TEST(scan.pinned(last));
+  BOOST_TEST(!scan.pinned(64));
+  BOOST_TEST(!scan.pinned(65));
+  BOOST_TEST(!scan.pinned(UINT64_MAX - 63));
+  BOOST_TEST(!scan.pinned(128));
+  BOOST_TEST(scan.recent.contains(128));
   client.pin(0) = 0;
   client.page().lines[1].recent = 0;
-  take(pins->scan(all, &recent));  // nothing is left of the last one
-  BOOST_TEST(!all.contains(last));
-  BOOST_TEST(!recent.contains(128));
+  take(pins->scan(scan, /*hints=*/true));  // nothing is left of the last one
+  BOOST_TEST(!scan.pinned(last));
+  BOOST_TEST(!scan.recent.contains(128));
 }
 
 BOOST_FIXTURE_TEST_CASE(hints_are_read_some_pages_at_a_time_and_all_in_turn, Registry) {
@@ -283,9 +283,9 @@ BOOST_FIXTURE_TEST_CASE(a_page_that_cannot_be_read_is_an_error_and_not_one_witho
   client.pin(0) = 64;
   other.pin(0) = 128;
   make_unreadable(client.number);
-  shm::BlockSet known(1 << 20);
+  shm::PinScan known(1 << 20);
   BOOST_TEST((pins->scan(known).error() == std::errc::bad_file_descriptor));
-  BOOST_TEST(known.contains(128));
+  BOOST_TEST(known.pinned(128));
   pins->recent([](Offset) {});
   BOOST_TEST(pins->views().open == 1u);
   BOOST_TEST(pins->reap() == 0u);

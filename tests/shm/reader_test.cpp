@@ -26,6 +26,7 @@ struct Copies {
     std::vector<char> bytes(Stash::kBytes);
     BOOST_TEST_REQUIRE(::pread(original.get(), bytes.data(), bytes.size(), 0) == static_cast<::ssize_t>(bytes.size()));
     BOOST_TEST_REQUIRE(::pwrite(segment.get(), bytes.data(), bytes.size(), 0) == static_cast<::ssize_t>(bytes.size()));
+    BOOST_TEST_REQUIRE(::ftruncate(segment.get(), static_cast<::off_t>(stash.writer->mapped_bytes())) == 0);
   }
   template <class T>
   static void put(const UniqueFd& fd, std::size_t at, T value) {

@@ -162,6 +162,8 @@ std::string found(const shm::Reader& reader, BuildId build, std::string_view nam
   switch (reader.find(build, name, view)) {
     case shm::Found::miss:
       return "(miss)";
+    case shm::Found::closed:
+      return "closed";
     case shm::Found::superseded:
       return "(superseded)";
     case shm::Found::no_pin:
@@ -196,7 +198,7 @@ std::string disorder(const shm::Writer& writer) {
   std::size_t met = 0;
   bool table = false;
   std::uint64_t former_tables = 0;
-  auto walked = shm::Heap::walk(base, head.heap_offset, head.segment_bytes, [&](shm::Offset at, std::uint64_t size) {
+  const auto look_at = [&](shm::Offset at, std::uint64_t size) {
     if (entries.contains(at)) {
       ++met;
       used += size;
@@ -206,15 +208,23 @@ std::string disorder(const shm::Writer& writer) {
     } else if (reinterpret_cast<const shm::BlockHeader*>(base + at)->kind == shm::BlockKind::index) {
       former_tables += size;  // kept for readers that are still in them (shm/index.cpp)
     }
-  });
-  if (!walked) return "the blocks do not tile the heap";
+  };
+  if (!shm::Heap::walk(base, head.heap_offset, head.segment_bytes, look_at)) return "the blocks do not tile the heap";
+  if (writer.heap().stand_in_begun() &&
+      !shm::Heap::walk(base, shm::stand_in_offset(head.segment_bytes), head.object_bytes, look_at)) {
+    return "the blocks do not tile the stand-in";
+  }
   if (met != entries.size()) return "an entry is no block of the chain";
   if (!table) return "the index's table is no block of the chain";
   if (former_tables > 2 * writer.heap().block_bytes(writer.index().table_block())) return "too many former tables";
   const std::uint64_t known =
       used + former_tables + writer.retired_bytes() + writer.slab_bytes() + writer.heap().free_bytes();
-  if (known != writer.heap().capacity()) {
-    return "of " + std::to_string(writer.heap().capacity()) + " bytes " + std::to_string(known) + " are accounted for";
+  const std::uint64_t all = writer.heap().capacity() + writer.heap().written_off();
+  // After a restart what was written off counts again, and the stand-in may have more than there is room for.
+  const bool beyond =
+      writer.heap().free_bytes() == 0 && writer.heap().stand_in_used_bytes() > writer.heap().written_off();
+  if (beyond ? known < all : known != all) {
+    return "of " + std::to_string(all) + " bytes " + std::to_string(known) + " are accounted for";
   }
   return wrong;
 }

@@ -270,7 +270,7 @@ struct ClientMappings {
   explicit ClientMappings(Stash& stash) {
     const auto made = take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1));
     const UniqueFd fd = take(stash.writer->open_for_client());
-    segment = take(shm::Mapping::map(fd.get(), stash.writer->bytes(), shm::Mapping::Access::read_only));
+    segment = take(shm::Mapping::map(fd.get(), stash.writer->mapped_bytes(), shm::Mapping::Access::read_only));
     pins = take(shm::Mapping::map(made.fd.get(), shm::kPageBytes, shm::Mapping::Access::read_write));
   }
   SlowSearch search(const Tally& tally, bool second_look) const {
@@ -322,7 +322,7 @@ BOOST_AUTO_TEST_CASE(readers_in_the_writers_own_mapping_are_ordered_with_it) {
   auto& page = *reinterpret_cast<shm::PinPage*>(client.pins.data());
   const auto* segment = reinterpret_cast<const std::byte*>(&stash.writer->header());
   const auto find = [&](BuildId build, std::string_view name, shm::Pinned& out) {
-    return shm::find_entry(segment, stash.writer->bytes(), page, build, name, out);
+    return shm::find_entry(segment, stash.writer->mapped_bytes(), page, build, name, out);
   };
   const Search search{find, /*fence_before_release=*/true};
   run(*stash.writer, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration(), tally, 1000));

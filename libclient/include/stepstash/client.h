@@ -115,7 +115,9 @@ typedef struct stepstash_view {
 /**
  * Finds (build, name) and holds its value in place. Resident values cost no lock, no copy and no system call, and are
  * found while the daemon is down. A value that was evicted is asked back from the daemon. Returns OK, MISS; EINVAL,
- * ELIMIT (441 views are open), ECORRUPT, EUNAVAILABLE, EDEADLINE, EFULL (no room to bring it back).
+ * ELIMIT (441 views are open; or the views of this user, all processes together, hold more than a quarter of the
+ * segment while others find no room: what is held stays valid, release some), ECORRUPT, EUNAVAILABLE, EDEADLINE, EFULL
+ * (no room to bring it back).
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_get(stepstash_client* client, int64_t build, const char* name,
                                                     stepstash_view* view);
