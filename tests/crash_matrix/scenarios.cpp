@@ -182,13 +182,13 @@ void eviction(Run& run) {
   run.load(1, "value 0");
   run.load(2, "value 1");
   run.staged(2, "value 1", 450'000);
-  run.drop(1);
-  run.flush();
   const auto allocated = [&run] {
     struct stat status {};
     return ::stat(run.daemon().segment_path().c_str(), &status) == 0 ? status.st_blocks : 0;
   };
   const auto before = allocated();
+  run.drop(1);
+  run.flush();
   run.until([&](const json&) { return allocated() < before; }, "memory given back");
   run.terminate();
 }
@@ -479,7 +479,7 @@ void pin_pages(Run& run) {
 /// Another user holds most of the segment in view while values want room: his pages are closed.
 void hold_nearly_all(Run& run) {
   fs::permissions(run.daemon().directory().path(), fs::perms{0755});
-  for (int i = 0; i < 9; ++i) run.set(1, std::to_string(i), 350'000);
+  for (int i = 0; i < 9; ++i) run.staged(1, std::to_string(i), 350'000);
   run.flush();
   {
     struct Other {
@@ -491,14 +491,14 @@ void hold_nearly_all(Run& run) {
     const Other user;
     for (int i = 0; i < 9; ++i) run.view(1, std::to_string(i));
   }
-  for (int i = 0; i < 3; ++i) run.set(2, std::to_string(i), 350'000);
+  for (int i = 0; i < 3; ++i) run.staged(2, std::to_string(i), 350'000);
   run.flush();
 }
 
 void release_nearly_all(Run& run) {
   run.release_views();
   run.until([](const json& now) { return now.at("closed_users").empty(); }, "the opening of pages");
-  run.set(4, "after", 350'000);
+  run.staged(4, "after", 350'000);
   run.terminate();
 }
 
@@ -515,7 +515,7 @@ void greedy_reader_lives_on(Run& run) {
   hold_nearly_all(run);
   run.kill();
   run.start_armed(open_to_all);
-  for (int i = 0; i < 4; ++i) run.set(3, std::to_string(i), 350'000);
+  for (int i = 0; i < 4; ++i) run.staged(3, std::to_string(i), 350'000);
   run.flush();
   release_nearly_all(run);
 }
