@@ -14,12 +14,6 @@ constexpr uid_t kWriter = 60'002;
 constexpr uid_t kNobody = 60'003;
 constexpr auto kPhase = 2s;
 
-boost::test_tools::assertion_result root(boost::unit_test::test_unit_id) {
-  boost::test_tools::assertion_result is(::geteuid() == 0);
-  is.message() << "only root can be other users";
-  return is;
-}
-
 std::string text(const protocol::Request& request) {
   const auto bytes = protocol::frame_of(request);
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
