@@ -43,6 +43,7 @@ FakeSegment::FakeSegment(std::uint8_t id)
   h.layout_version = shm::kLayoutVersion;
   h.fingerprint = shm::layout_fingerprint();
   h.segment_bytes = kSegmentBytes;
+  h.object_bytes = kSegmentBytes;  // no stand-in
   h.segment_id.fill(id);
   h.heap_offset = shm::kPageBytes;
   h.header_hash =
