@@ -56,7 +56,7 @@ class ChecksTest(unittest.TestCase):
             for path in (SOURCE / "tests").rglob("*")
             if path.suffix in (".cpp", ".py", ".txt") and path != pathlib.Path(__file__).resolve()
         )
-        declared = r"add_test\(NAME {0}\b|TEST_CASE\w*\(\s*{0}\b|def {0}\("
+        declared = r"add_test\(NAME {0}\b|TEST_(?:CASE|SUITE)\w*\(\s*{0}\b|def {0}\("
         self.assertEqual([name for name in names if not re.search(declared.format(name), tests)], [])
 
     def test_a_name_behind_checked_by_is_found(self):
