@@ -12,7 +12,7 @@
 
 namespace stepstash {
 
-/// A place, and, for people, what was passed over on the way to it and why; empty: nothing.
+/// A place, and what was passed over on the way to it and why, as text for messages; empty: nothing.
 struct Place {
   std::string path;
   /// Where the socket lies in a directory that anybody could have made first (/tmp/stepstash-UID): it must pass

@@ -967,10 +967,10 @@ Configured<std::vector<std::string>> prepare_directories(const Config& config, u
   }
   const auto parent = [](const std::string& path) { return std::filesystem::path(path).parent_path().string(); };
   STEPSTASH_TRY(make_directories(parent(config.socket), own == 0 ? 0755 : 0700));
-  const std::string beside = parent(config.db);
-  STEPSTASH_TRY(make_directories(beside, 0700));
-  const bool own_place = beside == config.state_directory && beside != parent(config.socket);
-  return close_to_others(beside, own, own_place);
+  const std::string db_directory = parent(config.db);
+  STEPSTASH_TRY(make_directories(db_directory, 0700));
+  const bool own_place = db_directory == config.state_directory && db_directory != parent(config.socket);
+  return close_to_others(db_directory, own, own_place);
 }
 
 }  // namespace stepstash::daemon

@@ -84,8 +84,8 @@ Result<std::vector<std::string>> former_objects(const ObjectDirectory& parent, c
   return pages;
 }
 
-/// Makes way for a former object. There is something in its place only where an earlier version ran again after this
-/// one: what that left is newer.
+/// Frees the name that a former object is to get. There is something in its place only where an earlier version ran
+/// again after this one: what that left is newer.
 Result<> clear_place(const ObjectDirectory& directory, const std::string& kind, std::vector<std::string>& notes) {
   const std::string object = kSegmentObject + kind;
   if (!has(directory, object)) return success();
