@@ -2,7 +2,7 @@
 //
 // Threads that run side by side hardly ever meet in the few nanoseconds that matter (stress_test.cpp lets them try).
 // Here a reader in a process of its own is stopped under ptrace after its k-th instruction, the writer has its turn,
-// the reader goes on; for every k until the get is through. The name is there at every instant: whatever happens, the
+// the reader goes on; for every k. The name is there at every instant: whatever happens, the
 // get has to find it, whole.
 #include <sched.h>
 #include <signal.h>
@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <new>
 #include <thread>
 #include <vector>
@@ -29,16 +30,35 @@ using shm::Offset;
 using shm::Slot;
 using shm::Writer;
 
-// A sanitizer's build has many times the instructions, most of them its own, and the daemon's turn takes as many times
-// longer: ThreadSanitizer, which has nothing to find in two processes of which one stands still, sees a few dozen
-// places.
+// A sanitizer's build has many times the instructions, most of them its own, and time grows with the square.
+// ThreadSanitizer has nothing to find in two processes of which one stands still.
 #if defined(__SANITIZE_THREAD__)
-constexpr long kStride = 499;
+constexpr long kPlaces = 8;
 #elif defined(__SANITIZE_ADDRESS__)
-constexpr long kStride = 11;
+constexpr long kPlaces = 32;
 #else
-constexpr long kStride = 1;
+constexpr long kPlaces = std::numeric_limits<long>::max();
 #endif
+
+/// Where a get is stopped: after its end, which tells how many instructions it takes, and then after each of these from
+/// the last to the first; of more than kPlaces instructions, after every n-th.
+class Places {
+ public:
+  [[nodiscard]] bool left() const { return next_ >= 0; }
+
+  /// The get is to be stopped after this many instructions, or after its end when that comes first.
+  [[nodiscard]] long next() const { return next_; }
+
+  /// It was stopped after `instructions`.
+  void visited(long instructions) {
+    if (stride_ == 0) stride_ = std::max(1L, instructions / kPlaces);
+    next_ = std::min(next_, instructions) - stride_;
+  }
+
+ private:
+  long next_ = std::numeric_limits<long>::max();
+  long stride_ = 0;
+};
 
 constexpr std::size_t kValueBytes = 200;
 
@@ -87,9 +107,9 @@ void overwrite_free_memory(Writer& writer) {
   for (const shm::Draft& draft : drafts) writer.discard(draft);
 }
 
-/// Runs gets of (1, "x"), and `turn` after the first instruction of the first, the second of the second, and so on;
-/// `before` each. Returns after how many instructions a get was through. With `reopen`, which is called after each, the
-/// get may find its page closed.
+/// Runs gets of (1, "x") and takes `turn` in each, at another of its instructions each time; `before_each` before it.
+/// Returns after how many instructions a get was through. With `reopen`, which is called after each, the get may find
+/// its page closed.
 long at_every_instruction_of_a_get(
     Stash& stash, const std::function<void()>& turn, const std::function<void()>& before_each = [] {},
     Found expected = Found::resident, const std::function<void()>& reopen = {}) {
@@ -107,16 +127,18 @@ long at_every_instruction_of_a_get(
     return WSTOPSIG(status);
   };
   BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
-  long instructions = 0;
-  for (bool through = false; !through; instructions += kStride) {
+  long all_instructions = 0;
+  for (Places places; places.left();) {
     before_each();
     const long before = verdict.gets;
-    for (long i = 0; i < instructions && !verdict.searched; ++i) {
+    long instructions = 0;
+    for (; instructions < places.next() && !verdict.searched; ++instructions) {
       BOOST_REQUIRE(::ptrace(PTRACE_SINGLESTEP, reader.pid(), nullptr, 0) == 0);
       BOOST_REQUIRE(stopped_by() == SIGTRAP);
     }
-    through = verdict.searched;
-    turn();                                 // also with the view open, the last time
+    places.visited(instructions);
+    all_instructions = std::max(all_instructions, instructions);
+    turn();                                 // also with the view open, the first time
     for (int stop = 0; stop < 2; ++stop) {  // the end of the search; the end of the get
       BOOST_TEST_REQUIRE(::ptrace(PTRACE_CONT, reader.pid(), nullptr, 0) == 0);
       BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
@@ -131,7 +153,7 @@ long at_every_instruction_of_a_get(
   BOOST_TEST(client.pins_in_use() == 0u);
   reader.kill();
   ::munmap(shared, sizeof(Verdict));
-  return instructions;
+  return all_instructions;
 }
 
 boost::test_tools::assertion_result may_trace(boost::unit_test::test_unit_id) {
@@ -300,8 +322,7 @@ BOOST_AUTO_TEST_CASE(a_segment_that_is_given_back_during_a_get_is_held_or_said_t
   void* place = ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   BOOST_TEST_REQUIRE((place != MAP_FAILED));
   long held = 0, superseded = 0;
-  bool through = false;
-  for (long instructions = 0; !through; instructions += kStride) {
+  for (Places places; places.left();) {
     shm::Reader client = stash.reader();
     auto& shared = *new (place) Shared();
     Child reader([&](int) -> int {
@@ -331,11 +352,12 @@ BOOST_AUTO_TEST_CASE(a_segment_that_is_given_back_during_a_get_is_held_or_said_t
       return ::waitpid(reader.pid(), &status, 0) == reader.pid() && WIFSTOPPED(status) ? WSTOPSIG(status) : 0;
     };
     BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
-    for (long i = 0; i < instructions && !shared.searched; ++i) {
+    long instructions = 0;
+    for (; instructions < places.next() && !shared.searched; ++instructions) {
       BOOST_REQUIRE(::ptrace(PTRACE_SINGLESTEP, reader.pid(), nullptr, 0) == 0);
       BOOST_REQUIRE(stopped_by() == SIGTRAP);
     }
-    through = shared.searched;
+    places.visited(instructions);
     shared.turn = 1;
     while (shared.turn != 2) ::sched_yield();
     BOOST_REQUIRE(::ptrace(PTRACE_CONT, reader.pid(), nullptr, 0) == 0);
