@@ -333,10 +333,15 @@ void Run::view(BuildId build, const std::string& name) {
   views_.push_back(std::move(held));
 }
 
-void Run::release_views() {
+std::vector<std::shared_ptr<Session>> Run::release_views() {
   see_views();
-  for (HeldView& view : views_) view.pinned.release();
+  std::vector<std::shared_ptr<Session>> clients;
+  for (HeldView& view : views_) {
+    view.pinned.release();
+    clients.push_back(std::move(view.session));
+  }
   views_.clear();
+  return clients;
 }
 
 void Run::poke(const std::function<void(std::byte* segment, std::size_t bytes)>& change) {

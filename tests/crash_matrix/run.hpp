@@ -100,7 +100,8 @@ class Run {
   void until(const std::function<bool(const nlohmann::json&)>& condition, const char* what);
   /// Opens a view, which then has to keep its bytes whatever happens, until release_views().
   void view(BuildId build, const std::string& name);
-  void release_views();
+  /// Returns the clients whose views they were, which are attached until the caller drops them.
+  std::vector<std::shared_ptr<Session>> release_views();
   Promises& promises() { return promises_; }
   /// Lives as long as this run, and ends after its daemon.
   void keep_until_the_end(std::shared_ptr<void> what) { kept_.push_back(std::move(what)); }

@@ -496,7 +496,7 @@ void hold_nearly_all(Run& run) {
 }
 
 void release_nearly_all(Run& run) {
-  run.release_views();
+  const auto attached = run.release_views();  // their pages are still there, and are opened
   run.until([](const json& now) { return now.at("closed_users").empty(); }, "the opening of pages");
   run.staged(4, "after", 350'000);
   run.terminate();
