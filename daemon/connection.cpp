@@ -368,7 +368,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   ok.server_version = STEPSTASH_VERSION;
   if (!hello.attach) co_return co_await send(protocol::Reply(ok));
   if (hello.resume_page != 0 && hello.resume_segment == ok.segment_id &&
-      segment.pins().resumable(hello.resume_page, ok.segment_id)) {
+      segment.pins().resumable(hello.resume_page, peer_.uid, ok.segment_id)) {
     ok.resumed = true;
     ok.pin_page = hello.resume_page;
     co_return co_await send(protocol::Reply(ok));

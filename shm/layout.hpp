@@ -192,14 +192,15 @@ enum class PageState : std::uint32_t {
   closed = 2,      // what is pinned stays pinned, and no more can be: its user holds too much
 };
 
-/// One page per client: written by the client (pins, hints) and the daemon (the rest).
+/// One page per client, in an object whose name ends in the page's number and the client's uid. Written by the client
+/// (pins, hints) and the daemon (the rest).
 struct alignas(64) PinPage {
   std::uint64_t magic;
   std::uint32_t layout_version;
-  std::uint32_t number;  // the object's name ends in it
-  SegmentId segment_id;  // the segment its pins speak of
-  std::int32_t pid;      // of the peer at attach, for people: 0 where the peer's PID namespace hides it
-  std::uint32_t uid;
+  std::uint32_t number;          // as the object's name says
+  SegmentId segment_id;          // the segment its pins speak of
+  std::int32_t pid;              // of the peer at attach, for people: 0 where the peer's PID namespace hides it
+  std::uint32_t uid;             // of the peer, for the client's messages: the daemon believes the object's name
   std::atomic<PageState> state;  // P4
   std::uint32_t unused[5];
   PinLine lines[kPinLines];

@@ -33,6 +33,23 @@ struct flock whole_file() noexcept {
 PinRegistry::PinRegistry(const ObjectDirectory& directory, std::string prefix)
     : directory_(directory), prefix_(std::move(prefix)) {}
 
+std::string PinRegistry::name(Key key) const {
+  std::string name = prefix_ + std::to_string(key.number);
+  if (key.uid != kNobody) name += "." + std::to_string(key.uid);
+  return name;
+}
+
+std::optional<PinRegistry::Key> PinRegistry::parse(std::string_view object) const {
+  const char* const end = object.data() + object.size();
+  Key key{0, kNobody};
+  auto parsed = std::from_chars(object.data() + prefix_.size(), end, key.number);
+  if (parsed.ec == std::errc{} && parsed.ptr != end && *parsed.ptr == '.') {
+    parsed = std::from_chars(parsed.ptr + 1, end, key.uid);
+  }
+  if (parsed.ec != std::errc{} || parsed.ptr != end || name(key) != object) return std::nullopt;
+  return key;
+}
+
 Result<> PinRegistry::read(const Page& page, PinPage& copy) noexcept {
   static_assert(sizeof(copy) == kPageBytes);
   auto* to = reinterpret_cast<std::byte*>(&copy);
@@ -72,10 +89,8 @@ void PinRegistry::restore(int watch) {
 Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
   const std::vector<std::string> names = STEPSTASH_TRY(directory_.list(prefix_));
   for (const std::string& object : names) {
-    std::uint32_t number = 0;
-    const char* digits = object.data() + prefix_.size();
-    const auto parsed = std::from_chars(digits, object.data() + object.size(), number);
-    if (parsed.ec != std::errc{} || parsed.ptr != object.data() + object.size() || name(number) != object) continue;
+    const std::optional<Key> key = parse(object);
+    if (!key) continue;
     auto opened = directory_.open_own(object, ObjectDirectory::Access::read_write);
     if (!opened && (opened.error() == std::errc::no_such_file_or_directory || opened.error() == Errc::unsafe_object)) {
       continue;  // gone meanwhile, or none of ours
@@ -87,12 +102,12 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
       continue;
     }
     restore(fd.get());
-    Page page{std::move(fd), segment, false, 0};
+    Page page{std::move(fd), segment, false};
     PinPage content;
     STEPSTASH_TRY(read(page, content));
-    page.uid = content.uid;
+    // Whoever writes something else here loses his own pins, and nobody else's. The uid is not among it.
     page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
-                   content.number == number && content.segment_id == segment;
+                   content.number == key->number && content.segment_id == segment;
     if (!page.current) {
       // The client attaches again, by asking the daemon: nothing else has to be ordered with this.
       set_state(page, PageState::superseded);
@@ -102,22 +117,27 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
       set_state(page, PageState::serving);
       STEPSTASH_CRASH_POINT("shm.pins.adopt.opened");
     }
-    pages_.emplace(number, std::move(page));
-    next_number_ = std::max(next_number_, number + 1);
+    pages_.emplace(*key, std::move(page));
+    next_number_ = std::max(next_number_, key->number + 1);
   }
   return pages_.size();
 }
 
 Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::int32_t pid, std::uint32_t uid) {
-  std::uint32_t number = next_number_;
+  Key key{next_number_, uid};
+  std::uint32_t& number = key.number;
+  const auto taken = [&] {
+    const auto at = pages_.lower_bound({number, 0});
+    return at != pages_.end() && at->first.number == number;
+  };
   std::string object;
   Result<UniqueFd> made = Errc::too_many;
   // In /dev/shm anybody can make names, and who knows the next number could keep all clients out: after a name that is
   // taken comes one that nobody can know.
   for (unsigned attempt = 0; !made && attempt < kAttempts; ++attempt) {
     if (attempt > 0 && ::getrandom(&number, sizeof number, 0) != sizeof number) return last_errno();
-    while (number == 0 || pages_.contains(number)) ++number;  // after 2^32 clients the numbers begin anew
-    object = name(number);
+    while (number == 0 || taken()) ++number;  // after 2^32 clients the numbers begin anew
+    object = name(key);
     // Nobody holds it: adopt() and pages_ know all that are held.
     const Result<> removed = directory_.remove(object);
     made = removed ? directory_.create(object) : Result<UniqueFd>(removed.error());
@@ -140,7 +160,7 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
     content.segment_id = segment;
     content.pid = pid;
     content.uid = uid;
-    Page fresh{std::move(watch), segment, true, uid};
+    Page fresh{std::move(watch), segment, true};
     if (closed(uid)) {
       content.state.store(PageState::closed, std::memory_order_relaxed);
       fresh.honoured = std::make_unique<std::array<Offset, kPinsPerPage>>();
@@ -154,13 +174,14 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
     (void)directory_.remove(object);
     return page.error();
   }
-  pages_.emplace(number, std::move(page).value());
+  pages_.emplace(key, std::move(page).value());
   next_number_ = number + 1;
   return NewPage{std::move(client), number};
 }
 
-bool PinRegistry::resumable(std::uint32_t number, const SegmentId& segment) const {
-  const auto page = pages_.find(number);
+bool PinRegistry::resumable(std::uint32_t number, std::uint32_t uid, const SegmentId& segment) const {
+  if (uid == kNobody) return false;
+  const auto page = pages_.find({number, uid});
   return page != pages_.end() && page->second.current && page->second.segment_id == segment &&
          held(page->second.watch.get());
 }
@@ -187,7 +208,7 @@ Result<> PinRegistry::scan(PinScan& scan, bool hints) {
   // The stores that unpublished come first. (The kernel's copy below is no atomic load of ours. A pin that is set while
   // it is copied may be seen by half: it is set after this fence, so its reader's second look finds the slot changed.)
   full_fence();
-  for (auto& [number, page] : pages_) {
+  for (auto& [key, page] : pages_) {
     if (!page.current) continue;  // pins into another segment, which is not reused
     PinPage content;
     if (auto done = read(page, content); !done) {
@@ -238,15 +259,15 @@ void PinRegistry::change_state(const Page& page, PageState from, PageState to) n
 
 Result<> PinRegistry::close(std::uint32_t uid) {
   closed_.insert(uid);
-  for (auto& [number, page] : pages_) {
-    if (page.uid == uid && page.current) change_state(page, PageState::serving, PageState::closed);
+  for (auto& [key, page] : pages_) {
+    if (key.uid == uid && page.current) change_state(page, PageState::serving, PageState::closed);
   }
   STEPSTASH_CRASH_POINT("shm.pins.close.states_stored");
   // A reader claims its pin and then loads the state; here the state was stored, and then the pins are read: either it
   // finds its page closed, or its pin is found here (store-buffering, as with a slot that is changed).
   full_fence();
-  for (auto& [number, page] : pages_) {
-    if (page.uid != uid || !page.current) continue;
+  for (auto& [key, page] : pages_) {
+    if (key.uid != uid || !page.current) continue;
     PinPage content;
     if (auto done = read(page, content); !done) {
       open(uid);
@@ -260,8 +281,8 @@ Result<> PinRegistry::close(std::uint32_t uid) {
 
 void PinRegistry::open(std::uint32_t uid) {
   closed_.erase(uid);
-  for (auto& [number, page] : pages_) {
-    if (page.uid != uid || !page.current) continue;
+  for (auto& [key, page] : pages_) {
+    if (key.uid != uid || !page.current) continue;
     // All of its pins count before a client can see that it serves again.
     page.honoured.reset();
     change_state(page, PageState::closed, PageState::serving);
@@ -271,18 +292,18 @@ void PinRegistry::open(std::uint32_t uid) {
 
 std::set<std::uint32_t> PinRegistry::users() const {
   std::set<std::uint32_t> users;
-  for (const auto& [number, page] : pages_) users.insert(page.uid);
+  for (const auto& [key, page] : pages_) users.insert(key.uid);
   return users;
 }
 
 std::size_t PinRegistry::pages_of(std::uint32_t uid) const noexcept {
   return static_cast<std::size_t>(
-      std::count_if(pages_.begin(), pages_.end(), [&](const auto& item) { return item.second.uid == uid; }));
+      std::count_if(pages_.begin(), pages_.end(), [&](const auto& item) { return item.first.uid == uid; }));
 }
 
 PinRegistry::Views PinRegistry::views() const noexcept {
   Views views;
-  for (const auto& [number, page] : pages_) {
+  for (const auto& [key, page] : pages_) {
     PinPage content;
     if (!read(page, content)) continue;
     std::size_t open = 0;

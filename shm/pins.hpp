@@ -5,6 +5,9 @@
 /// locked (open file description lock) on the very description that the client receives and keeps mapped: the kernel
 /// drops the lock when the last process that has it mapped is gone, in whatever PID namespace it lived.
 ///
+/// Whose a page is stands in its object's name, which its client cannot change: what stands in the page itself the
+/// client can write, another user's number, too, and would be believed by the next daemon.
+///
 /// What one user holds is bounded: the pages of one who holds too much while others want room are *closed*. What they
 /// pin at that time stays pinned for as long as it does not change; whatever appears in them later does not count, and
 /// their clients find out, for they look at the page's state after they have claimed a pin (P4).
@@ -16,11 +19,14 @@
 
 #include <algorithm>
 #include <array>
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.hpp"
@@ -45,7 +51,12 @@ struct PinScan {
 /// Thread safety: one thread. Lifetime: the directory outlives it.
 class PinRegistry {
  public:
-  /// Pages are called `prefix` + number.
+  /// The user of a page whose name does not say whose it is: of none that there can be (setuid(2) takes no -1). Such a
+  /// page holds what it pins and can be closed as any user's; it cannot be resumed, so that its client gets one of its
+  /// own as soon as it connects.
+  static constexpr std::uint32_t kNobody = UINT32_MAX;
+
+  /// Pages are called `prefix` + number + "." + uid. Those of an earlier version lack the uid: kNobody's.
   PinRegistry(const ObjectDirectory& directory, std::string prefix);
 
   /// Finds the pages that an earlier daemon left. Those nobody holds are removed; those of another segment are told
@@ -61,8 +72,8 @@ class PinRegistry {
   };
   Result<NewPage> create(const SegmentId& segment, std::int32_t pid, std::uint32_t uid);
 
-  /// Whether page `number` serves `segment` and somebody holds it: its client may go on with it.
-  bool resumable(std::uint32_t number, const SegmentId& segment) const;
+  /// Whether page `number` is this user's, serves `segment` and is held by somebody: its client may go on with it.
+  bool resumable(std::uint32_t number, std::uint32_t uid, const SegmentId& segment) const;
 
   /// Removes the pages that nobody holds any more, and with them all pins on them; returns how many. Pages that their
   /// client made shorter or longer get their length back, and the tmpfs what they had taken of it. O(pages) system
@@ -85,9 +96,9 @@ class PinRegistry {
   /// Calls `each` with every pin of this user that counts, repetitions included. O(pages + his pages * kPinsPerPage).
   template <class F>
   void for_each_pin(std::uint32_t uid, F&& each) const {
-    for (const auto& [number, page] : pages_) {
+    for (const auto& [key, page] : pages_) {
       PinPage content;
-      if (page.uid != uid || !page.current || !read(page, content)) continue;
+      if (key.uid != uid || !page.current || !read(page, content)) continue;
       for (std::size_t i = 0; i < kPinsPerPage; ++i) {
         const Offset block = pin_of(content, i);
         if (block != 0 && (!page.honoured || (*page.honoured)[i] == block)) each(block);
@@ -100,10 +111,10 @@ class PinRegistry {
   /// Calls `each` with the hints of the next `count` pages, going round. O(count * kPinLines).
   template <class F>
   void recent(F&& each, std::size_t count = SIZE_MAX) {
-    auto at = pages_.lower_bound(next_hints_);
+    auto at = pages_.upper_bound(last_hints_);
     for (count = std::min(count, pages_.size()); count > 0; --count, ++at) {
       if (at == pages_.end()) at = pages_.begin();
-      next_hints_ = at->first + 1;
+      last_hints_ = at->first;
       PinPage content;
       if (!read(at->second, content)) continue;
       for (const PinLine& line : content.lines) {
@@ -123,11 +134,16 @@ class PinRegistry {
   Views views() const noexcept;
 
  private:
+  /// What the name of a page says.
+  struct Key {
+    std::uint32_t number = 0;
+    std::uint32_t uid = 0;  // of the client
+    auto operator<=>(const Key&) const = default;
+  };
   struct Page {
     UniqueFd watch;  // another description of the same object, to ask whether the client's lock still stands
     SegmentId segment_id;
     bool current;                                                  // of the segment that is served
-    std::uint32_t uid;                                             // of the client
     std::unique_ptr<std::array<Offset, kPinsPerPage>> honoured{};  // closed: what it pinned then, and has not changed
   };
   static Offset pin_of(const PinPage& copy, std::size_t i) noexcept {
@@ -138,7 +154,9 @@ class PinRegistry {
 
   /// A copy of a page as it is now; what its object lacks is zero. Errors: those of pread(2).
   static Result<> read(const Page& page, PinPage& copy) noexcept;
-  std::string name(std::uint32_t number) const { return prefix_ + std::to_string(number); }
+  std::string name(Key key) const;
+  /// The page that an object of this name is, or none: names have one spelling.
+  std::optional<Key> parse(std::string_view object) const;
   static bool held(int watch);
   /// Whether anybody but us has the page's object open or mapped, its lock given up or not.
   static bool open_elsewhere(int watch);
@@ -147,10 +165,10 @@ class PinRegistry {
 
   const ObjectDirectory& directory_;
   std::string prefix_;
-  std::map<std::uint32_t, Page> pages_;
+  std::map<Key, Page> pages_;
   std::set<std::uint32_t> closed_;  // users
   std::uint32_t next_number_ = 1;
-  std::uint32_t next_hints_ = 0;  // the page whose hints are the next to be looked at
+  Key last_hints_;  // the page whose hints were the last to be looked at
 };
 
 }  // namespace stepstash::shm

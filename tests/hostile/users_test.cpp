@@ -258,7 +258,7 @@ BOOST_AUTO_TEST_CASE(nothing_in_the_daemons_places_is_followed_or_changed) {
   const char* const kinds[] = {"symbolic link", "dangling link", "hard link", "foreign file", "fifo", "directory"};
   const std::string secret = "somebody's file, " + std::string(5000, 's');
   int serving = 0, refusing = 0;
-  for (const std::string place : {"segment", "segment.lock", "segment.new", "segment.pin.1", "socket", "socket.lock",
+  for (const std::string place : {"segment", "segment.lock", "segment.new", "segment.pin.1.0", "socket", "socket.lock",
                                   "db", "db.lock", "db-wal", "db-shm", "db-journal", "db-reserve"}) {
     for (const Kind kind :
          {Kind::symbolic_link, Kind::dangling_link, Kind::hard_link, Kind::foreign_file, Kind::fifo, Kind::directory}) {
@@ -368,7 +368,7 @@ BOOST_AUTO_TEST_CASE(a_clients_descriptors_give_no_more_than_reading) {
     const std::string pins = "/proc/self/fd/" + std::to_string(raw.descriptors()[1].get());
     fails("opening the pin page again", ::open(pins.c_str(), O_RDWR) < 0, {EACCES});
     // Another's page: no way to it.
-    fails("opening another's pin page", ::open((served.daemon.segment_path() + ".pin.1").c_str(), O_RDONLY) < 0,
+    fails("opening another's pin page", ::open((served.daemon.segment_path() + ".pin.1.0").c_str(), O_RDONLY) < 0,
           {EACCES});
   });
 }

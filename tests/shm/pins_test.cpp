@@ -37,10 +37,12 @@ struct Registry {
   shm::SegmentId segment{1, 2, 3};
   shm::SegmentId other_segment{9};
 
-  PinRegistry::NewPage create() { return take(pins->create(segment, 1, 2)); }
-  bool exists(std::uint32_t number) const {
-    return ::access(dir.file("s.pin." + std::to_string(number)).c_str(), F_OK) == 0;
-  }
+  PinRegistry::NewPage create() { return take(pins->create(segment, 1, kUser)); }
+  static constexpr std::uint32_t kUser = 2;
+  static std::string name(std::uint32_t number) { return "s.pin." + std::to_string(number) + ".2"; }
+  bool exists(const std::string& object) const { return ::access(dir.file(object).c_str(), F_OK) == 0; }
+  bool exists(std::uint32_t number) const { return exists(name(number)); }
+  bool resumable(std::uint32_t number) const { return pins->resumable(number, kUser, segment); }
   std::unordered_set<Offset> pinned() {
     shm::PinScan all(1 << 20);
     take(pins->scan(all));
@@ -50,7 +52,7 @@ struct Registry {
     return offsets;
   }
   /// Makes the daemon's descriptor of a page one that cannot be read; its lock can still be asked for.
-  void make_unreadable(std::uint32_t number) { test::make_unreadable(dir.file("s.pin." + std::to_string(number))); }
+  void make_unreadable(std::uint32_t number) { test::make_unreadable(dir.file(name(number))); }
   std::size_t restart() {
     pins = std::make_unique<PinRegistry>(objects, "s.pin.");
     return take(pins->adopt(segment));
@@ -153,12 +155,12 @@ BOOST_AUTO_TEST_CASE(a_set_of_blocks_has_what_was_inserted_and_nothing_else) {
 BOOST_FIXTURE_TEST_CASE(the_mapping_alone_holds_the_page_and_unmapping_lets_it_go, Registry) {
   std::optional<ClientPage> client(create());  // the descriptor is closed by now
   client->pin(5) = 64;
-  BOOST_TEST(pins->resumable(client->number, segment));
+  BOOST_TEST(resumable(client->number));
   BOOST_TEST(pins->reap() == 0u);
   BOOST_TEST(pinned().size() == 1u);
   const std::uint32_t number = client->number;
   client.reset();
-  BOOST_TEST(!pins->resumable(number, segment));
+  BOOST_TEST(!resumable(number));
   BOOST_TEST(pins->reap() == 1u);
   BOOST_TEST(pinned().empty());
   BOOST_TEST(pins->pages() == 0u);
@@ -222,7 +224,7 @@ BOOST_FIXTURE_TEST_CASE(a_new_registry_adopts_what_is_held_and_removes_what_is_n
   { dead = ClientPage(create()).number; }
   BOOST_TEST(restart() == 1u);
   BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
-  BOOST_TEST(pins->resumable(alive.number, segment));
+  BOOST_TEST(resumable(alive.number));
   BOOST_TEST((alive.page().state.load() == shm::PageState::serving));
   BOOST_TEST(!exists(dead));
   const ClientPage later(create());
@@ -236,29 +238,87 @@ BOOST_FIXTURE_TEST_CASE(pages_of_another_segment_are_told_so_and_kept_until_let_
   BOOST_TEST(restart() == 1u);
   BOOST_TEST((client->page().state.load() == shm::PageState::superseded));
   BOOST_TEST(pinned().empty());  // its pins speak of other blocks
-  BOOST_TEST(!pins->resumable(client->number, segment));
+  BOOST_TEST(!resumable(client->number));
   BOOST_TEST(pins->reap() == 0u);
   client.reset();
   BOOST_TEST(pins->reap() == 1u);
 }
 
-BOOST_FIXTURE_TEST_CASE(a_page_is_resumable_by_its_number_and_its_segment_only, Registry) {
+BOOST_FIXTURE_TEST_CASE(a_page_is_resumable_by_its_number_its_user_and_its_segment_only, Registry) {
   const ClientPage client(create());
-  BOOST_TEST(pins->resumable(client.number, segment));
-  BOOST_TEST(!pins->resumable(client.number + 1, segment));
-  BOOST_TEST(!pins->resumable(client.number, other_segment));
+  BOOST_TEST(pins->resumable(client.number, kUser, segment));
+  BOOST_TEST(!pins->resumable(client.number + 1, kUser, segment));
+  BOOST_TEST(!pins->resumable(client.number, kUser + 1, segment));
+  BOOST_TEST(!pins->resumable(client.number, kUser, other_segment));
+}
+
+/// Or the next daemon would close another's pages for what this client holds, and not count it among its own.
+BOOST_FIXTURE_TEST_CASE(whose_a_page_is_does_not_change_by_what_its_client_writes, Registry) {
+  const ClientPage liar(create());
+  const ClientPage victim(take(pins->create(segment, 1, 3)));
+  liar.pin(0) = 64;
+  victim.pin(0) = 128;
+  liar.page().uid = 3;
+  BOOST_TEST(restart() == 2u);
+  BOOST_TEST((pins->users() == std::set<std::uint32_t>{2, 3}));
+  BOOST_TEST(pins->pages_of(2) == 1u);
+  BOOST_TEST(pins->resumable(liar.number, 2, segment));
+  BOOST_TEST(!pins->resumable(liar.number, 3, segment));
+  std::vector<Offset> of_victim;
+  pins->for_each_pin(3, [&](Offset block) { of_victim.push_back(block); });
+  BOOST_TEST(of_victim == std::vector<Offset>{128}, boost::test_tools::per_element());
+  take(pins->close(3));
+  BOOST_TEST((liar.page().state.load() == shm::PageState::serving));
+  BOOST_TEST((victim.page().state.load() == shm::PageState::closed));
+}
+
+/// A page that a daemon made which did not put the uid into the name. Its pins count, and it takes no number from
+/// others.
+BOOST_FIXTURE_TEST_CASE(a_page_whose_name_has_no_user_holds_what_it_pins_and_is_nobodys, Registry) {
+  const ClientPage former(create());
+  former.pin(0) = 64;
+  take(objects.rename(name(former.number), "s.pin.1"));
+  BOOST_TEST(restart() == 1u);
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
+  BOOST_TEST((pins->users() == std::set<std::uint32_t>{PinRegistry::kNobody}));
+  BOOST_TEST(!resumable(former.number));
+  BOOST_TEST(!pins->resumable(former.number, PinRegistry::kNobody, segment));
+  BOOST_TEST(ClientPage(create()).number != former.number);
+  take(pins->close(PinRegistry::kNobody));
+  BOOST_TEST((former.page().state.load() == shm::PageState::closed));
+}
+
+/// One number, two users: what an earlier version leaves that ran in between.
+BOOST_FIXTURE_TEST_CASE(two_pages_of_one_number_hold_what_both_of_them_pin, Registry) {
+  const ClientPage former(create());
+  former.pin(0) = 64;
+  former.page().lines[0].recent = 64;
+  take(objects.rename(name(former.number), "s.pin.1"));
+  pins = std::make_unique<PinRegistry>(objects, "s.pin.");
+  const ClientPage other(create());
+  BOOST_TEST_REQUIRE(other.number == former.number);
+  other.pin(0) = 128;
+  other.page().lines[0].recent = 128;
+  BOOST_TEST(restart() == 2u);
+  BOOST_TEST((pinned() == std::unordered_set<Offset>{64, 128}));
+  std::unordered_set<Offset> seen;
+  for (int i = 0; i < 2; ++i) pins->recent([&](Offset block) { seen.insert(block); }, 1);
+  BOOST_TEST(seen.size() == 2u);
 }
 
 BOOST_FIXTURE_TEST_CASE(what_only_looks_like_a_page_is_left_alone, Registry) {
-  for (const char* name : {"s.pin.", "s.pin.x", "s.pin.007", "s.pin.1x", "s.pin.-1", "s.pin.99999999999"}) {
-    take(objects.create(name));
-  }
+  const char* const names[] = {"s.pin.",     "s.pin.x",    "s.pin.007",          "s.pin.1x",         "s.pin.-1",
+                               "s.pin.1.",   "s.pin.1.x",  "s.pin.1.07",         "s.pin.1.2.3",      "s.pin..2",
+                               "s.pin.1.-2", "s.pin.1.2x", "s.pin.1.4294967295", "s.pin.99999999999"};
+  for (const char* name : names) take(objects.create(name));
   BOOST_TEST_REQUIRE(::symlink("s.pin.x", dir.file("s.pin.5").c_str()) == 0);
   BOOST_TEST(restart() == 0u);
-  BOOST_TEST(take(objects.list("s.pin.")).size() == 7u);
-  take(objects.create("s.pin.6"));  // of the right name, but nobody holds it
-  BOOST_TEST(restart() == 0u);
-  BOOST_TEST(!exists(6));
+  BOOST_TEST(take(objects.list("s.pin.")).size() == std::size(names) + 1);
+  for (const char* name : {"s.pin.6", "s.pin.6.2"}) {
+    take(objects.create(name));  // of the right name, but nobody holds it
+    BOOST_TEST(restart() == 0u);
+    BOOST_TEST(!exists(name));
+  }
 }
 
 /// What cannot be opened for want of something is not taken for gone: it may hold pins.
@@ -294,7 +354,7 @@ BOOST_FIXTURE_TEST_CASE(a_page_that_cannot_be_read_is_an_error_and_not_one_witho
 }
 
 BOOST_FIXTURE_TEST_CASE(a_left_over_object_does_not_stop_the_next_page_of_its_number, Registry) {
-  take(objects.create("s.pin.1"));
+  take(objects.create(name(1)));
   const ClientPage client(create());
   BOOST_TEST(client.number == 1u);
   BOOST_TEST(client.page().magic == shm::kPinPageMagic);
@@ -315,7 +375,7 @@ BOOST_FIXTURE_TEST_CASE(a_client_that_takes_its_pages_memory_away_loses_its_own_
     BOOST_TEST(pinned().contains(64), bytes << " bytes");
     pins->recent([](Offset) {});
     BOOST_TEST(pins->views().open == 1u);
-    BOOST_TEST(pins->resumable(vandal.number, segment));
+    BOOST_TEST(resumable(vandal.number));
     // Its length is put right: what it was made longer by is given back to the others.
     BOOST_TEST(pins->reap() == 0u);
     struct stat status {};
@@ -337,7 +397,7 @@ BOOST_FIXTURE_TEST_CASE(a_page_without_its_lock_stays_until_nobody_has_it_open, 
   struct flock unlock {};
   unlock.l_type = F_UNLCK;
   BOOST_TEST_REQUIRE(::fcntl(object.get(), F_OFD_SETLK, &unlock) == 0);
-  BOOST_TEST(!pins->resumable(number, segment));
+  BOOST_TEST(!resumable(number));
   BOOST_TEST(pins->reap() == 0u);
   BOOST_TEST(restart() == 1u);
   BOOST_TEST(pins->pages_of(2) == 1u);  // it counts against its user

@@ -362,7 +362,7 @@ BOOST_FIXTURE_TEST_CASE(nothing_is_freed_while_a_pin_page_cannot_be_read, Stash)
   shm::Pinned view;
   BOOST_TEST_REQUIRE((honest.find(1, "viewed", view) == shm::Found::resident));
   set(1, "viewed", "another");
-  make_unreadable(dir.file("segment.pin.1"));
+  make_unreadable(dir.file("segment.pin.1." + std::to_string(honest.uid())));
   BOOST_TEST(writer->reclaim() == 0u);
   BOOST_TEST(writer->retired() == 1u);
   BOOST_TEST(text_of(view.value()) == "value");
