@@ -386,14 +386,17 @@ void Client::give_back_formers() noexcept {
   }
 }
 
-/// One thread at a time. One that comes meanwhile has given up its pin before, and is seen by the second look.
+/// One thread at a time. One that comes meanwhile has given up its pin before, and is seen by the second look. What the
+/// kernel refuses (RLIMIT_AS, vm.max_map_count) it would refuse again: that is left to the next call that comes by.
 void Client::Attachment::give_back() noexcept {
   const NoFork whole;  // or a child could take the addresses for its parent's segment
+  shm::GivenBack given = shm::GivenBack::pinned;
   do {
     Memory there = Memory::there;
     if (!memory.compare_exchange_strong(there, Memory::looked_at)) return;
-    memory.store(reader.give_back() ? Memory::given_back : Memory::there);
-  } while (memory.load() == Memory::there && reader.pins_in_use() == 0);
+    given = reader.give_back();
+    memory.store(given == shm::GivenBack::all ? Memory::given_back : Memory::there);
+  } while (given == shm::GivenBack::pinned && reader.pins_in_use() == 0);
 }
 
 /// No daemon serves the segment that we read, as far as it says itself (L12): there is none, or one with another

@@ -40,11 +40,19 @@ bool Mapping::inherit(bool inherited) noexcept {
   return ::madvise(data(), size(), inherited ? MADV_DOFORK : MADV_DONTFORK) == 0;
 }
 
+bool Mapping::replace_by_zeros() noexcept {
+  // Straight over what is there, which RLIMIT_AS then does not count twice. In one step for every thread: one that
+  // faults in between waits for the kernel.
+  constexpr int kFlags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  if (::mmap(data(), size(), PROT_READ, kFlags, -1, 0) == MAP_FAILED) return false;
+  ::madvise(data(), size(), MADV_DONTFORK);
+  return true;
+}
+
 bool Mapping::replace(std::span<const std::byte> content) noexcept {
-  const int protection = content.empty() ? PROT_READ : PROT_READ | PROT_WRITE;
-  void* fresh = ::mmap(nullptr, size(), protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* fresh = ::mmap(nullptr, size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (fresh == MAP_FAILED) return false;
-  if (!content.empty()) std::memcpy(fresh, content.data(), content.size());
+  std::memcpy(fresh, content.data(), content.size());
   ::madvise(fresh, size(), MADV_DONTFORK);
   // In one step for every thread, and with its content: one that faults in between waits for the kernel.
   if (::mremap(fresh, size(), size(), MREMAP_MAYMOVE | MREMAP_FIXED, data()) != MAP_FAILED) return true;

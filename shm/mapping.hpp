@@ -26,10 +26,13 @@ class Mapping {
 
   /// Whether a child of fork(2) gets it, too. At first it does. False when the kernel does not take the advice.
   bool inherit(bool inherited) noexcept;
-  /// Puts private memory in its place: zeros that can be read only, or a copy of `content`, at most a page, that can be
-  /// written. The object is given back, and every address stays valid, also for threads that look there meanwhile.
-  /// False when the kernel has no memory for that; then nothing has changed.
-  bool replace(std::span<const std::byte> content = {}) noexcept;
+  /// Puts zeros in its place, which can be read only, and need no other addresses and no memory. The object is given
+  /// back, and every address stays valid, also for threads that look there meanwhile. False when the kernel refuses (a
+  /// limit has been lowered); then nothing has changed.
+  bool replace_by_zeros() noexcept;
+  /// The same with a copy of `content`, as long as the mapping and a page at most, that can be written. Needs room for
+  /// one page more: RLIMIT_AS and vm.max_map_count may refuse that.
+  bool replace(std::span<const std::byte> content) noexcept;
   /// Owns nothing any more, and leaves the addresses alone: in a child that did not inherit it.
   void forget() noexcept;
 

@@ -162,16 +162,16 @@ void Reader::supersede() noexcept {
   page().state.store(PageState::superseded, std::memory_order_seq_cst);
 }
 
-bool Reader::give_back() noexcept {
+GivenBack Reader::give_back() noexcept {
   supersede();
   full_fence();
-  if (pins_in_use() != 0) return false;
+  if (pins_in_use() != 0) return GivenBack::pinned;
   // Nobody gets a pin here any more. Threads that are in find() still read the segment, its zeros at last, and may even
   // claim a pin: in a page that says that it is superseded, at every instant.
   PinPage empty{};
   empty.state.store(PageState::superseded, std::memory_order_relaxed);
   const auto content = std::as_bytes(std::span(&empty, 1));
-  return segment_.replace() && pins_.replace(content);
+  return segment_.replace_by_zeros() && pins_.replace(content) ? GivenBack::all : GivenBack::refused;
 }
 
 bool Reader::inherit_segment(bool inherited) noexcept {

@@ -53,6 +53,13 @@ enum class Found {
 Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, BuildId build, std::string_view name,
                  Pinned& out) noexcept;
 
+/// What came of Reader::give_back().
+enum class GivenBack {
+  all,
+  pinned,   ///< nothing: something is pinned
+  refused,  ///< not all: the kernel refuses what takes its place. To be tried again some other time, not at once
+};
+
 class Reader {
  public:
   /// Maps the segment behind `segment` read-only and the pin page behind `pins`, and checks both. The descriptors are
@@ -81,8 +88,8 @@ class Reader {
   /// From here on find() answers superseded: the client has attached to another segment. What is pinned stays.
   void supersede() noexcept;
   /// Gives back the memory of a segment that is superseded, the pin page and its lock, once nothing is pinned; the
-  /// addresses stay, for threads that are still in find(). True: that is done. One thread at a time.
-  bool give_back() noexcept;
+  /// addresses stay, for threads that are still in find(). One thread at a time.
+  GivenBack give_back() noexcept;
   /// Whether children of fork(2) get the segment, too; at first they do. Pin pages are none of theirs once this has
   /// been called. False when the kernel does not take the advice.
   bool inherit_segment(bool inherited) noexcept;

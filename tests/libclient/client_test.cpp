@@ -1,12 +1,15 @@
 #include "libclient/client.hpp"
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <boost/test/unit_test.hpp>
 #include <chrono>
 #include <condition_variable>
+#include <fstream>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "libclient/explain.hpp"
@@ -40,6 +43,13 @@ FakeDaemon::Script serving(FakeSegment& segment, std::function<void(Peer&, const
     }
   };
 }
+
+/// A sanitizer maps memory for itself while a test runs.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kMayLackAddresses = false;
+#else
+constexpr bool kMayLackAddresses = true;
+#endif
 
 const auto no_request = [](Peer&, const protocol::Request&) { throw std::runtime_error("nothing was to be asked"); };
 
@@ -148,6 +158,56 @@ BOOST_AUTO_TEST_CASE(a_superseded_segment_is_left_for_the_new_one_and_old_views_
   BOOST_TEST(!resumed.load());  // the old page is of no use any more
   before.release();
   after.release();
+}
+
+/// What takes the place of a former segment's pin page needs addresses. Where there are none (RLIMIT_AS) it is left for
+/// later; a call that wanted to give it back goes on.
+BOOST_AUTO_TEST_CASE(a_client_at_its_limit_of_addresses_does_not_try_for_ever_to_give_memory_back,
+                     *boost::unit_test::enable_if<kMayLackAddresses>()) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(30);
+    ::_exit([] {
+      FakeSegment old(1), fresh(2);
+      old.put(42, "a", "old");
+      fresh.put(42, "a", "new");
+      FakeDaemon daemon;
+      std::atomic<FakeSegment*> serving_now{&old};
+      daemon.serve([&](Peer& peer) {
+        FakeDaemon::greet(peer, *serving_now.load());
+        peer.read();
+      });
+      const auto client = connect(daemon);
+      // Only the client maps a segment for reading alone.
+      const auto segments = [] {
+        std::ifstream maps("/proc/self/maps");
+        int count = 0;
+        for (std::string line; std::getline(maps, line);) count += line.find(" r--s ") != line.npos;
+        return count;
+      };
+      shm::Pinned before, after;
+      if (!client->get(42, "a", 20s, before).value()) return 1;
+      serving_now = &fresh;
+      old.page(0).state.store(shm::PageState::superseded);
+      if (!client->get(42, "a", 20s, after).value() || segments() != 2) return 2;
+      before.release();
+      ::rlimit all{};
+      ::getrlimit(RLIMIT_AS, &all);
+      ::rlimit none = all;
+      none.rlim_cur = 0;  // below what is mapped: the kernel refuses whatever there is to be mapped
+      ::setrlimit(RLIMIT_AS, &none);
+      client->give_back_formers();
+      ::setrlimit(RLIMIT_AS, &all);
+      if (segments() != 2) return 3;
+      client->give_back_formers();
+      if (segments() != 1) return 4;
+      after.release();
+      return 0;
+    }());
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  BOOST_TEST(status == 0);
 }
 
 BOOST_AUTO_TEST_CASE(a_client_that_reconnects_resumes_its_pin_page) {

@@ -12,6 +12,7 @@
  *   NO_LOOK_AFTER_RELEASE    libclient/client_c.cpp, stepstash_release: of_superseded_page(), after the pin's store
  *   NO_FENCE_OF_ALL          libclient/client.cpp, Client::attach: fence_all_threads()
  *   NO_LOOK_AGAIN            libclient/client.cpp, Attachment::give_back: pins_in_use() once more
+ * That the kernel may refuse what takes the memory's place is left out: then the memory stays for a while, too.
  * With BEST_EFFORT the kernel has no fence of all threads: then memory may stay for a while, and the rest has to hold.
  */
 

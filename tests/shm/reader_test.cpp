@@ -2,9 +2,12 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
@@ -15,6 +18,7 @@ namespace {
 
 using shm::EntryState;
 using shm::Found;
+using shm::GivenBack;
 using shm::Reader;
 
 /// Copies of a segment and a pin page that a test may damage before it attaches.
@@ -274,6 +278,46 @@ BOOST_FIXTURE_TEST_CASE(readers_of_a_segment_that_was_replaced_are_told_so, Stas
   const Reader anew = reader();
   BOOST_TEST(found(anew, 1, "x") == "(miss)");
   BOOST_TEST((anew.segment_id() != client.segment_id()));
+}
+
+/// In place of the segment come zeros that need no addresses; in place of the page a page, which does.
+BOOST_FIXTURE_TEST_CASE(a_client_at_its_limit_of_addresses_gives_the_segment_back_and_the_page_later, Stash,
+                        *boost::unit_test::enable_if<kMayLackAddresses>()) {
+  set(1, "x", "old");
+  Reader client = reader();
+  Child child([&](int) {
+    ::alarm(30);
+    const auto mapped = [&](const char* mode, const std::string& object) {
+      std::ifstream maps("/proc/self/maps");
+      int count = 0;
+      for (std::string line; std::getline(maps, line);) {
+        count += line.find(mode) != line.npos && line.find(dir.file(object)) != line.npos;
+      }
+      return count;
+    };
+    const std::string page = "segment.pin.1." + std::to_string(client.uid());
+    shm::Pinned view;
+    if (client.find(1, "x", view) != Found::resident) return 1;
+    if (client.give_back() != GivenBack::pinned) return 2;
+    view.release();
+    if (mapped("r--s", "segment") != 1 || mapped("rw-s", page) != 1) return 3;
+    ::rlimit before{};
+    ::getrlimit(RLIMIT_AS, &before);
+    long pages = 0;
+    if (std::ifstream("/proc/self/statm") >> pages; pages == 0) return 4;
+    ::rlimit few = before;
+    few.rlim_cur = static_cast<::rlim_t>(pages) * shm::kPageBytes;
+    ::setrlimit(RLIMIT_AS, &few);
+    const GivenBack at_the_limit = client.give_back();
+    const GivenBack again = client.give_back();
+    ::setrlimit(RLIMIT_AS, &before);
+    if (at_the_limit != GivenBack::refused || again != GivenBack::refused) return 5;
+    if (mapped("r--s", "segment") != 0 || mapped("rw-s", page) != 1) return 6;
+    if (client.find(1, "x", view) != Found::superseded) return 7;
+    if (client.give_back() != GivenBack::all || mapped("rw-s", page) != 0) return 8;
+    return client.find(1, "x", view) == Found::superseded ? 0 : 9;
+  });
+  BOOST_TEST(child.wait() == 0);
 }
 
 BOOST_FIXTURE_TEST_CASE(a_client_cannot_write_the_segment, Stash) {

@@ -139,6 +139,12 @@ inline constexpr bool kMayLackDescriptors = false;
 #else
 inline constexpr bool kMayLackDescriptors = true;
 #endif
+/// A sanitizer maps memory for itself while a test runs.
+#ifdef __SANITIZE_THREAD__
+inline constexpr bool kMayLackAddresses = false;
+#else
+inline constexpr bool kMayLackAddresses = kMayLackDescriptors;
+#endif
 
 /// Leaves this process `more` descriptors that can be opened, until it is destroyed.
 class FewDescriptors {
