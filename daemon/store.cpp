@@ -284,12 +284,12 @@ bool Store::close_greediest(std::uint32_t for_user) {
   if (!too_much) return false;
   const shm::Writer::Held held = *most;
   next_census_ = {};
+  closed_at_[held.uid] = held.bytes;  // also where some of his pages stay open: he is to be opened again
   if (auto closed = segment_.close_user(held.uid); !closed) {
-    spdlog::error("cannot close the pin pages of user {}: {}", held.uid, closed.error().message());
+    spdlog::error("cannot close all pin pages of user {}: {}", held.uid, closed.error().message());
     next_census_ = clock_.monotonic() + std::chrono::seconds(1);
     return false;
   }
-  closed_at_[held.uid] = held.bytes;
   ++counters_.users_closed;
   spdlog::warn(
       "user {} holds {} of {} bytes in {} views, and others find no room: no more views for him until he has "

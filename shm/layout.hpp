@@ -8,6 +8,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -184,28 +185,50 @@ struct alignas(64) PinLine {
   std::atomic<Offset> recent;              // P3: a hint, the block read last through this line
 };
 
-/// P4: what a client may still do with its page. The client looks before it searches, and again after it has claimed a
-/// pin: a pin that is claimed while the page serves counts.
+/// P4: what a client may still do with its page. The client looks before it searches, and again when it has claimed a
+/// pin and seen the slot unchanged: with the same word as before the pin counts.
 enum class PageState : std::uint32_t {
   serving = 0,
   superseded = 1,  // another segment serves now: attach again
   closed = 2,      // what is pinned stays pinned, and no more can be: its user holds too much
 };
 
+/// The word that says so has two writers, and a half for each: {the client's:32 | closings:30 | PageState:2}. A reader
+/// loads both halves at once. The daemon writes its half alone (four bytes, with pwrite(2)), the client adds its bit.
+using PageWord = std::uint64_t;
+inline constexpr PageWord kPageLeft = PageWord{1} << 32;  // the client has attached to another segment
+/// The daemon's half. `closings`: how often the page was closed, modulo 2^30, so that one who looks twice finds out
+/// that it was closed and opened in between.
+constexpr std::uint32_t make_page_half(PageState state, std::uint32_t closings) noexcept {
+  return closings << 2 | static_cast<std::uint32_t>(state);
+}
+constexpr std::uint32_t page_closings(PageWord word) noexcept { return static_cast<std::uint32_t>(word) >> 2; }
+/// What the daemon says.
+constexpr PageState page_half_state(PageWord word) noexcept { return static_cast<PageState>(word & 3); }
+constexpr bool page_serves(PageWord word) noexcept { return (word & ~PageWord{0xFFFF'FFFC}) == 0; }
+/// What it comes to for the client.
+constexpr PageState page_state(PageWord word) noexcept {
+  if (page_serves(word)) return PageState::serving;
+  const bool closed = word >> 32 == 0 && page_half_state(word) == PageState::closed;
+  return closed ? PageState::closed : PageState::superseded;
+}
+
 /// One page per client, in an object whose name ends in the page's number and the client's uid. Written by the client
-/// (pins, hints) and the daemon (the rest).
+/// (pins, hints, its half of the state) and the daemon (the rest).
 struct alignas(64) PinPage {
   std::uint64_t magic;
   std::uint32_t layout_version;
-  std::uint32_t number;          // as the object's name says
-  SegmentId segment_id;          // the segment its pins speak of
-  std::int32_t pid;              // of the peer at attach, for people: 0 where the peer's PID namespace hides it
-  std::uint32_t uid;             // of the peer, for the client's messages: the daemon believes the object's name
-  std::atomic<PageState> state;  // P4
-  std::uint32_t unused[5];
+  std::uint32_t number;         // as the object's name says
+  SegmentId segment_id;         // the segment its pins speak of
+  std::int32_t pid;             // of the peer at attach, for people: 0 where the peer's PID namespace hides it
+  std::uint32_t uid;            // of the peer, for the client's messages: the daemon believes the object's name
+  std::atomic<PageWord> state;  // P4
+  std::uint32_t unused[4];
   PinLine lines[kPinLines];
 };
-static_assert(sizeof(PinLine) == 64 && sizeof(PinPage) == kPageBytes && offsetof(PinPage, lines) == 64);
+static_assert(sizeof(PinLine) == 64 && sizeof(PinPage) == kPageBytes && offsetof(PinPage, lines) == 64 &&
+              offsetof(PinPage, state) == 40);
+static_assert(std::endian::native == std::endian::little);  // the daemon's half comes first
 
 /// Changes whenever a size or a place in this header does, so that two programs that differ never share a segment.
 constexpr std::uint32_t layout_fingerprint() noexcept {

@@ -108,13 +108,17 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     // Whoever writes something else here loses his own pins, and nobody else's. The uid is not among it.
     page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
                    content.number == key->number && content.segment_id == segment;
+    const PageWord state = content.state.load(std::memory_order_relaxed);  // a copy
+    page.closings = page_closings(state);
+    // Where these states cannot be stored (the client took the page away, and the tmpfs is full) the client alone does
+    // not learn of it.
     if (!page.current) {
       // The client attaches again, by asking the daemon: nothing else has to be ordered with this.
-      set_state(page, PageState::superseded);
+      (void)set_state(page, PageState::superseded, page.closings);
       STEPSTASH_CRASH_POINT("shm.pins.adopt.superseded");
-    } else if (content.state.load(std::memory_order_relaxed) == PageState::closed) {
+    } else if (page_half_state(state) == PageState::closed) {
       // By the daemon before. What it has counted no longer does again, which keeps more than need be.
-      set_state(page, PageState::serving);
+      (void)set_state(page, PageState::serving, page.closings);
       STEPSTASH_CRASH_POINT("shm.pins.adopt.opened");
     }
     pages_.emplace(*key, std::move(page));
@@ -162,7 +166,7 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
     content.uid = uid;
     Page fresh{std::move(watch), segment, true};
     if (closed(uid)) {
-      content.state.store(PageState::closed, std::memory_order_relaxed);
+      content.state.store(make_page_half(PageState::closed, 0), std::memory_order_relaxed);
       fresh.honoured = std::make_unique<std::array<Offset, kPinsPerPage>>();
     }
     if (::pwrite(fresh.watch.get(), &content, sizeof(content), 0) != sizeof(content)) return last_errno();
@@ -243,49 +247,67 @@ Result<> PinRegistry::scan(PinScan& scan, bool hints) {
   return all;
 }
 
-/// Where the page cannot be written (its client took it away, and the tmpfs is full) the client alone does not learn of
-/// it.
-void PinRegistry::set_state(const Page& page, PageState state) noexcept {
-  (void)!::pwrite(page.watch.get(), &state, sizeof(state), offsetof(PinPage, state));
+Result<> PinRegistry::set_state(const Page& page, PageState state, std::uint32_t closings) noexcept {
+  const std::uint32_t half = make_page_half(state, closings);
+  const ssize_t written = ::pwrite(page.watch.get(), &half, sizeof(half), offsetof(PinPage, state));
+  if (written < 0) return last_errno();
+  if (written != sizeof(half)) return std::make_error_code(std::errc::io_error);
+  return success();
 }
 
-/// What the client itself calls superseded stays that: it has given its segment back, or is about to, and must not be
-/// told that the page serves.
-void PinRegistry::change_state(const Page& page, PageState from, PageState to) noexcept {
-  PinPage content;
-  if (!read(page, content) || content.state.load(std::memory_order_relaxed) != from) return;
-  set_state(page, to);
-}
-
-Result<> PinRegistry::close(std::uint32_t uid) {
+Result<> PinRegistry::close(std::uint32_t uid, const BlockSet& entries) {
   closed_.insert(uid);
+  Result<> all = success();
+  std::vector<Page*> told;
   for (auto& [key, page] : pages_) {
-    if (key.uid == uid && page.current) change_state(page, PageState::serving, PageState::closed);
+    if (key.uid != uid || !page.current || page.honoured) continue;
+    // Until that stands there its client may rely on every pin.
+    const Result<> stored = set_state(page, PageState::closed, page.closings + 1);
+    if (stored) {
+      ++page.closings;
+      told.push_back(&page);
+      continue;
+    }
+    // Nothing stands in a page whose client has taken its memory away: then there is nothing to be closed yet.
+    PinPage content;
+    const Result<> looked = read(page, content);
+    bool empty = looked.has_value();
+    for (std::size_t i = 0; i < kPinsPerPage && empty; ++i) empty = pin_of(content, i) == 0;
+    if (!empty) all = stored;
   }
   STEPSTASH_CRASH_POINT("shm.pins.close.states_stored");
   // A reader claims its pin and then loads the state; here the state was stored, and then the pins are read: either it
-  // finds its page closed, or its pin is found here (store-buffering, as with a slot that is changed).
+  // finds that its page was closed, or its pin is found here (store-buffering, as with a slot that is changed).
+  //
+  // A pin that is found, and whose reader has a view by it or will have one, is on an entry: that reader has loaded the
+  // state after it saw the slot unchanged, and so before the state was stored here. It saw the block published then,
+  // with its pin standing, and the pin has counted until now: published still, or retired and kept. A pin on anything
+  // else is a lie, or of a reader that will see another slot or another state, and give it up.
   full_fence();
-  for (auto& [key, page] : pages_) {
-    if (key.uid != uid || !page.current) continue;
+  for (Page* page : told) {
     PinPage content;
-    if (auto done = read(page, content); !done) {
-      open(uid);
-      return done.error();
+    if (auto done = read(*page, content); !done) {
+      // It has to count as one that serves. Its client asks for no more than it has, or asks in vain, until open().
+      all = done;
+      continue;
     }
-    page.honoured = std::make_unique<std::array<Offset, kPinsPerPage>>();
-    for (std::size_t i = 0; i < kPinsPerPage; ++i) (*page.honoured)[i] = pin_of(content, i);
+    page->honoured = std::make_unique<std::array<Offset, kPinsPerPage>>();
+    for (std::size_t i = 0; i < kPinsPerPage; ++i) {
+      const Offset block = pin_of(content, i);
+      (*page->honoured)[i] = entries.contains(block) ? block : 0;
+    }
   }
-  return success();
+  return all;
 }
 
 void PinRegistry::open(std::uint32_t uid) {
   closed_.erase(uid);
   for (auto& [key, page] : pages_) {
     if (key.uid != uid || !page.current) continue;
-    // All of its pins count before a client can see that it serves again.
+    // All of its pins count before a client can see that it serves again. Where it cannot be stored the client alone
+    // does not learn of it.
     page.honoured.reset();
-    change_state(page, PageState::closed, PageState::serving);
+    (void)set_state(page, PageState::serving, page.closings);
     STEPSTASH_CRASH_POINT("shm.pins.open.state_stored");
   }
 }

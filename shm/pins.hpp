@@ -86,14 +86,19 @@ class PinRegistry {
   /// a page that cannot be read may pin anything; `scan` then has what the others say.
   Result<> scan(PinScan& scan, bool hints = false);
 
-  /// Closes the pages of this user, those that he gets later, too, until open(). O(his pages). Errors: those of
-  /// pread(2), with nothing closed.
-  Result<> close(std::uint32_t uid);
+  /// Closes the pages of this user that serve, and those that he gets later, until open(). `entries`: the blocks in use
+  /// that hold entries. What else stands in a page keeps nothing from then on: numbers of blocks that do not exist yet
+  /// would make a closed user the holder of all that comes to lie there. O(his pages).
+  /// Errors: those of pread(2) and pwrite(2). A page that could not be read, or could not be told that it is closed,
+  /// serves on, and all of its pins count; the others are closed. It is closed by the next call, if that goes well. One
+  /// that nothing stands in is no error.
+  Result<> close(std::uint32_t uid, const BlockSet& entries);
   void open(std::uint32_t uid);
   bool closed(std::uint32_t uid) const noexcept { return closed_.contains(uid); }
   const std::set<std::uint32_t>& closed() const noexcept { return closed_; }
 
-  /// Calls `each` with every pin of this user that counts, repetitions included. O(pages + his pages * kPinsPerPage).
+  /// Calls `each` with every pin of this user that counts, repetitions included, and whether its page serves.
+  /// O(pages + his pages * kPinsPerPage).
   template <class F>
   void for_each_pin(std::uint32_t uid, F&& each) const {
     for (const auto& [key, page] : pages_) {
@@ -101,7 +106,7 @@ class PinRegistry {
       if (key.uid != uid || !page.current || !read(page, content)) continue;
       for (std::size_t i = 0; i < kPinsPerPage; ++i) {
         const Offset block = pin_of(content, i);
-        if (block != 0 && (!page.honoured || (*page.honoured)[i] == block)) each(block);
+        if (block != 0 && (!page.honoured || (*page.honoured)[i] == block)) each(block, !page.honoured);
       }
     }
   }
@@ -144,13 +149,14 @@ class PinRegistry {
     UniqueFd watch;  // another description of the same object, to ask whether the client's lock still stands
     SegmentId segment_id;
     bool current;                                                  // of the segment that is served
+    std::uint32_t closings = 0;                                    // as the page says (P4)
     std::unique_ptr<std::array<Offset, kPinsPerPage>> honoured{};  // closed: what it pinned then, and has not changed
   };
   static Offset pin_of(const PinPage& copy, std::size_t i) noexcept {
     return copy.lines[i / kPinsPerLine].pins[i % kPinsPerLine].load(std::memory_order_relaxed);
   }
-  static void set_state(const Page& page, PageState state) noexcept;
-  static void change_state(const Page& page, PageState from, PageState to) noexcept;
+  /// Stores our half of the page's state. Errors: those of pwrite(2).
+  static Result<> set_state(const Page& page, PageState state, std::uint32_t closings) noexcept;
 
   /// A copy of a page as it is now; what its object lacks is zero. Errors: those of pread(2).
   static Result<> read(const Page& page, PinPage& copy) noexcept;

@@ -61,8 +61,8 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
   const auto& header = *reinterpret_cast<const Header*>(segment);
   for (;;) {
     // Acquire pairs with the daemon's store when it starts on another segment.
-    const PageState state = page.state.load(std::memory_order_acquire);
-    if (state != PageState::serving) return state == PageState::closed ? Found::closed : Found::superseded;
+    const PageWord state = page.state.load(std::memory_order_acquire);
+    if (!page_serves(state)) return page_state(state) == PageState::closed ? Found::closed : Found::superseded;
     // Acquire pairs with IndexWriter's swap: the table behind the word is complete.
     const IndexWord word = header.index.load(std::memory_order_acquire);
     const Offset table = index_slots_offset(word);
@@ -70,7 +70,8 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
     if (!table_inside(table, slots, bytes)) {
       // Zeros, where the memory was given back meanwhile (Reader::give_back), which comes after the page's state. A
       // page that was closed meanwhile says nothing about the table.
-      return page.state.load(std::memory_order_seq_cst) == PageState::superseded ? Found::superseded : Found::corrupt;
+      const PageState now = page_state(page.state.load(std::memory_order_seq_cst));
+      return now == PageState::superseded ? Found::superseded : Found::corrupt;
     }
     // Before the slots: an entry that is found after a 0 here was there when no deletion was under way, or was set
     // since.
@@ -89,12 +90,13 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
       std::atomic<Offset>* pin = claim_pin(page, slot_offset(seen));
       if (pin == nullptr) return Found::no_pin;
       // Unchanged after the pin became visible: the block was not retired before the pin, and will not be reused
-      // while it stands. The word is read again too, for a table that was replaced may hold anything. And the page's
-      // state, before them: the daemon scans the pins after it has closed a page (P4), so this pin counts if the page
-      // serves still; and if it serves again, it counts from then on, and what was unpublished meanwhile shows in the
-      // slot, which is loaded after it.
-      if (page.state.load(std::memory_order_seq_cst) != PageState::serving ||
-          here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word) {
+      // while it stands and counts. The word is read again too, for a table that was replaced may hold anything. And
+      // the page's state, after them (P4): if it is the same to the number of closings, the page was not closed
+      // between the two, and when it is closed from now on, the daemon finds this pin, and in it the block of an entry
+      // that was published when we looked at the slot. Before the slot it would be too early: closed in between, when
+      // the block happened to be free, the pin would count no more, and the slot could be the same again.
+      if (here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word ||
+          page.state.load(std::memory_order_seq_cst) != state) {
         pin->store(0, std::memory_order_release);
         again = true;
         break;
@@ -153,13 +155,14 @@ Found Reader::find(BuildId build, std::string_view name, Pinned& out) const noex
 }
 
 bool Reader::superseded() const noexcept {
-  return page().state.load(std::memory_order_acquire) == PageState::superseded;
+  return page_state(page().state.load(std::memory_order_acquire)) == PageState::superseded;
 }
 
 void Reader::supersede() noexcept {
   // Sequentially consistent: before the look at the pins in give_back(). It pairs with find_entry(), which claims a pin
-  // and then loads the state: one of the two sees the other.
-  page().state.store(PageState::superseded, std::memory_order_seq_cst);
+  // and then loads the state: one of the two sees the other. A bit is added: the daemon's half is the daemon's, who may
+  // be writing it at this very moment.
+  page().state.fetch_or(kPageLeft, std::memory_order_seq_cst);
 }
 
 GivenBack Reader::give_back() noexcept {
@@ -169,7 +172,7 @@ GivenBack Reader::give_back() noexcept {
   // Nobody gets a pin here any more. Threads that are in find() still read the segment, its zeros at last, and may even
   // claim a pin: in a page that says that it is superseded, at every instant.
   PinPage empty{};
-  empty.state.store(PageState::superseded, std::memory_order_relaxed);
+  empty.state.store(kPageLeft, std::memory_order_relaxed);
   const auto content = std::as_bytes(std::span(&empty, 1));
   return segment_.replace_by_zeros() && pins_.replace(content) ? GivenBack::all : GivenBack::refused;
 }

@@ -30,12 +30,13 @@ struct Pinned {
   void release() noexcept;
 };
 
-/// Whether the page of a pin that its client has just given up serves no more: then the page may be waiting for that.
+/// Whether the page of a pin that its client has just given up is superseded: then the page may be waiting for that.
 inline bool of_superseded_page(const std::atomic<Offset>* pin) noexcept {
   // The compiler must not load before the pin's store; for the processor, whoever supersedes a page fences all threads.
   std::atomic_signal_fence(std::memory_order_seq_cst);
   const auto page = reinterpret_cast<std::uintptr_t>(pin) & ~std::uintptr_t{kPageBytes - 1};
-  return reinterpret_cast<const PinPage*>(page)->state.load(std::memory_order_relaxed) == PageState::superseded;
+  return page_state(reinterpret_cast<const PinPage*>(page)->state.load(std::memory_order_relaxed)) ==
+         PageState::superseded;
 }
 
 enum class Found {

@@ -818,19 +818,26 @@ std::uint64_t Writer::reclaim(bool all) {
   return after > before ? after - before : 0;
 }
 
-std::vector<Writer::Held> Writer::held_by_users() const {
-  // A page may name anything: what is held is what is an entry's block.
+/// A page may name anything: what is held is what is an entry's block.
+BlockSet Writer::entry_blocks() const {
   BlockSet entries(mapped_bytes());
   for_each_block([&](Offset at, std::uint64_t size, bool free) {
     if (!free && size > 0 && entry_at(at).block.kind == BlockKind::entry) entries.insert(at);
   });
+  return entries;
+}
+
+std::vector<Writer::Held> Writer::held_by_users() const {
+  const BlockSet entries = entry_blocks();
   std::vector<Held> all;
   BlockSet seen(mapped_bytes());
   for (const std::uint32_t uid : pins_.users()) {
     Held held{uid, 0, 0, pins_.closed(uid)};
     seen.clear();
-    pins_.for_each_pin(uid, [&](Offset block) {
-      if (!seen.insert(block) || !entries.contains(block)) return;
+    pins_.for_each_pin(uid, [&](Offset block, bool serving) {
+      if (!entries.contains(block)) return;
+      if (serving) held.closed = false;
+      if (!seen.insert(block)) return;
       held.bytes += heap_.block_bytes(block);
       ++held.blocks;
     });
@@ -840,10 +847,10 @@ std::vector<Writer::Held> Writer::held_by_users() const {
 }
 
 Result<> Writer::close_user(std::uint32_t uid) {
-  STEPSTASH_TRY(pins_.close(uid));
+  const Result<> closed = pins_.close(uid, entry_blocks());
   STEPSTASH_CRASH_POINT("shm.writer.user.closed");
   reclaim();
-  return success();
+  return closed;
 }
 
 void Writer::open_user(std::uint32_t uid) {

@@ -194,13 +194,14 @@ class Writer {
     std::uint32_t uid = 0;
     std::uint64_t bytes = 0;
     std::size_t blocks = 0;
-    bool closed = false;
+    bool closed = false;  ///< and none of his pages that hold anything serves
   };
   /// Of each user who holds anything or is closed. O(blocks + pages * kPinsPerPage).
   std::vector<Held> held_by_users() const;
   /// Closes the pages of a user: what he holds stays as it is for him, but where only closed pages hold a block that is
   /// retired, it is written off, and others have the room of as many bytes in the heap's stand-in. So who wants
-  /// room evicts what only closed pages pin, too. Errors: those of PinRegistry::close.
+  /// room evicts what only closed pages pin, too. O(blocks). Errors: those of PinRegistry::close; he counts as closed
+  /// all the same, until open_user(), and can be closed again.
   Result<> close_user(std::uint32_t uid);
   /// The end of that: to be called when he holds little again, for it counts from now on.
   void open_user(std::uint32_t uid);
@@ -250,6 +251,7 @@ class Writer {
   Result<Offset> allocate_record(std::uint64_t bytes);
   Result<const Entry*> publish_record_of(const Entry& entry, EntryState state);
   void retire(Offset block);
+  BlockSet entry_blocks() const;
   std::uint64_t reclaim(bool all);
 
   const ObjectDirectory& directory_;

@@ -151,7 +151,7 @@ BOOST_AUTO_TEST_CASE(a_superseded_segment_is_left_for_the_new_one_and_old_views_
   shm::Pinned before, after;
   BOOST_TEST(client->get(42, "a", 20s, before).value());
   serving_now = &fresh;
-  old.page(0).state.store(shm::PageState::superseded);
+  old.page(0).state.store(shm::make_page_half(shm::PageState::superseded, 0));
   BOOST_TEST(client->get(42, "a", 20s, after).value());
   BOOST_TEST(text_of(after) == "new");
   BOOST_TEST(text_of(before) == "old");
@@ -188,7 +188,7 @@ BOOST_AUTO_TEST_CASE(a_client_at_its_limit_of_addresses_does_not_try_for_ever_to
       shm::Pinned before, after;
       if (!client->get(42, "a", 20s, before).value()) return 1;
       serving_now = &fresh;
-      old.page(0).state.store(shm::PageState::superseded);
+      old.page(0).state.store(shm::make_page_half(shm::PageState::superseded, 0));
       if (!client->get(42, "a", 20s, after).value() || segments() != 2) return 2;
       before.release();
       ::rlimit all{};

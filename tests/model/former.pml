@@ -12,6 +12,7 @@
  *   NO_LOOK_AFTER_RELEASE    libclient/client_c.cpp, stepstash_release: of_superseded_page(), after the pin's store
  *   NO_FENCE_OF_ALL          libclient/client.cpp, Client::attach: fence_all_threads()
  *   NO_LOOK_AGAIN            libclient/client.cpp, Attachment::give_back: pins_in_use() once more
+ *   NO_HALF_OF_ITS_OWN       shm/layout.hpp, PageWord: the daemon writes another half of the state than the client
  * That the kernel may refuse what takes the memory's place is left out: then the memory stays for a while, too.
  * With BEST_EFFORT the kernel has no fence of all threads: then memory may stay for a while, and the rest has to hold.
  */
@@ -20,7 +21,8 @@
 #define LOOKED_AT 1
 #define GIVEN_BACK 2
 
-byte state;   /* PinPage::state: 1 is superseded */
+byte state;   /* PinPage::state, the client's half: 1 is left */
+byte closed;  /* the daemon's half */
 byte pin;     /* of the page, in memory */
 byte memory;  /* Attachment::memory */
 bool in_view; /* the bytes of the former segment may be looked at */
@@ -69,7 +71,7 @@ inline give_back() {
 active proctype reader() {
   byte seen;
   if
-  :: state == 1 -> goto superseded                    /* find_entry: page.state */
+  :: state != 0 || closed -> goto superseded          /* find_entry: page.state, both halves at once */
   :: else
   fi;
   of_reader!1;                                        /* claim_pin */
@@ -78,11 +80,11 @@ active proctype reader() {
 #endif
   if
 #ifndef NO_STATE_IN_SECOND_LOOK
-  :: state == 1 -> of_reader!0; goto superseded
+  :: state != 0 || closed -> of_reader!0; goto superseded
 #endif
   :: atomic {
 #ifndef NO_STATE_IN_SECOND_LOOK
-       state == 0 ->
+       state == 0 && !closed ->
 #endif
        in_view = true;
        assert(memory != GIVEN_BACK)
@@ -117,6 +119,23 @@ active proctype attacher() {
 #endif
   give_back();
   over++
+}
+
+/* PinRegistry::close and open: the daemon knows nothing yet of the other segment, or is another one's. */
+active proctype daemon() {
+#ifdef NO_HALF_OF_ITS_OWN
+  if
+  :: state == 0 -> state = 2
+  :: else
+  fi;
+  if
+  :: state == 2 -> state = 0
+  :: else
+  fi
+#else
+  closed = 1;
+  closed = 0
+#endif
 }
 
 #ifndef BEST_EFFORT

@@ -26,10 +26,13 @@
  *   NO_ADOPTION            the same: pins_.adopt() finds the pages of the dead daemon's clients
  *   REAP_WITHOUT_LOCK      shm/pins.cpp, PinRegistry::reap: only pages whose lock is gone
  *   NO_STATE_IN_SECOND_LOOK  shm/reader.cpp, find_entry: the page's state is loaded again
- *   SCAN_STATE_LAST        the same: the state is loaded before slot and word are, not after them
+ *   STATE_BEFORE_SLOT      the same: the state is loaded after slot and word are, not before them
+ *   NO_CLOSINGS            shm/pins.cpp, PinRegistry::close: the state counts how often the page was closed, so that a
+ *                          page that was closed and opened is told from one that was neither
  *   NO_CLOSE_FENCE         shm/pins.cpp, PinRegistry::close: the full_fence() between the states and the reading
  *   SCAN_BEFORE_CLOSE      the same: the pins that are honoured are read after the states are stored
- *   NO_HONOUR              shm/pins.cpp, PinRegistry::scan: what a closed page held when it was closed counts
+ *   NO_HONOUR              shm/pins.cpp, PinRegistry::scan: what a closed page held when it was closed counts (if it
+ *                          was the block of an entry then: a number that names a free one keeps nothing later)
  *   NO_HONOUR_AFTER_OPEN   shm/pins.cpp, PinRegistry::open: all pins count from before the state says that it serves
  */
 
@@ -46,6 +49,13 @@
 /* Blocks are 1, 2 and 3; 0 is none. Two bits, for the daemon reads a pin by a copy that may see it by half. */
 #define IN(set, block) (((set) >> (block)) & 1)
 #define TABLE(word) ((word) & 1)
+#ifdef NO_CLOSINGS
+#define CLOSED(state) 1
+#define OPENED(state) 0
+#else
+#define CLOSED(state) ((state) + 3)
+#define OPENED(state) ((state) & 254)
+#endif
 #ifdef NO_VERSION
 #define NEXT(word) (1 - (word))
 #else
@@ -56,7 +66,7 @@
 byte slot[2];        /* of the two tables */
 byte word;           /* header.index: how many tables there have been before, and so which of the two is current */
 byte pin[READERS];   /* PinPage::lines */
-bool shut[READERS];  /* PinPage::state is closed */
+byte shut[READERS];  /* PinPage::state: twice the number of closings, and 1 while it is closed */
 bool object[READERS] = true; /* the page's object exists: segment.pin.N */
 bool locked[READERS] = true; /* the kernel's lock on it: gone with the client */
 
@@ -103,8 +113,9 @@ end:
 
 /* A client whose page is closed is told so: this look-up is over, and says nothing about the key. */
 inline look_up() {
+  seen_state = shut[me];                                                 /* page.state.load(acquire) */
   if
-  :: shut[me] -> goto over                                               /* page.state.load(acquire) */
+  :: seen_state & 1 -> goto over
   :: else
   fi;
   atomic { was_absent[me] = (slot[TABLE(word)] == 0); seen_word = word } /* header.index.load(acquire) */
@@ -124,10 +135,10 @@ inline look_up() {
 #ifndef NO_READER_FENCE
      empty(of_reader[me]);                                               /* ... sequentially consistent */
 #endif
-#if !defined(NO_STATE_IN_SECOND_LOOK) && !defined(SCAN_STATE_LAST)
+#ifdef STATE_BEFORE_SLOT
      if
-     :: shut[me] -> of_reader[me]!0; goto over                           /* page.state.load(seq_cst) */
-     :: else
+     :: shut[me] == seen_state
+     :: else -> of_reader[me]!0; goto again
      fi;
 #endif
 #ifndef NO_SECOND_LOOK
@@ -136,21 +147,21 @@ inline look_up() {
      :: else -> of_reader[me]!0; goto again
      fi;
 #endif
-#ifdef SCAN_STATE_LAST
+#if !defined(NO_SECOND_LOOK) && !defined(NO_WORD_IN_SECOND_LOOK)
      if
-     :: shut[me] -> of_reader[me]!0; goto over
-     :: else
+     :: word == seen_word                                                /* header.index.load(seq_cst) */
+     :: else -> of_reader[me]!0; goto again
      fi;
 #endif
      if
-#if defined(NO_SECOND_LOOK) || defined(NO_WORD_IN_SECOND_LOOK)
+#if defined(NO_STATE_IN_SECOND_LOOK) || defined(STATE_BEFORE_SLOT)
      :: true ->
 #else
-     :: atomic { word == seen_word ->                                    /* header.index.load(seq_cst) */
+     :: atomic { shut[me] == seen_state ->                               /* page.state.load(seq_cst) */
 #endif
         holding[me] = seen;
         assert(complete[seen])                                           /* checked_entry, entry_name, the value */
-#if !defined(NO_SECOND_LOOK) && !defined(NO_WORD_IN_SECOND_LOOK)
+#if !defined(NO_STATE_IN_SECOND_LOOK) && !defined(STATE_BEFORE_SLOT)
         }
      :: else -> of_reader[me]!0; goto again
 #endif
@@ -158,11 +169,11 @@ inline look_up() {
      atomic { holding[me] = 0; of_reader[me]!0 }                         /* Pinned::release: store(0, release) */
   fi;
 over:
-  atomic { seen = 0; seen_word = 0; was_absent[me] = false }
+  atomic { seen = 0; seen_word = 0; seen_state = 0; was_absent[me] = false }
 }
 
 proctype client(byte me) {
-  byte seen, seen_word, lookups;
+  byte seen, seen_word, seen_state, lookups;
   {
     do
     :: lookups < LOOKUPS ->
@@ -172,7 +183,7 @@ again: look_up()
     od
   } unless { me == READERS - 1 && client_killed };
   /* Dead, or gone: what it held nobody looks at any more, and the kernel drops the lock with its mapping. */
-  atomic { holding[me] = 0; seen = 0; seen_word = 0; lookups = 0; was_absent[me] = false }
+  atomic { holding[me] = 0; seen = 0; seen_word = 0; seen_state = 0; lookups = 0; was_absent[me] = false }
   atomic { empty(of_reader[me]) -> locked[me] = false }
 }
 
@@ -217,7 +228,14 @@ inline honour() {
   honoured[c] = 0
 #else
   half = pin[c] & 1;
-  atomic { honoured[c] = half | (pin[c] & 2); half = 0 }
+  atomic {
+    honoured[c] = half | (pin[c] & 2);
+    if
+    :: IN(unused, honoured[c]) -> honoured[c] = 0
+    :: else
+    fi;
+    half = 0
+  }
 #endif
 }
 
@@ -225,7 +243,7 @@ inline close_page() {
 #ifdef SCAN_BEFORE_CLOSE
   honour();
 #endif
-  atomic { closed = closed | (1 << c); of_daemon!3 + c, 1 }
+  atomic { closed = closed | (1 << c); closings[c] = CLOSED(closings[c]); of_daemon!3 + c, closings[c] }
 #ifndef NO_CLOSE_FENCE
   daemon_fence();
 #endif
@@ -242,7 +260,8 @@ inline open_page() {
 #else
     closed = closed & ~(1 << c); honoured[c] = 0;
 #endif
-    of_daemon!3 + c, 0;
+    closings[c] = OPENED(closings[c]);
+    of_daemon!3 + c, closings[c];
     c = 0
   }
 }
@@ -369,7 +388,10 @@ inline attach() {
   :: atomic {
        r < READERS ->
        if
-       :: object[r] && locked[r] -> pages = pages | (1 << r); of_daemon!3 + r, 0 /* it honours all of them */
+       :: object[r] && locked[r] ->
+          pages = pages | (1 << r); /* it honours all of them */
+          closings[r] = OPENED(shut[r]);
+          of_daemon!3 + r, closings[r]
        :: object[r] && !locked[r] -> object[r] = false
        :: else
        fi;
@@ -400,6 +422,7 @@ inline attach() {
 active proctype daemon() {
   byte mine, here, retired, unused, pinned, pages, operations, b, r, half;
   byte c, closed, opening, honoured[READERS]; /* pages that are closed, and what each held then */
+  byte closings[READERS];                    /* what it has stored into shut */
   atomic {
     here = 3; slot[0] = 3; complete[3] = true;
     unused = 6; /* blocks 1 and 2 */

@@ -1,6 +1,9 @@
 // Readers who hold too much: their pages are closed, what they hold is written off, and others have the room of as much
 // in the stand-in.
+#include <fcntl.h>
+
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "shm/pins.hpp"
@@ -21,7 +24,7 @@ struct Page {
       : mapping(take(shm::Mapping::map(made.fd.get(), shm::kPageBytes, shm::Mapping::Access::read_write))) {}
   shm::PinPage& page() const { return *reinterpret_cast<shm::PinPage*>(mapping.data()); }
   std::atomic<Offset>& pin(std::size_t i) const { return page().lines[i / 7].pins[i % 7]; }
-  PageState state() const { return page().state.load(); }
+  PageState state() const { return shm::page_state(page().state.load()); }
   shm::Mapping mapping;
 };
 
@@ -31,7 +34,13 @@ struct Registry {
   PinRegistry pins{objects, "s.pin."};
   shm::SegmentId segment{1, 2, 3};
   shm::PinScan scan{1 << 20};
+  shm::BlockSet entries{1 << 20};
 
+  Registry() {
+    for (Offset at = 64; at < 1024; at += 64) entries.insert(at);
+  }
+  Result<> close(std::uint32_t uid) { return pins.close(uid, entries); }
+  static constexpr const char* kFirst = "s.pin.1.7";
   Page create(std::uint32_t uid) { return Page(take(pins.create(segment, 1, uid))); }
   const shm::PinScan& look() {
     take(pins.scan(scan));
@@ -109,7 +118,7 @@ BOOST_FIXTURE_TEST_CASE(what_a_page_holds_when_it_is_closed_counts_until_it_chan
   page.pin(0) = 64;
   page.pin(440) = 128;
   other.pin(0) = 192;
-  take(pins.close(7));
+  take(close(7));
   BOOST_TEST((page.state() == PageState::closed));
   BOOST_TEST((other.state() == PageState::serving));
   BOOST_TEST(look().closed.contains(64));
@@ -129,16 +138,122 @@ BOOST_FIXTURE_TEST_CASE(what_a_page_holds_when_it_is_closed_counts_until_it_chan
 
 BOOST_FIXTURE_TEST_CASE(who_writes_into_the_state_of_his_page_gets_nothing_by_it, Registry) {
   const Page page = create(7);
-  take(pins.close(7));
-  page.page().state = PageState::serving;
+  take(close(7));
+  page.page().state = 0;
   page.page().uid = 8;
   page.pin(0) = 64;
   BOOST_TEST(!look().pinned(64));
 }
 
+/// Or who is closed could have put the numbers of blocks there that are cut later, and would hold what others set.
+BOOST_FIXTURE_TEST_CASE(what_is_no_entrys_block_when_a_page_is_closed_is_not_held_by_it_later, Registry) {
+  const Page page = create(7);
+  page.pin(0) = 64;
+  page.pin(1) = 2048;
+  BOOST_TEST(look().serving.contains(2048));
+  take(close(7));
+  BOOST_TEST(look().closed.contains(64));
+  BOOST_TEST(!look().pinned(2048));
+}
+
+BOOST_AUTO_TEST_CASE(a_closed_user_does_not_hold_what_is_set_later_where_his_pages_point) {
+  Stash stash;
+  stash.set_pattern(1, "before", 1000);
+  const Offset block = stash.writer->offset_of(stash.set_pattern(1, "x", kValueBytes));
+  stash.writer->erase(*stash.writer->find(1, "x"));
+  stash.writer->reclaim();
+  const Page liar(take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 9)));
+  for (std::size_t i = 0; i < shm::kPinsPerPage; ++i) liar.pin(i) = block + 64 * i;
+  take(stash.writer->close_user(9));
+  BOOST_TEST_REQUIRE(stash.writer->offset_of(stash.set_pattern(1, "x", kValueBytes)) == block);
+  BOOST_TEST(stash.writer->held_by_users().empty() == false);  // he is closed, and named
+  BOOST_TEST(stash.writer->held_by_users()[0].bytes == 0u);
+  stash.writer->erase(*stash.writer->find(1, "x"));
+  stash.writer->reclaim();
+  BOOST_TEST(stash.writer->retired() == 0u);
+  BOOST_TEST(stash.writer->heap().written_off() == 0u);
+  BOOST_TEST(disorder(*stash.writer) == "");
+}
+
+/// Its client goes on taking views by it, as far as it can see: they must count.
+BOOST_FIXTURE_TEST_CASE(a_page_that_cannot_be_told_that_it_is_closed_serves_on_until_it_can, Registry) {
+  const Page deaf = create(7);
+  const Page other = create(7);
+  deaf.pin(0) = 64;
+  other.pin(0) = 128;
+  reopen_as(dir.file(kFirst), O_RDONLY);
+  BOOST_TEST((close(7).error() == std::errc::bad_file_descriptor));
+  BOOST_TEST(pins.closed(7));
+  BOOST_TEST((deaf.state() == PageState::serving));
+  BOOST_TEST((other.state() == PageState::closed));
+  BOOST_TEST(look().serving.contains(64));
+  BOOST_TEST(look().closed.contains(128));
+  deaf.pin(1) = 192;  // its client sees that it serves
+  BOOST_TEST(look().serving.contains(192));
+  bool serves = false;
+  pins.for_each_pin(7, [&](Offset, bool serving) { serves = serves || serving; });
+  BOOST_TEST(serves);
+  reopen_as(dir.file(kFirst), O_RDWR);
+  take(close(7));
+  BOOST_TEST((deaf.state() == PageState::closed));
+  BOOST_TEST(look().closed.contains(64));
+  BOOST_TEST(look().closed.contains(192));
+  BOOST_TEST(look().closed.contains(128));
+  BOOST_TEST(look().serving.empty());
+}
+
+BOOST_FIXTURE_TEST_CASE(a_page_without_pins_that_cannot_be_told_so_keeps_no_user_from_being_closed, Registry) {
+  const Page empty = create(7);
+  reopen_as(dir.file(kFirst), O_RDONLY);
+  take(close(7));
+  BOOST_TEST((empty.state() == PageState::serving));
+}
+
+BOOST_FIXTURE_TEST_CASE(a_page_that_cannot_be_read_is_not_closed, Registry) {
+  const Page page = create(7);
+  const Page other = create(7);
+  page.pin(0) = 64;
+  other.pin(0) = 128;
+  test::make_unreadable(dir.file(kFirst));
+  BOOST_TEST((close(7).error() == std::errc::bad_file_descriptor));
+  reopen_as(dir.file(kFirst), O_RDWR);
+  BOOST_TEST(look().serving.contains(64));
+  BOOST_TEST(look().closed.contains(128));
+}
+
+/// The two writers of a page's state write a half each.
+BOOST_FIXTURE_TEST_CASE(a_page_that_its_client_has_left_stays_left_whatever_the_daemon_writes, Registry) {
+  const Page page = create(7);
+  page.page().state.fetch_or(shm::kPageLeft);
+  take(close(7));
+  BOOST_TEST((page.state() == PageState::superseded));
+  BOOST_TEST((shm::page_half_state(page.page().state.load()) == PageState::closed));
+  pins.open(7);
+  BOOST_TEST((page.state() == PageState::superseded));
+  BOOST_TEST((shm::page_half_state(page.page().state.load()) == PageState::serving));
+}
+
+/// A reader that looks twice, with all of that in between, finds out.
+BOOST_FIXTURE_TEST_CASE(a_page_that_was_closed_and_opened_says_so, Registry) {
+  const Page page = create(7);
+  std::set<shm::PageWord> seen{page.page().state.load()};
+  for (int i = 0; i < 3; ++i) {
+    take(close(7));
+    pins.open(7);
+    BOOST_TEST((page.state() == PageState::serving));
+    BOOST_TEST(seen.insert(page.page().state.load()).second);
+    take(close(7));
+    PinRegistry next(objects, "s.pin.");  // the next daemon opens it
+    take(next.adopt(segment));
+    BOOST_TEST((page.state() == PageState::serving));
+    BOOST_TEST(seen.insert(page.page().state.load()).second);
+    pins.open(7);
+  }
+}
+
 BOOST_FIXTURE_TEST_CASE(pages_that_a_closed_user_gets_are_closed, Registry) {
   const Page before = create(7);
-  take(pins.close(7));
+  take(close(7));
   const Page page = create(7);
   BOOST_TEST((page.state() == PageState::closed));
   page.pin(0) = 64;
@@ -149,7 +264,7 @@ BOOST_FIXTURE_TEST_CASE(pages_that_a_closed_user_gets_are_closed, Registry) {
 BOOST_FIXTURE_TEST_CASE(a_page_that_is_opened_holds_all_that_stands_in_it, Registry) {
   const Page page = create(7);
   page.pin(0) = 64;
-  take(pins.close(7));
+  take(close(7));
   page.pin(1) = 128;
   pins.open(7);
   BOOST_TEST((page.state() == PageState::serving));
@@ -161,7 +276,7 @@ BOOST_FIXTURE_TEST_CASE(a_page_that_is_opened_holds_all_that_stands_in_it, Regis
 BOOST_FIXTURE_TEST_CASE(the_next_daemon_opens_pages_and_counts_all_that_stands_in_them, Registry) {
   const Page page = create(7);
   page.pin(0) = 64;
-  take(pins.close(7));
+  take(close(7));
   page.pin(1) = 128;
   PinRegistry next(objects, "s.pin.");
   BOOST_TEST(take(next.adopt(segment)) == 1u);

@@ -69,7 +69,7 @@ BOOST_FIXTURE_TEST_CASE(a_page_says_whose_it_is_and_has_no_pins, Registry) {
   BOOST_TEST((client.page().segment_id == segment));
   BOOST_TEST(client.page().pid == 4321);
   BOOST_TEST(client.page().uid == 1000u);
-  BOOST_TEST((client.page().state.load() == shm::PageState::serving));
+  BOOST_TEST((shm::page_state(client.page().state.load()) == shm::PageState::serving));
   BOOST_TEST(pinned().empty());
   BOOST_TEST(pins->pages() == 1u);
 }
@@ -225,7 +225,7 @@ BOOST_FIXTURE_TEST_CASE(a_new_registry_adopts_what_is_held_and_removes_what_is_n
   BOOST_TEST(restart() == 1u);
   BOOST_TEST((pinned() == std::unordered_set<Offset>{64}));
   BOOST_TEST(resumable(alive.number));
-  BOOST_TEST((alive.page().state.load() == shm::PageState::serving));
+  BOOST_TEST((shm::page_state(alive.page().state.load()) == shm::PageState::serving));
   BOOST_TEST(!exists(dead));
   const ClientPage later(create());
   BOOST_TEST(later.number > alive.number);
@@ -236,7 +236,7 @@ BOOST_FIXTURE_TEST_CASE(pages_of_another_segment_are_told_so_and_kept_until_let_
   client->pin(0) = 64;
   segment = other_segment;
   BOOST_TEST(restart() == 1u);
-  BOOST_TEST((client->page().state.load() == shm::PageState::superseded));
+  BOOST_TEST((shm::page_state(client->page().state.load()) == shm::PageState::superseded));
   BOOST_TEST(pinned().empty());  // its pins speak of other blocks
   BOOST_TEST(!resumable(client->number));
   BOOST_TEST(pins->reap() == 0u);
@@ -265,11 +265,11 @@ BOOST_FIXTURE_TEST_CASE(whose_a_page_is_does_not_change_by_what_its_client_write
   BOOST_TEST(pins->resumable(liar.number, 2, segment));
   BOOST_TEST(!pins->resumable(liar.number, 3, segment));
   std::vector<Offset> of_victim;
-  pins->for_each_pin(3, [&](Offset block) { of_victim.push_back(block); });
+  pins->for_each_pin(3, [&](Offset block, bool) { of_victim.push_back(block); });
   BOOST_TEST(of_victim == std::vector<Offset>{128}, boost::test_tools::per_element());
-  take(pins->close(3));
-  BOOST_TEST((liar.page().state.load() == shm::PageState::serving));
-  BOOST_TEST((victim.page().state.load() == shm::PageState::closed));
+  take(pins->close(3, shm::BlockSet(1 << 20)));
+  BOOST_TEST((shm::page_state(liar.page().state.load()) == shm::PageState::serving));
+  BOOST_TEST((shm::page_state(victim.page().state.load()) == shm::PageState::closed));
 }
 
 /// A page that a daemon made which did not put the uid into the name. Its pins count, and it takes no number from
@@ -284,8 +284,8 @@ BOOST_FIXTURE_TEST_CASE(a_page_whose_name_has_no_user_holds_what_it_pins_and_is_
   BOOST_TEST(!resumable(former.number));
   BOOST_TEST(!pins->resumable(former.number, PinRegistry::kNobody, segment));
   BOOST_TEST(ClientPage(create()).number != former.number);
-  take(pins->close(PinRegistry::kNobody));
-  BOOST_TEST((former.page().state.load() == shm::PageState::closed));
+  take(pins->close(PinRegistry::kNobody, shm::BlockSet(1 << 20)));
+  BOOST_TEST((shm::page_state(former.page().state.load()) == shm::PageState::closed));
 }
 
 /// One number, two users: what an earlier version leaves that ran in between.

@@ -240,12 +240,14 @@ FewDescriptors::FewDescriptors(int more) {
 
 FewDescriptors::~FewDescriptors() { ::setrlimit(RLIMIT_NOFILE, &former_); }
 
-void make_unreadable(const std::string& path) {
-  const UniqueFd deaf(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+void make_unreadable(const std::string& path) { reopen_as(path, O_WRONLY); }
+
+void reopen_as(const std::string& path, int flags) {
+  const UniqueFd fresh(::open(path.c_str(), flags | O_CLOEXEC));
   for (const auto& item : std::filesystem::directory_iterator("/proc/self/fd")) {
     const int fd = std::stoi(item.path().filename());
     std::error_code gone;
-    if (fd != deaf.get() && std::filesystem::read_symlink(item.path(), gone) == path) ::dup2(deaf.get(), fd);
+    if (fd != fresh.get() && std::filesystem::read_symlink(item.path(), gone) == path) ::dup2(fresh.get(), fd);
   }
 }
 

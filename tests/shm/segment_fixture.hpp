@@ -160,6 +160,8 @@ class FewDescriptors {
 
 /// Makes every descriptor that this process has of the file `path` one that cannot be read from.
 void make_unreadable(const std::string& path);
+/// Makes every descriptor that this process has of it one that was opened with these flags.
+void reopen_as(const std::string& path, int flags);
 
 /// Whether `condition` came true within 30 s, asked for every millisecond.
 bool eventually(const std::function<bool()>& condition);
