@@ -9,6 +9,7 @@
 #include <cinttypes>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "base/crash_point.hpp"
@@ -77,11 +78,15 @@ Result<Wanted> expect(Result<protocol::Reply> reply, const char* what) {
 
 /// Held by whoever cleans up after a fork or attaches. Not a mutex: one that another thread of the parent held at the
 /// fork would stay locked in the child for ever. Contention is rare (another segment serves, or the first call after a
-/// fork), so waiting is a short sleep.
+/// fork), so waiting is a short sleep; but whoever attaches may wait for the daemon as long as its own call allows, and
+/// that must not be what the calls of others take.
 class Client::AttachLock {
  public:
-  explicit AttachLock(std::atomic<std::uint64_t>& holder) noexcept : holder_(holder) {
+  /// Waits for whoever has it; until `deadline`, when there is one, and may not hold it then.
+  explicit AttachLock(std::atomic<std::uint64_t>& holder, std::optional<Deadline> deadline = std::nullopt) noexcept
+      : holder_(holder) {
     while (!take()) {
+      if (deadline && passed(*deadline)) return;
       const timespec span{0, 200'000};
       ::nanosleep(&span, nullptr);
     }
@@ -192,7 +197,7 @@ void Client::after_fork_in_child() noexcept { descriptors_.close_all(); }
 /// stay mapped, for the views the parent had opened.
 void Client::enter_process() noexcept {
   if (epoch_.load() == fork_epoch()) return;
-  AttachLock lock(locked_by_);
+  AttachLock lock(locked_by_);  // of this process only those have it who do the same: nobody who waits for the daemon
   if (epoch_.load() == fork_epoch()) return;
   descriptors_.close_all();
   while (take_idle() != nullptr) {
@@ -257,10 +262,16 @@ Result<std::unique_ptr<Channel>> Client::take(Deadline deadline) {
   return explain(Errc::unavailable, "%s: the daemon restarts again and again", address_.path());
 }
 
-/// Attaches unless that has been done meanwhile.
+/// Attaches unless that has been done meanwhile. Another thread may be at it and have a longer deadline.
 Result<> Client::ensure_attached(Deadline deadline) {
   enter_process();
-  AttachLock lock(locked_by_);
+  const AttachLock lock(locked_by_, deadline);
+  if (!lock.held()) {
+    return explain(Errc::unavailable,
+                   "%s: another thread of this process has waited for the daemon until the deadline, and waits still: "
+                   "is stepstashd running?",
+                   address_.path());
+  }
   if (attached_here() && !resume_needed_.load()) return success();
   auto channel = STEPSTASH_TRY(open_channel(true, deadline));
   give_back(std::move(channel));

@@ -512,6 +512,62 @@ BOOST_AUTO_TEST_CASE(a_call_that_waits_does_not_hold_up_other_threads) {
   BOOST_TEST(daemon.connections() == 2);
 }
 
+/// Only one thread at a time attaches. How long it may wait for a daemon is its own affair.
+BOOST_AUTO_TEST_CASE(a_call_ends_at_its_deadline_also_while_another_thread_waits_for_the_daemon) {
+  FakeSegment segment(1);
+  FakeDaemon daemon;
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool asked = false, answering = false;
+  daemon.serve(serving(segment, [](Peer&, const auto&) { throw std::runtime_error("break"); }));
+  const auto client = connect(daemon);
+  daemon.serve([&](Peer& peer) {  // attaching has to wait
+    const auto hello = std::get<protocol::Hello>(peer.read());
+    {
+      std::unique_lock lock(mutex);
+      asked = true;
+      changed.notify_all();
+      changed.wait(lock, [&] { return answering; });
+    }
+    FakeDaemon::answer_hello(peer, hello, segment);
+    for (;;) {
+      peer.read();
+      peer.send(protocol::Done{});
+    }
+  });
+  bool patient_done = false;
+  std::thread patient([&] { patient_done = client->flush(1h).has_value(); });
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return asked; });
+  }
+  std::error_code error;
+  std::string why;
+  bool over = false;
+  std::thread other([&] {
+    const auto flushed = client->flush(50ms);
+    const std::lock_guard lock(mutex);
+    if (!flushed) {
+      error = flushed.error();
+      why = last_explanation();
+    }
+    over = true;
+    changed.notify_all();
+  });
+  {
+    std::unique_lock lock(mutex);
+    BOOST_TEST(changed.wait_for(lock, 20s, [&] { return over; }));
+    answering = true;
+  }
+  changed.notify_all();
+  other.join();
+  patient.join();
+  BOOST_TEST((error == Errc::unavailable));
+  BOOST_TEST(why.find("another thread") != std::string::npos, why);
+  BOOST_TEST(patient_done);
+  BOOST_TEST(client->flush(20s).has_value());
+}
+
 BOOST_AUTO_TEST_CASE(a_child_attaches_anew_and_leaves_its_parents_pins_alone) {
   FakeSegment segment(1);
   segment.put(42, "a", "1");
