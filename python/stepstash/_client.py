@@ -155,7 +155,8 @@ class View:
     `data` is a read-only memoryview of the value: no copy was made, and the bytes do not change, whatever happens to
     the datum, the build or the daemon. release(), the end of a `with`, or the end of the object let go of it. Slices
     of `data` stay valid beyond that: the value is held until the last of them is gone. A forked child may read it as
-    long as its parent holds it.
+    long as its parent holds it, if it was open before fork was called: what another thread opens meanwhile may be
+    missing in the child, and reading it ends the child by a signal.
     """
 
     __slots__ = ("id", "revision", "build", "length", "name", "source", "_data", "__weakref__")

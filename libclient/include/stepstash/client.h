@@ -16,10 +16,12 @@
  *
  * fork. A child may go on using the parent's client: it connects anew by itself on first use. Views that are open at
  * the fork stay readable in the child, with their bytes as long as the parent lives and has not released them;
- * releasing them in the child does nothing. A writer stays the parent's, and its room is not there in the child. A
- * child that does not use stepstash keeps nothing of its parent's: no view, no connection, no memory but the segment of
- * views that were open. That is for fork(3). A child of clone(2) or _Fork(3), which run no handlers, finds no views,
- * and keeps the connections until it uses the client, calls exec or ends; vfork(2) and posix_spawn(3) copy nothing.
+ * releasing them in the child does nothing. Open at the fork is a view whose call returned before fork was called: one
+ * that another thread opens meanwhile may not be there in the child, and reading it is a fault. A writer stays the
+ * parent's, and its room is not there in the child. A child that does not use stepstash keeps nothing of its parent's:
+ * no view, no connection, no memory but the segment of views that were open. That is for fork(3). A child of clone(2)
+ * or _Fork(3), which run no handlers, finds no views, and keeps the connections until it uses the client, calls exec or
+ * ends; vfork(2) and posix_spawn(3) copy nothing.
  *
  * Other segments. When the daemon goes on with another segment (a restore, another configuration), a client reads from
  * that one within a second, or after its next call that asks the daemon. Views of the former one stay valid.
