@@ -202,7 +202,8 @@ void Client::enter_process() noexcept {
   descriptors_.close_all();
   while (take_idle() != nullptr) {
   }
-  looking_.reset();
+  // Not freed: a thread of the parent's may have been at it, and in the middle of giving its buffer other memory.
+  (void)looking_.release();
   next_look_ms_.store(0);
   resume_needed_.store(false);
   current_.store(nullptr);
