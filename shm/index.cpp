@@ -178,7 +178,8 @@ Result<> IndexWriter::rebuild(std::uint64_t slots) {
   header_at(base_).index.store(make_index_word(index_version(old_word) + 1, log2, table), std::memory_order_seq_cst);
   STEPSTASH_CRASH_POINT("shm.index.rebuild.swapped");
   // What is stored into the old table's memory from here on is not seen before the new word: a reader that probes
-  // such bytes sees, when it looks at the word again, that they do not count.
+  // such bytes, or takes a secret from there (table_secret acquires), sees, when it looks at the word again, that they
+  // do not count.
   full_fence();
   spares_.push_back({table_, capacity_});
   table_ = table;

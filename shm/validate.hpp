@@ -52,10 +52,12 @@ inline const TableHeader& table_header(const std::byte* base, Offset table) noex
   return *reinterpret_cast<const TableHeader*>(base + table - sizeof(TableHeader));
 }
 
-/// The secret that the keys of a table are placed by. Relaxed: whoever came by the index word has acquired it.
+/// The secret that the keys of a table are placed by. Whoever came by the index word has it. Acquire is for who came by
+/// a word that has been replaced meanwhile, and finds the secret of the table's next use: it pairs with the fence
+/// between the swap and that (IndexWriter::rebuild), so that he finds another word when he looks again.
 inline HashSecret table_secret(const std::byte* base, Offset table) noexcept {
   const TableHeader& head = table_header(base, table);
-  return {head.secret[0].load(std::memory_order_relaxed), head.secret[1].load(std::memory_order_relaxed)};
+  return {head.secret[0].load(std::memory_order_acquire), head.secret[1].load(std::memory_order_acquire)};
 }
 
 /// What TableHeader::check must be.

@@ -887,8 +887,10 @@ Result<BuildRecord*> Writer::add_build(BuildId build, bool spare) {
   builds_.emplace(build, record);
   free_builds_.pop_back();
   record->complete_at.store(kNotComplete, std::memory_order_relaxed);  // all published by the store of buildid
-  record->drop_upto.store(0, std::memory_order_relaxed);
-  record->deletion.store(0, std::memory_order_relaxed);
+  // Release pairs with deleted_upto() of a reader that has an entry of the build that had this record before, and saw
+  // its number still: one that loads these zeros sees, when it looks at the slot again, that the entry has left it.
+  record->drop_upto.store(0, std::memory_order_release);
+  record->deletion.store(0, std::memory_order_release);
   record->hold.store(Hold::unknown, std::memory_order_relaxed);
   record->merged.store(0, std::memory_order_relaxed);
   record->completed_ns.store(0, std::memory_order_relaxed);
