@@ -89,8 +89,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Ends the set under way when its client keeps it waiting, and gives back its room.
   bool shed_set();
   uid_t uid() const noexcept { return peer_.uid; }
-  /// A request is being answered.
-  bool busy() const noexcept { return busy_; }
+  /// A request is being answered, or waits for its turn.
+  bool busy() const noexcept { return work_ != Work::none; }
 
  private:
   /// A set through the staging ring, between SetBegin and its end.
@@ -150,7 +150,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool greeted_ = false;
   bool frame_begun_ = false;  // and the frame timer is running
   bool closed_ = false;
-  bool busy_ = false;  // a request is being answered
+  enum class Work { none, queued, answering };
+  Work work_ = Work::none;  // queued: a whole request was read, and others have their turns first
   std::vector<std::byte> in_;
   std::size_t in_used_ = 0;
   std::vector<std::byte> out_;
