@@ -29,15 +29,16 @@ namespace stepstash::daemon {
 
 /// What all connections share. Loop's thread only.
 struct Services {
-  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, shm::Writer& segment_, const Config& config_)
-      : loop(loop_), store(store_), flusher(flusher_), segment(segment_), config(config_) {}
+  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, shm::Writer& segment_, const Config& config_,
+           const Clock& clock)
+      : loop(loop_), store(store_), flusher(flusher_), segment(segment_), config(config_), turns(loop_, clock) {}
 
   asio::io_context& loop;
   Store& store;
   Flusher& flusher;
   shm::Writer& segment;
   const Config& config;  ///< changes at reload
-  Turns turns{loop};
+  Turns turns;
   SharedText stats;
   asio::thread_pool copiers{2};  ///< fill blocks from staging rings; two, for one long copy must not hold up all others
   std::uint64_t rings = 0;       ///< staging rings that exist now
