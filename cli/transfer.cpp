@@ -105,11 +105,12 @@ bool on_procfs(const std::string& directory) noexcept {
   return ::statfs(to_open(directory).c_str(), &status) == 0 && status.f_type == PROC_SUPER_MAGIC;
 }
 
-std::string link_target(const std::string& path) {
+std::string link_target(int directory, const char* name) {
   char target[PATH_MAX];
-  const ssize_t bytes = ::readlink(path.c_str(), target, sizeof target);
+  const ssize_t bytes = ::readlinkat(directory, name, target, sizeof target);
   return {target, bytes < 0 || bytes == sizeof target ? 0 : static_cast<std::size_t>(bytes)};
 }
+std::string link_target(const std::string& path) { return link_target(AT_FDCWD, path.c_str()); }
 
 std::string link_of(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
@@ -117,6 +118,15 @@ std::string reason(int error) { return std::strerror(error); }
 
 UniqueFd open_directory(const std::string& directory) {
   return UniqueFd(::open(to_open(directory).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+/// The rule of fs.protected_symlinks (proc_sys_fs(5)), whatever that is set to here: in a directory where everybody may
+/// make names, such as /tmp, a link is followed only for the one who made it, and where the directory's owner made it.
+bool may_follow(const struct stat& link, int directory) noexcept {
+  struct stat status {};
+  if (::fstat(directory, &status) != 0) return false;
+  const bool everybody = (status.st_mode & S_ISVTX) != 0 && (status.st_mode & S_IWOTH) != 0;
+  return !everybody || link.st_uid == ::geteuid() || link.st_uid == status.st_uid;
 }
 
 /// Nothing else can be given a name over it.
@@ -262,8 +272,9 @@ void Progress::at(std::uint64_t bytes) {
 std::string OutputFile::inspect(const std::string& path) {
   path_ = path;
   constexpr int kLinks = 40;  // the kernel's own limit
-  // `at` follows the links from name to name, to find out of what kind they are; that the user may follow them is
-  // the kernel's decision, in stat(2) below.
+  // `at` follows the links from name to name, to find out of what kind they are. Others can change names meanwhile, so
+  // each link is judged and read through one descriptor, and what the kernel says of the whole path below is not needed
+  // for that.
   std::string at = path;
   bool by_link = false, of_process = false;
   for (int links = 0;; ++links) {
@@ -275,13 +286,19 @@ std::string OutputFile::inspect(const std::string& path) {
       way_ = Way::descriptor;
       return file_ ? std::string() : reason(errno);
     }
+    const UniqueFd directory = open_directory(place.directory);
+    const UniqueFd link(::openat(directory.get(), place.name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
     struct stat status {};
-    if (::lstat(at.c_str(), &status) != 0 || !S_ISLNK(status.st_mode)) break;
+    if (!link || ::fstat(link.get(), &status) != 0 || !S_ISLNK(status.st_mode)) break;
     if (links == kLinks) return reason(ELOOP);
     by_link = true;
     of_process = on_procfs(place.directory);
     if (of_process) break;  // such a link may lead where no name leads
-    const std::string target = link_target(at);
+    if (!may_follow(status, directory.get())) {
+      return printable(at) + " is a link that user " + std::to_string(status.st_uid) +
+             " made in a directory where everybody may: name the file itself";
+    }
+    const std::string target = link_target(link.get(), "");
     if (target.empty()) break;
     at = target.front() == '/' ? target : place.directory + target;
   }

@@ -100,8 +100,9 @@ void Connection::dismiss() { waiter_.dismiss(); }
 bool Connection::shed_ring(bool slow_too) {
   if (!ring_ || closed_) return false;
   if (staged_ && !(slow_too && give_up_set())) return false;
-  if (!staged_ && busy_) return false;
-  if (staged_ && !busy_) {
+  boost::system::error_code ignored;
+  if (!staged_ && (busy() || socket_.available(ignored) > 0)) return false;  // it has asked for something
+  if (staged_ && work_ != Work::answering) {
     std::vector<std::byte> frame;
     protocol::encode(protocol::Reply(*staged_->failure), frame);
     (void)::send(socket_.native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -147,6 +148,7 @@ awaitable<void> Connection::run() {
   for (bool go_on = true; go_on && !closed_;) {
     go_on = co_await read_frames();
   }
+  work_ = Work::none;
   staged_.reset();
   listing_.reset();
   if (ring_) {
@@ -210,6 +212,7 @@ awaitable<bool> Connection::read_frames() {
     frame_begun_ = false;
     if (pieces_.empty()) {  // a piece behind another belongs to the same turn
       if (head.value().type == protocol::kPieceType) stop_clock();
+      work_ = Work::queued;  // from here on it is answered, whatever else ends
       co_await waiter_.yield();
       if (closed_) co_return false;
     }
@@ -228,6 +231,7 @@ awaitable<bool> Connection::read_frames() {
     } else {
       go_on = co_await handle(std::move(request).value());
     }
+    work_ = Work::none;
   }
   std::memmove(in_.data(), in_.data() + at, in_used_ - at);
   in_used_ -= at;
@@ -260,7 +264,7 @@ awaitable<bool> Connection::handle(protocol::Request request) {
     co_await send_failure(Errc::shutting_down, "the daemon is stopping");
     co_return false;
   }
-  busy_ = true;
+  work_ = Work::answering;
   bool go_on = false;
   if (!std::holds_alternative<protocol::List>(request)) listing_.reset();
   if (auto* begin = std::get_if<protocol::SetBegin>(&request)) {
@@ -269,7 +273,7 @@ awaitable<bool> Connection::handle(protocol::Request request) {
     const protocol::Reply reply = co_await answer(request);
     go_on = co_await send(reply);
   }
-  busy_ = false;
+  work_ = Work::none;
   co_return go_on;
 }
 
@@ -482,7 +486,7 @@ awaitable<bool> Connection::on_pieces() {
     co_await send_failure(Errc::protocol_error, "Piece without SetBegin");
     co_return false;
   }
-  busy_ = true;
+  work_ = Work::answering;
   out_.clear();
   stop_clock();
   std::uint64_t total = 0;
@@ -529,7 +533,7 @@ awaitable<bool> Connection::on_pieces() {
   staged_->waiting_since = std::chrono::steady_clock::now();
   STEPSTASH_CRASH_POINT("daemon.staged.pieces.taken");
   pieces_.clear();
-  busy_ = false;
+  work_ = Work::none;
   co_return co_await write_out();
 }
 

@@ -29,15 +29,16 @@ namespace stepstash::daemon {
 
 /// What all connections share. Loop's thread only.
 struct Services {
-  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, shm::Writer& segment_, const Config& config_)
-      : loop(loop_), store(store_), flusher(flusher_), segment(segment_), config(config_) {}
+  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, shm::Writer& segment_, const Config& config_,
+           const Clock& clock)
+      : loop(loop_), store(store_), flusher(flusher_), segment(segment_), config(config_), turns(loop_, clock) {}
 
   asio::io_context& loop;
   Store& store;
   Flusher& flusher;
   shm::Writer& segment;
   const Config& config;  ///< changes at reload
-  Turns turns{loop};
+  Turns turns;
   SharedText stats;
   asio::thread_pool copiers{2};  ///< fill blocks from staging rings; two, for one long copy must not hold up all others
   std::uint64_t rings = 0;       ///< staging rings that exist now
@@ -89,8 +90,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Ends the set under way when its client keeps it waiting, and gives back its room.
   bool shed_set();
   uid_t uid() const noexcept { return peer_.uid; }
-  /// A request is being answered.
-  bool busy() const noexcept { return busy_; }
+  /// A request is being answered, or waits for its turn.
+  bool busy() const noexcept { return work_ != Work::none; }
 
  private:
   /// A set through the staging ring, between SetBegin and its end.
@@ -150,7 +151,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool greeted_ = false;
   bool frame_begun_ = false;  // and the frame timer is running
   bool closed_ = false;
-  bool busy_ = false;  // a request is being answered
+  enum class Work { none, queued, answering };
+  Work work_ = Work::none;  // queued: a whole request was read, and others have their turns first
   std::vector<std::byte> in_;
   std::size_t in_used_ = 0;
   std::vector<std::byte> out_;

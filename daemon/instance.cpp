@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 #include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <optional>
@@ -35,6 +37,25 @@ bool has(const ObjectDirectory& directory, const std::string& name) {
   return directory.open_own(name, ObjectDirectory::Access::read_only).has_value();
 }
 
+/// Holds what only a daemon of ours has put there: the segment, one that is being made, or one that a restore has put
+/// aside.
+bool has_segment(const ObjectDirectory& directory) {
+  const std::string segment = kSegmentObject;
+  if (has(directory, segment) || has(directory, segment + ".new")) return true;
+  const auto aside = directory.list(segment + ".restoring.");
+  return aside && !aside.value().empty();
+}
+
+/// Somebody else's names are in it: it was theirs, and a tool run by root (systemd-tmpfiles) gave it to us as it was.
+/// They may be those that we need.
+bool was_foreign(const ObjectDirectory& directory) {
+  const auto names = directory.list("");
+  return names && std::any_of(names.value().begin(), names.value().end(), [&](const std::string& name) {
+           struct stat status {};
+           return ::lstat((directory.path() + "/" + name).c_str(), &status) == 0 && status.st_uid != ::geteuid();
+         });
+}
+
 /// The directories of this instance that are ours, in order of their names.
 Result<std::vector<ObjectDirectory>> own_directories(const ObjectDirectory& parent, const std::string& base) {
   std::vector<ObjectDirectory> own;
@@ -46,7 +67,9 @@ Result<std::vector<ObjectDirectory>> own_directories(const ObjectDirectory& pare
     if (!opened && opened.error() != Errc::unsafe_object && opened.error() != std::errc::no_such_file_or_directory) {
       return opened.error();
     }
-    if (opened) own.push_back(std::move(opened).value());
+    if (opened && (has_segment(opened.value()) || !was_foreign(opened.value()))) {
+      own.push_back(std::move(opened).value());
+    }
   }
   return own;
 }
@@ -137,9 +160,7 @@ Result<Instance> open_instance(const std::string& parent_path, const std::string
   std::vector<ObjectDirectory> own = STEPSTASH_TRY(own_directories(parent, base));
   about = parent_path + "/" + base;
   if (own.empty()) own.push_back(STEPSTASH_TRY(make_directory(parent, base)));
-  const auto served = std::find_if(own.begin(), own.end(), [](const ObjectDirectory& one) {
-    return has(one, kSegmentObject) || has(one, std::string(kSegmentObject) + ".new");
-  });
+  const auto served = std::find_if(own.begin(), own.end(), has_segment);
   ObjectDirectory directory = std::move(served == own.end() ? own.front() : *served);
   LockFile held = STEPSTASH_TRY(lock(directory, about));
   // Two first starts at one time may have made a directory each: one of them, at least, sees the other's lock.
@@ -149,8 +170,9 @@ Result<Instance> open_instance(const std::string& parent_path, const std::string
   }
   Instance instance{std::move(directory), std::move(held), {}};
   if (instance.directory.path() != parent_path + "/" + base) {
-    instance.notes.push_back(fmt::format("{}/{} is not a directory of this user's own, so the segment lies in {}",
-                                         parent_path, base, instance.directory.path()));
+    instance.notes.push_back(fmt::format(
+        "{}/{} is not a directory of this user's own, or holds what others put there, so the segment lies in {}",
+        parent_path, base, instance.directory.path()));
   }
   STEPSTASH_TRY(move_in(parent, name, instance, about));
   return instance;

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "base/standard_descriptors.hpp"
+#include "base/text.hpp"
 #include "daemon/log.hpp"
 #include "daemon/notify.hpp"
 #include "daemon/options.hpp"
@@ -62,7 +63,7 @@ int main(int argc, char** argv) {
   raise_descriptor_limit();
   if (!command.restore.empty()) {
     const auto restored = restore(command.reading->config, command.restore);
-    if (!restored) std::fprintf(stderr, "stepstashd: %s\n", restored.error().message.c_str());
+    if (!restored) std::fprintf(stderr, "stepstashd: %s\n", stepstash::visible(restored.error().message).c_str());
     if (restored) std::fputs(restored.value().c_str(), stdout);
     return restored ? 0 : restored.error().exit_status;
   }

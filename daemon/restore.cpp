@@ -5,14 +5,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <optional>
 
 #include "base/errc.hpp"
+#include "base/text.hpp"
 #include "daemon/instance.hpp"
 #include "daemon/lock_file.hpp"
 #include "persist/restore.hpp"
+#include "shm/layout.hpp"
 #include "shm/object.hpp"
 
 namespace stepstash::daemon {
@@ -73,6 +77,27 @@ bool same_file(const std::string& one, const std::string& other) noexcept {
          first.st_ino == second.st_ino;
 }
 
+/// The id below which the segment may have given all; 0 where there is none that can be believed. The database knows of
+/// them all unless it is damaged or another one.
+std::uint64_t given_ids(const shm::ObjectDirectory& directory) {
+  const auto object = directory.open_own(kSegmentObject, shm::ObjectDirectory::Access::read_only);
+  if (!object) return 0;
+  const auto word = [&](std::size_t offset) {
+    std::uint64_t value = 0;
+    return ::pread(object.value().get(), &value, sizeof value, static_cast<off_t>(offset)) == sizeof value ? value : 0;
+  };
+  constexpr std::uint64_t kBelievable = std::uint64_t{1} << 62;  // ids end at 2^63, and nothing damaged may end them
+  const std::uint64_t id = std::max(word(offsetof(shm::Header, next_id)), word(offsetof(shm::Header, id_limit)));
+  return word(offsetof(shm::Header, magic)) == shm::kSegmentMagic && id < kBelievable ? id : 0;
+}
+
+/// A start that died may have left a segment that is complete but for its name: what is there is one, under that name.
+Result<> settle_new_segment(const shm::ObjectDirectory& directory) {
+  const std::string made = std::string(kSegmentObject) + ".new";
+  const bool only = exists(directory.path() + "/" + made) && !exists(directory.path() + "/" + kSegmentObject);
+  return only ? directory.rename(made, kSegmentObject) : directory.remove(made);
+}
+
 int status_of(std::error_code error) {
   if (error == Errc::newer_database || error == Errc::foreign_database) return kExitConfig;
   if (error == Errc::already_held) return kExitTemporary;
@@ -108,6 +133,9 @@ Configured<std::string> restore(const Config& config, const std::string& file) {
     return fail(kExitUsage, fmt::format("{} is the database itself", file));
   }
   STEPSTASH_TRY(settle_restore(config, directory));
+  if (const auto settled = settle_new_segment(directory); !settled) {
+    return fail(kExitCannotCreate, fmt::format("{}: {}", directory.path(), settled.error().message()));
+  }
 
   std::string why;
   const auto copied = persist::copy_whole(file, copy, why);
@@ -119,8 +147,16 @@ Configured<std::string> restore(const Config& config, const std::string& file) {
     persist::remove_whole(copy);
     return fail(status, std::move(message));
   };
-  if (const auto closed = persist::close_log(config.db, why); !closed) {
+  const auto closed = persist::close_log(config.db, why);
+  if (!closed) {
     return give_up(status_of(closed.error()), fmt::format("{}: {} ({})", config.db, closed.error().message(), why));
+  }
+  // What was set since the backup is gone, and its ids and revisions are not to be given a second time: a client that
+  // has seen one takes it for what it was (if_revision).
+  if (const std::uint64_t id = std::max(closed.value(), given_ids(directory)); id > 0) {
+    if (const auto skipped = persist::skip_ids(copy, id, why); !skipped) {
+      return give_up(status_of(skipped.error()), fmt::format("{}: {} ({})", copy, skipped.error().message(), why));
+    }
   }
   const auto aside = directory.set_aside(kSegmentObject, kFormerSegment);
   if (!aside && aside.error() != std::errc::no_such_file_or_directory) {
@@ -138,9 +174,7 @@ Configured<std::string> restore(const Config& config, const std::string& file) {
     return fail(kExitIo, fmt::format("{}: {}; the backup is in its place", parent, std::strerror(errno)));
   }
   STEPSTASH_TRY(settle_restore(config, directory));  // removes the segment
-  // One that was being made when its daemon died would be taken for complete.
-  static_cast<void>(directory.remove(std::string(kSegmentObject) + ".new"));
-  return fmt::format("restored {}: {} entries of {} builds\n", config.db, copied.value().entries,
+  return fmt::format("restored {}: {} entries of {} builds\n", visible(config.db), copied.value().entries,
                      copied.value().builds);
 }
 

@@ -289,7 +289,7 @@ Configured<> Server::open_segment_and_store() {
     segment.header().commit_count.store(database_->commit_count());
     STEPSTASH_CRASH_POINT("daemon.server.commit_count.stored");
   }
-  services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_);
+  services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_, clock_);
   services_->stats.make = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
   store_->shed_set = [this] { return shed(next_set_, [](Connection& connection) { return connection.shed_set(); }); };

@@ -26,12 +26,12 @@
 #include <map>
 #include <memory>
 
+#include "base/clock.hpp"
+
 namespace stepstash::daemon {
 
 class Turns {
  public:
-  using Clock = std::chrono::steady_clock;
-
   /// What one user may use of the loop before the next one is served: about ten sets.
   static constexpr auto kQuantum = std::chrono::microseconds(250);
   /// What all of them may use before the loop does something else.
@@ -39,7 +39,8 @@ class Turns {
   /// More than this nobody has to wait for what he used: many others may be there.
   static constexpr auto kMostDebt = std::chrono::milliseconds(100);
 
-  explicit Turns(boost::asio::io_context& loop) : loop_(loop) {}
+  /// `clock`: what turns are measured with; it outlives this.
+  Turns(boost::asio::io_context& loop, const Clock& clock) : loop_(loop), clock_(clock) {}
   Turns(const Turns&) = delete;
   Turns& operator=(const Turns&) = delete;
 
@@ -70,7 +71,7 @@ class Turns {
   struct User {
     std::deque<std::unique_ptr<Turn>> waiting;
     std::chrono::nanoseconds credit{0};  // below zero: used ahead
-    Clock::time_point left{};            // the last time that nothing of it waited
+    std::chrono::nanoseconds left{0};    // the last time that nothing of it waited
   };
 
   void add(uid_t uid, std::unique_ptr<Turn> turn) {
@@ -78,7 +79,7 @@ class Turns {
     if (user.waiting.empty()) {
       // Time pays debts off, too: they tell whose turn it is among those who are there at one time.
       if (user.credit.count() < 0) {
-        user.credit = std::min(user.credit + (Clock::now() - user.left), std::chrono::nanoseconds(0));
+        user.credit = std::min(user.credit + (clock_.monotonic() - user.left), std::chrono::nanoseconds(0));
       }
       round_.push_back(uid);
     }
@@ -90,7 +91,7 @@ class Turns {
   }
 
   void serve() {
-    auto now = Clock::now();
+    auto now = clock_.monotonic();
     const auto end = now + kSlice;
     while (!round_.empty() && now < end) {
       const uid_t uid = round_.front();
@@ -109,7 +110,7 @@ class Turns {
       const bool last = user.waiting.empty();
       if (last) round_.pop_front();  // before it is taken: it may come again in it
       turn->take();
-      const auto then = std::exchange(now, Clock::now());
+      const auto then = std::exchange(now, clock_.monotonic());
       if (alone) user.credit = std::chrono::nanoseconds(0);  // what was used while nobody else was there is free
       user.credit = std::max<std::chrono::nanoseconds>(user.credit - (now - then), -kMostDebt);
       if (last && user.waiting.empty()) {
@@ -128,6 +129,7 @@ class Turns {
   }
 
   boost::asio::io_context& loop_;
+  const Clock& clock_;
   std::map<uid_t, User> users_;  // those of this round, and those who used ahead
   std::list<uid_t> round_;       // those for whom something waits, the next one in front
   std::uint64_t taken_ = 0;

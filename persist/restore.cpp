@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <algorithm>
 
 #include <memory>
 #include <string_view>
@@ -79,7 +80,12 @@ Result<> copy_pages(const std::string& from, const std::string& to, std::string&
   return success();
 }
 
-Result<> sync(const std::string& path) {
+/// On the disk as one file. SQLite may fail to empty the log at the end, and says nothing: the file is half of it then.
+Result<> settle(const std::string& path, std::string& why) {
+  if (has_bytes(path + "-wal") || ::access((path + "-shm").c_str(), F_OK) == 0) {
+    why = path + ": its log could not be written into it";
+    return Errc::not_durable;
+  }
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (!fd || ::fsync(fd.get()) != 0) return last_errno();
   return success();
@@ -122,7 +128,7 @@ Result<Copied> copy_whole(const std::string& from, const std::string& to, std::s
       }
       copied = {census.value().entries, census.value().builds_with_data};
     }
-    STEPSTASH_TRY(sync(to));
+    STEPSTASH_TRY(settle(to, why));
     return copied;
   };
   auto copied = copy();
@@ -132,15 +138,27 @@ Result<Copied> copy_whole(const std::string& from, const std::string& to, std::s
   return copied;
 }
 
-Result<> close_log(const std::string& path, std::string& why) {
+Result<> skip_ids(const std::string& path, std::uint64_t id, std::string& why) {
+  {
+    auto store = STEPSTASH_TRY(SqliteStore::open({.path = path}, &why));
+    if (auto reserved = store->reserve_ids(1, id); !reserved) {
+      why = store->last_error();
+      return reserved.error();
+    }
+  }
+  ::unlink((path + "-reserve").c_str());
+  return settle(path, why);
+}
+
+Result<std::uint64_t> close_log(const std::string& path, std::string& why) {
   struct ::stat status {};
   if (::lstat(path.c_str(), &status) != 0) {
     if (errno != ENOENT) return last_errno();
     // A log without its database belongs to none; beside the backup it would be taken for its own.
     for (const char* suffix : {"-wal", "-shm", "-journal"}) ::unlink((path + suffix).c_str());
-    return success();
+    return 0;
   }
-  const auto checkpoint = [&]() -> Result<> {
+  const auto checkpoint = [&]() -> Result<std::uint64_t> {
     Connection former = STEPSTASH_TRY(Connection::open(path, kBusyMs));
     const auto fail = [&](std::error_code error) {
       why = path + ": " + former.describe(error);
@@ -160,21 +178,24 @@ Result<> close_log(const std::string& path, std::string& why) {
       why = path + ": another program has it open";
       return Errc::already_held;
     }
-    return success();
+    if (tables.value() == 0) return 0;
+    auto next_id = former.query_int("SELECT value FROM meta WHERE key = 'next_id'");
+    if (!next_id) return fail(next_id.error());
+    return static_cast<std::uint64_t>(std::max<std::int64_t>(next_id.value(), 0));
   };
   auto closed = checkpoint();
   const int primary = !closed && closed.error().category() == sqlite_category() ? closed.error().value() & 0xFF : 0;
   if (primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB) {
     STEPSTASH_TRY(SqliteStore::set_aside(path));
-    return success();
+    return 0;
   }
   if (primary != 0) return Errc::not_durable;
-  STEPSTASH_TRY(closed);
+  const std::uint64_t next_id = STEPSTASH_TRY(closed);
   if (has_bytes(path + "-wal") || ::access((path + "-shm").c_str(), F_OK) == 0) {
     why = path + ": another program has it open";  // the last one that closes it takes them away
     return Errc::already_held;
   }
-  return success();
+  return next_id;
 }
 
 }  // namespace stepstash::persist

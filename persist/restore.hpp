@@ -20,9 +20,14 @@ struct Copied {
 Result<Copied> copy_whole(const std::string& from, const std::string& to, std::string& why);
 
 /// Has SQLite move what the write-ahead log of the database at `path` holds into the file, and take the log away: the
-/// file can be replaced then. One that is damaged is kept under another name (SqliteStore::set_aside). No file is fine.
+/// file can be replaced then. Returns the id below which it may have given all; 0 where it cannot be read. One that is
+/// damaged is kept under another name (SqliteStore::set_aside). No file is fine.
 /// Errors: Errc::already_held (another program has it open), Errc::foreign_database, Errc::not_durable.
-Result<> close_log(const std::string& path, std::string& why);
+Result<std::uint64_t> close_log(const std::string& path, std::string& why);
+
+/// Has the database at `path` give no id below `id` any more; on the disk, and without companions, when it returns.
+/// Errors: Errc::not_durable and SQLite's.
+Result<> skip_ids(const std::string& path, std::uint64_t id, std::string& why);
 
 /// Removes the database at `path` with all its companions. What is not there is no error.
 void remove_whole(const std::string& path) noexcept;

@@ -37,7 +37,7 @@ struct Daemon {
   ManualClock clock;
   Engine engine{directory, disk, clock};
   daemon::Config config;
-  daemon::Services services{engine.loop(), engine.store(), engine.flusher(), engine.segment(), config};
+  daemon::Services services{engine.loop(), engine.store(), engine.flusher(), engine.segment(), config, clock};
 };
 
 void frame(std::vector<std::byte>& out, std::uint16_t type, std::span<const std::uint8_t> payload) {

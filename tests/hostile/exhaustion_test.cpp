@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "tests/hostile/faults.hpp"
+#include "tests/hostile/flood.hpp"
 #include "tests/hostile/namespaces.hpp"
 #include "tests/hostile/siege.hpp"
 #include "tests/protocol/samples.hpp"
@@ -872,7 +873,9 @@ BOOST_AUTO_TEST_CASE(without_address_space_requests_fail_and_nothing_is_lost,
   std::memcpy(half.data() + half.size() - 60'000, begun.data(), begun.size());
   half.resize(half.size() - 1000);
   for (int i = 0; i < 1000 && fate(daemon) == 0; ++i) {
-    many.emplace_back(daemon.socket());
+    UniqueFd connected(connect_to(daemon.socket()));
+    if (!connected) break;  // it has just ended
+    many.emplace_back(std::move(connected));
     ::fcntl(many.back().fd(), F_SETFL, O_NONBLOCK);
     many.back().send(half);
   }

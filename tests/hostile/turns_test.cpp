@@ -3,6 +3,7 @@
 #include "tests/hostile/flood.hpp"
 #include "tests/hostile/siege.hpp"
 #include "tests/protocol/samples.hpp"
+#include "tests/system/raw_connection.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;
@@ -104,6 +105,53 @@ BOOST_AUTO_TEST_CASE(who_comes_and_goes_all_the_time_keeps_nobody_waiting) {
     BOOST_TEST(eventually([&] { return figure(crowd.client, "connections") <= crowd.before().connections + 2; }));
   }
   crowd.lift();
+}
+
+BOOST_AUTO_TEST_CASE(a_request_that_waits_for_its_turn_is_answered_though_its_ring_is_wanted) {
+  DaemonProcess daemon({"--socket-mode=0666", "--write-users=60002", "--max-rings=1"});
+  daemon.start();
+  std::filesystem::permissions(daemon.directory().path(), std::filesystem::perms{0755});
+  // Its ring stays with it after a set.
+  std::optional<RawConnection> idle(std::in_place, daemon.socket());
+  idle->greet();
+  idle->send(protocol::SetBegin{params_of(48, "large"), 0});
+  BOOST_REQUIRE(std::holds_alternative<protocol::SetReady>(*idle->receive()));
+  idle->send(protocol::SetCommit{});
+  BOOST_REQUIRE(std::holds_alternative<protocol::SetOk>(*idle->receive()));
+  // Others of the same user are before it, so that the turn of the one who wants a ring comes first.
+  std::vector<std::unique_ptr<RawConnection>> others;
+  for (int i = 0; i < 50; ++i) {
+    others.push_back(std::make_unique<RawConnection>(daemon.socket()));
+    others.back()->greet();
+  }
+  const Signal ready, go, begun;
+  Child wants([&] {
+    become(kWriter);
+    const int fd = connect_to(daemon.socket());
+    const std::string hello = text(protocol::Hello{});
+    char reply[4096];
+    require(::send(fd, hello.data(), hello.size(), MSG_NOSIGNAL) > 0 && ::recv(fd, reply, sizeof reply, 0) > 0,
+            "hello");
+    ready.raise();
+    require(go.wait(), "go");
+    const std::string begin = text(protocol::SetBegin{params_of(48, "other"), 0});
+    require(::send(fd, begin.data(), begin.size(), MSG_NOSIGNAL) > 0, "begin");
+    begun.raise();
+    require(::recv(fd, reply, sizeof reply, 0) > 0, "no answer");
+    return 0;
+  });
+  BOOST_REQUIRE(ready.wait());
+  daemon.stop();
+  for (const auto& other : others) other->send(protocol::Stats{});
+  go.raise();
+  BOOST_REQUIRE(begun.wait());
+  idle->send(protocol::Drop{48});
+  daemon.resume();
+  const auto answer = idle->receive();
+  BOOST_REQUIRE(answer.has_value());
+  BOOST_TEST(std::holds_alternative<protocol::Count>(*answer));
+  idle.reset();
+  BOOST_TEST(wants.join() == 0);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -455,7 +455,9 @@ std::string served_directory(const DaemonProcess& daemon) {
   for (const auto& object : fs::directory_iterator("/dev/shm")) {
     const std::string name = object.path().filename();
     if (!name.starts_with(daemon.segment() + ".d") || fs::is_symlink(object.path())) continue;
-    if (fs::is_directory(object.path()) && fs::exists(object.path() / "segment")) found = object.path();
+    struct stat segment {};
+    const bool there = ::stat((object.path() / "segment").c_str(), &segment) == 0;
+    if (there && segment.st_uid == kDaemonsUser) found = object.path();
   }
   return found;
 }
@@ -494,6 +496,27 @@ BOOST_AUTO_TEST_CASE(no_name_that_another_user_made_first_keeps_a_daemon_from_st
       BOOST_TEST(Client(daemon.socket()).get(1, "v")->text() == "value");
       BOOST_TEST(served_directory(daemon) == directory);
     }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_directory_that_root_gave_to_the_daemon_with_somebodys_names_in_it_is_not_used,
+                     *boost::unit_test::precondition(other_daemon)) {
+  for (const char* name : {"lock", "segment", "segment.new", "segment.pin.1"}) {
+    DaemonProcess daemon({"--segment-size=8MiB"});
+    daemon.run_as(kDaemonsUser);
+    squat(Squat::directory, daemon.segment_directory());
+    squat(Squat::file, daemon.segment_directory() + "/" + name);
+    // As systemd-tmpfiles does with a directory that it finds.
+    BOOST_REQUIRE(::chown(daemon.segment_directory().c_str(), kDaemonsUser, kDaemonsUser) == 0);
+    fs::permissions(daemon.segment_directory(), fs::perms{0700});
+    daemon.start();
+    Client(daemon.socket()).set(1, "v", "value");
+    const std::string directory = served_directory(daemon);
+    BOOST_TEST(directory != daemon.segment_directory(), name);
+    daemon.kill();
+    daemon.start();
+    BOOST_TEST(Client(daemon.socket()).get(1, "v")->text() == "value", name);
+    BOOST_TEST(served_directory(daemon) == directory, name);
   }
 }
 

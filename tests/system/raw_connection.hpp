@@ -33,6 +33,7 @@ class RawConnection {
     if (::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) fd_.reset();
     BOOST_REQUIRE(fd_.get() >= 0);
   }
+  explicit RawConnection(UniqueFd connected) : fd_(std::move(connected)) {}
   void send(std::span<const std::byte> bytes) const {
     // The daemon may have hung up already: that is an answer, too.
     static_cast<void>(::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
