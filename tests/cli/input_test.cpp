@@ -14,7 +14,7 @@
 #include <stepstash/client.hpp>
 #include <utility>
 
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 namespace stepstash::cli {
 namespace {

@@ -31,8 +31,8 @@
 
 #include "tests/crash_matrix/run.hpp"
 #include "tests/crash_matrix/scenarios.hpp"
+#include "tests/support/harness.hpp"
 #include "tests/support/temp_dir.hpp"
-#include "tests/system/harness.hpp"
 
 namespace {
 

@@ -17,8 +17,8 @@
 #include "protocol/message.hpp"
 #include "shm/layout.hpp"
 #include "shm/reader.hpp"
-#include "tests/crash_matrix/promises.hpp"
 #include "tests/support/daemon_process.hpp"
+#include "tests/support/promises.hpp"
 
 namespace stepstash::test {
 

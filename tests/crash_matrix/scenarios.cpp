@@ -11,7 +11,7 @@
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
 namespace {

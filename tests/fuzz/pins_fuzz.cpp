@@ -8,7 +8,7 @@
 
 #include "shm/validate.hpp"
 #include "tests/fuzz/check.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "tests/history/history.hpp"
-#include "tests/history/values.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/numbered_values.hpp"
 
 namespace stepstash::test {
 

@@ -29,7 +29,7 @@
 
 #include "tests/history/clients.hpp"
 #include "tests/history/history.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

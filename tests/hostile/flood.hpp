@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "tests/hostile/namespaces.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
 

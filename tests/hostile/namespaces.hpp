@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
 

@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "tests/system/harness.hpp"
-#include "tests/system/raw_connection.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/raw_connection.hpp"
 
 namespace stepstash::test {
 

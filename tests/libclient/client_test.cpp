@@ -11,7 +11,7 @@
 
 #include "libclient/explain.hpp"
 #include "tests/libclient/allocations.hpp"
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 namespace stepstash::client {
 namespace {

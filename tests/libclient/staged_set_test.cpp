@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "libclient/explain.hpp"
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 namespace stepstash::client {
 namespace {

@@ -39,8 +39,8 @@
 #include <stdexcept>
 #include <thread>
 
-#include "tests/history/values.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/numbered_values.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -5,7 +5,7 @@
 
 #include "shm/pins.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

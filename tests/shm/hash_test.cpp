@@ -5,7 +5,7 @@
 #include <string>
 #include <unordered_map>
 
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

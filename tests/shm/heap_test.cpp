@@ -11,7 +11,7 @@
 
 #include "shm/mapping.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

@@ -10,7 +10,7 @@
 #include <unordered_set>
 
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

@@ -6,7 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

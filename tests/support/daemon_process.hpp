@@ -49,7 +49,8 @@ class DaemonProcess {
   /// SIGCONT.
   void resume();
 
-  /// The path of the program that is run.
+  /// The path of the program that is run: stepstashd of this build (daemon_program.cpp), unless a test defines this
+  /// function itself.
   static const char* program() noexcept;
   bool running() const noexcept { return pid_ > 0; }
   pid_t pid() const noexcept { return pid_; }

@@ -8,7 +8,7 @@
 #include <stdexcept>
 
 #include "shm/hash.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -6,7 +6,7 @@
 #include <map>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

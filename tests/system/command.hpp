@@ -4,7 +4,7 @@
 #include <fstream>
 #include <iterator>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
 

@@ -11,8 +11,8 @@
 
 #include "base/errc.hpp"
 #include "protocol/frame.hpp"
-#include "tests/system/harness.hpp"
-#include "tests/system/raw_connection.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/raw_connection.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

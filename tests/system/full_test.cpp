@@ -4,7 +4,7 @@
 #include <regex>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

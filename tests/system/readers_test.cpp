@@ -14,7 +14,7 @@
 #include <boost/test/unit_test.hpp>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -12,7 +12,7 @@
 #include <set>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

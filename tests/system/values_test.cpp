@@ -8,7 +8,7 @@
 #include <fstream>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -1,4 +1,4 @@
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -1,4 +1,4 @@
-#include "tests/crash_matrix/promises.hpp"
+#include "tests/support/promises.hpp"
 
 #include <algorithm>
 

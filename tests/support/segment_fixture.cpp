@@ -1,4 +1,4 @@
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 #include <fcntl.h>
 #include <signal.h>

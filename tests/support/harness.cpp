@@ -1,4 +1,4 @@
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 #include <fcntl.h>
 #include <poll.h>
