@@ -65,7 +65,8 @@ quietly() {
   return $status
 }
 
-# build_preset PRESET: configures and builds into build/PRESET.
+# build_preset PRESET [TARGET]: configures and builds into build/PRESET; everything, or one target.
 build_preset() {
-  quietly "configuring build/$1" cmake --preset "$1" && quietly "building build/$1" cmake --build --preset "$1"
+  quietly "configuring build/$1" cmake --preset "$1" &&
+    quietly "building build/$1" cmake --build --preset "$1" --target "${2:-all}"
 }
