@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Shell functions that quickstart and test share. Sourced by bash from the project's root; prints to the caller's stdout.
 
 # missing_packages GROUP...: those of the groups in scripts/packages.txt that are not installed, one per line.

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Gives every source file its licence line, as the first line, or behind #!. With --check says which lack it.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."

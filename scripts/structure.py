@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Draws who uses whom, and fails where that goes round in a circle.
 
     scripts/structure.py [--quiet] [ROOT]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Pin pages, the daemon's side: who holds which block in place, and who is gone.
 ///
 /// Hazard pointers (M. Michael, "Hazard Pointers: Safe Memory Reclamation for Lock-Free Objects", IEEE TPDS 15(6),

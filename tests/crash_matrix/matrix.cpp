@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The crash matrix: the real daemon is killed at every crash point, restarted, and compared with what clients were
 // promised; and so are clients, after whose death the daemon has to be what it was.
 //

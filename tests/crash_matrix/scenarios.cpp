@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "tests/crash_matrix/scenarios.hpp"
 
 #include <fcntl.h>

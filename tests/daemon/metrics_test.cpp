@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What `stats` says: the text as a client gets it, from an engine to which something has happened.
 #include "daemon/metrics.hpp"
 

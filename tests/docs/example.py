@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The walked example of CONTRIBUTING.md, "add a figure to `stats`", as tests/docs/example.patch.
 
     example.py SOURCE_DIR                    the patch applies to the tree, and the page names its files in their order

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every relative link of the documentation leads to a file, and every link to a heading leads to one; every test that
 docs/architecture.md names as the check of a promise exists; every test of ctest stands in tests/README.md, with its label.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A segment that was damaged, somehow: attach, salvage and the readers' search over it. Nothing crashes or runs on for
 // ever, a refused segment is left as it was, an accepted one is in order, and of what is dirty nothing is served whose
 // checksum does not hold. A second attach finds nothing more to complain about.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One connection of the daemon, with everything behind it but a disk: any frames in any order. Whatever came, the
 // others' value stays, the connection ends when its client does, and everything that it held is given back.
 #include <sys/socket.h>

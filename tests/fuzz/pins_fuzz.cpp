@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A client that writes what it likes into its pin page, of any length. Others' values stay what they are, the heap's
 // books balance to the byte, and when the client is gone everything that it held comes free, also after a restart.
 #include <fcntl.h>

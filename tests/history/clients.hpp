@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The clients of a round: processes with several threads each, which set, get, stat, list, finish, hold, prune and
 /// drop as fast as they can, and record it (history.hpp).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // stepstash_history: random histories of real clients against a real daemon that is killed all the time, checked.
 //
 //   stepstash_history [--cycles N] [--seed N] [--floor N] [--keep DIR]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A user who asks the daemon for more than it can do, over as many connections as he likes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A daemon under attack, a good client of it that is served all the while, and the account afterwards: memory,
 /// descriptors, connections, rings, pin pages and room in the segment are what they were.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // stepstash_power_loss: what is left when the power fails, and whether it is what was promised.
 //
 //   stepstash_power_loss [--losses N] [--seed N] [--no-sync LIBRARY]

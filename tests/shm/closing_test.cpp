@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Readers who hold too much: their pages are closed, what they hold is written off, and others have the room of as much
 // in the stand-in.
 #include <optional>

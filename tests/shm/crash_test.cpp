@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The daemon killed with SIGKILL, and what the next one finds.
 //
 // What a kill after the k-th instruction leaves is the segment's memory at that instant. So the writer is run under

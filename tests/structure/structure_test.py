@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/structure.py: the tree has no circle but those that it names, and a planted one is found."""
 
 import pathlib

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// stepstashd as a process of a test's own: in a temporary directory, with a segment nobody else has.
 ///
 /// It outlives its daemon: after kill() or terminate() the database and the segment are still there, and start() runs

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What clients were promised, kept apart from the daemon, and compared with what is there after it was killed.
 ///
 /// An operation is announced before it is sent (will_...) and confirmed by its answer (was_...). One that was announced

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One value beyond SQLite's 10^9 bytes: streamed in, through the database, and back after a cold start.
 //
 // Needs 2.5 GB of disk and 1.1 GB of /dev/shm, and some seconds. Exit status 77 means that the machine lacks the room.

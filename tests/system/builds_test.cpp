@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Builds: finish, prune, drop, hold; and waiting for what another process will set.
 #include <unistd.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The command line tool as a test runs it, on a daemon of its own.
 #pragma once
 

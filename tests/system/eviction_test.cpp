@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // More data than the segment holds: eviction of flushed values, and their way back.
 #include <sys/syscall.h>
 #include <unistd.h>

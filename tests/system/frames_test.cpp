@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whatever a client sends, the daemon answers with an error or hangs up, and goes on serving the others.
 #include <fcntl.h>
 #include <poll.h>

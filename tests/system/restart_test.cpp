@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The daemon's end, in every way, and what is there afterwards: I4, I5, and ids for ever.
 #include <signal.h>
 #include <sys/stat.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Setting and getting: every length, replacement under readers, streams, conditions, names.
 #include <fcntl.h>
 #include <unistd.h>
