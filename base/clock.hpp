@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Time, as an interface, so that tests turn the hands themselves.
 ///
 /// `monotonic` drives flushes and deadlines and never jumps; `wall` is compared with complete_at only, and the horizon

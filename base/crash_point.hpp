@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Places at which a test can kill the process: one behind every step that changes the segment, the database or what
 /// another process sees of us. docs/crash-matrix.md lists them, and what was found at each.
 ///

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// stepstash's own error codes. errno and SQLite keep their own categories.
 ///
 /// The numbers travel in the protocol (docs/protocol.md): they are never reused or renumbered.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Where a daemon and its clients meet when nobody names a socket. stepstashd(8), section PLACES, is the same as a
 /// table.
 ///

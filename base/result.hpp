@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The error type every folder uses: a value, or the std::error_code that says why there is none.
 ///
 /// Boost.Outcome's std_result: header-only, [[nodiscard]], the same in Boost 1.74 and later.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Descriptors 0, 1 and 2 of a program of ours, for it may be started with any of them closed.
 ///
 /// Without this the first files that it opens would take their numbers: a socket that becomes 1 receives what the

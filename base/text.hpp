@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Text from outside, made fit for a log line or a terminal.
 ///
 /// One rule, is_visible(), and one decoder of UTF-8 serve everything that shows names, sources, paths and messages of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The contract's limits, and what an entry of build data is called everywhere.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Owner of one file descriptor; -1 is empty. Moved-from is empty.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The command line of `stepstash` as plain data.
 ///
 /// BUILD may be left out. The rule, in the help and in stepstash(1): with --build no argument is BUILD; without it the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What each subcommand does. Returns the exit status; complaints are on stderr by then.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What is wrong with a stepstash, told from the daemon's figures.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// stepstash: a shell's way to the build data of this host. stepstash(1) describes it.
 #include <signal.h>
 #include <unistd.h>

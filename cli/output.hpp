@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What people and scripts get to see: errors on one line, entries one per line, JSON.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Moving values between the segment and files, pipes and terminals.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The daemon's own view of what the segment holds: per build, by id, by last use. All of it is derived and rebuilt at
 /// attach; the segment has the facts.
 #pragma once

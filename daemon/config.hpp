@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What stepstashd is told to do: built-in defaults, then one TOML file, then STEPSTASH_* in the environment, then the
 /// command line, each outweighing the one before. docs/man/stepstashd.conf.5 describes every setting for people.
 ///

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// One client's socket: reads frames, asks the store, answers. Its end gives back all that it held.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Write-behind: takes what is dirty, in order of age, to the database in batches, on one thread of its own.
 ///
 /// Everything dirty has a place in one queue. "Committed up to place N" is what durable sets and flush barriers wait

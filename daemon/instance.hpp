@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Where the objects of one instance lie: a directory of its own in the tmpfs, which no other user can make names in.
 ///
 /// Anybody can make names in /dev/shm. Were the objects called NAME, NAME.new and so on there, who makes the next one

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Lists that take several pages and are of one instant all the same: of when their first page was made.
 ///
 /// What a list has still to tell of an entry that is replaced or deleted meanwhile is kept until the last list that

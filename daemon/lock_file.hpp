@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A lock held for life: one daemon per segment, database and socket.
 ///
 /// flock(2) on a file of its own beside what it guards: the kernel drops it when the daemon dies, however it dies. The

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Where log lines go: stderr, with priorities when the journal reads it and with the time otherwise.
 ///
 /// Whoever logs never waits. Standard error may be a pipe that nobody reads, or a terminal that was stopped, and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// stepstashd: arguments and files -> Config -> Server::run.
 #include <signal.h>
 #include <spdlog/spdlog.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The counters behind `stats`, as one JSON object. docs/operations.md says what to watch in it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What systemd is told, and what it hands over (sd_notify(3), sd_listen_fds(3)). Without systemd all of it is nothing.
 ///
 /// Nothing here waits: where the manager does not read, what it has to know is told later, and the rest is left out.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// `stepstashd --restore FILE`: a backup takes the place of the database, and what came after it goes.
 ///
 /// All of it happens, or nothing. The backup is copied to `DB-restoring` and checked there; the segment is renamed to

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Those who wait for room in the segment: one of them tries at a time.
 ///
 /// A try may cost a walk over all blocks, and thousands may wait. So there are rounds. A round begins when there may be

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The daemon: owns everything, accepts connections, keeps time, and stops in order.
 #pragma once
 

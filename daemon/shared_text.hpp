@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A text that takes a while to put together and that many may ask for: put together at most ten times a second, and
 /// shared by all who asked meanwhile.
 ///

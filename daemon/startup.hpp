@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Brings segment and database together before anything is served: warm, cold, or after damage.
 ///
 /// Never refuses for what the segment contains: what cannot be trusted is set aside under another name and reported,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Build data: set, get, list, finish, prune, drop, hold. The one place where segment and database meet.
 ///
 /// Every acknowledged operation is a fact in the segment before its call returns; the flusher takes it to the database.

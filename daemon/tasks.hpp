@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// How handlers wait without blocking the loop: for work on another thread, and for things to happen.
 #pragma once
 

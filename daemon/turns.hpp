@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Whose request is handled next: users take turns, and each user's connections among themselves.
 ///
 /// A coroutine that has work for the loop waits for its turn (next); a turn is what it then does until it waits for

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// One client of a daemon: the attached segment, and the connections for what the segment cannot answer.
 ///
 /// Thread safety: any number of threads, but for close (the destructor). Nothing here holds a mutex across a fork: what

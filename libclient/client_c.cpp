@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The C ABI over Client and StagedSet: checks arguments, turns errors into codes. No exception leaves this file.
 #include <fcntl.h>
 #include <poll.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What a failed call met, for people: the text behind stepstash_error_message().
 ///
 /// Each thread has its own. Nothing here allocates or throws, so that being out of memory can be explained as well.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "libclient/fork_epoch.hpp"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Which process this is, as a number that costs one load: a forked child sees another one than its parent.
 ///
 /// getpid() is a system call since glibc 2.25, and a get must not make one (I6). The number lies in a page of its own

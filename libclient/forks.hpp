@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What fork(3) does to the clients of this process: a child that never uses them must not keep what is their parent's.
 ///
 /// Handlers of pthread_atfork(3) do it. In the parent, before: segments in which views are open are given to the child,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// One connection to the daemon: request out, reply in.
 ///
 /// Thread rule: one thread at a time. Lifetime: a Channel lives shorter than the DescriptorTable it was opened with.

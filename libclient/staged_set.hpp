@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// One set whose value comes in pieces: collected here while it is small, through the staging ring when it is not.
 ///
 /// Thread rule: one thread at a time, in the process that began it. Nothing is visible before commit; destroying it

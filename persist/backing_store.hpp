@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What the daemon needs of a database, and the seam through which tests inject faults.
 ///
 /// Facts travel one way, in batches, from the segment to here; they come back at a cold start and on reload.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A backup of a database, on its way into the place of the database: nothing here is used while a store is open.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The tables of a stepstash database, and how an older one becomes a current one.
 ///
 ///   build_data        one row per entry, in Buildbot's words. `value` stands last, so that length and source are read

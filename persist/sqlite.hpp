@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// SQLite's three handles with one owner each: Connection, Statement, Transaction.
 ///
 /// Errors are SQLite's extended result codes in a category of their own; sqlite_store.cpp turns them into Errc at its

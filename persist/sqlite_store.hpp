@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// BackingStore on one SQLite file (schema.hpp has its tables).
 ///
 /// Two connections: the writer, for every call but two, and a reader for load_value and load_build, which see the last

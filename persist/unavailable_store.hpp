@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Stands in for a database that this program cannot use, so that what is in the segment is served all the same.
 #pragma once
 

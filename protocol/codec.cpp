@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Bytes <-> messages, as docs/protocol.md draws them: little-endian, fixed fields first, then the texts.
 #include <algorithm>
 #include <cassert>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Frames: an 8-byte head {payload bytes: u32 LE, type: u16 LE, zero: u16}, then the payload.
 ///
 /// The length is checked against kMaxPayload before anything is allocated or read.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What a client and the daemon say to each other, as plain structs. docs/protocol.md is the same for strangers.
 ///
 /// A connection is a unix stream socket. Both sides send frames (frame.hpp); every request has one reply, in order. Of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Shell functions that quickstart and test share. Sourced by bash from the project's root; prints to the caller's stdout.
 
 # missing_packages GROUP...: those of the groups in scripts/packages.txt that are not installed, one per line.
@@ -65,7 +66,8 @@ quietly() {
   return $status
 }
 
-# build_preset PRESET: configures and builds into build/PRESET.
+# build_preset PRESET [TARGET]: configures and builds into build/PRESET; everything, or one target.
 build_preset() {
-  quietly "configuring build/$1" cmake --preset "$1" && quietly "building build/$1" cmake --build --preset "$1"
+  quietly "configuring build/$1" cmake --preset "$1" &&
+    quietly "building build/$1" cmake --build --preset "$1" --target "${2:-all}"
 }

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Runs clang-tidy 14 with the checks of .clang-tidy over what is shipped (not over the tests, which no check there is
 # about), by the compile commands of build/dev. Files that have not changed since they passed are passed over.
 set -euo pipefail

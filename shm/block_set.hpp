@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A set of blocks, by their offsets: what a scan of the pin pages finds.
 ///
 /// One bit for each place at which a block can begin, in chunks of a cache line each that exist only where something

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A full memory fence, for the few places where atomics alone do not order what has to be ordered.
 #pragma once
 

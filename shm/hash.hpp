@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The hashes of the segment and the database. Bytes are checked with XXH3, 64 bit (https://xxhash.com, libxxhash 0.8),
 /// which is not cryptographic: it finds damage, not forgery. Keys, which clients choose, are placed by SipHash.
 /// Inlined, so that the client needs no library at run time.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Room for blocks inside the segment. The chain of blocks is the fact (layout.hpp, L7); what is free is known in the
 /// daemon's memory only and rebuilt at attach.
 ///

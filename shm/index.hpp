@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The daemon's side of the index: (build, name) -> block of the entry. Readers search the same slots without it
 /// (reader.cpp).
 ///

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The bytes of a stepstash segment and of a pin page, and the only description of them in code.
 /// docs/segment-layout.md draws the same bytes and names the invariants L1, L2, ... cited below.
 ///

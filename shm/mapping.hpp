@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Owner of one mapping of a descriptor, made by Boost.Interprocess. Moved-from is empty.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Named objects: the segment, pin pages and lock files, as files of one directory (a tmpfs).
 ///
 /// By default that is a directory in /dev/shm, where POSIX shared memory lives on Linux. Boost.Interprocess's

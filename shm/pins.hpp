@@ -1,9 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Pin pages, the daemon's side: who holds which block in place, and who is gone.
 ///
 /// Hazard pointers (M. Michael, "Hazard Pointers: Safe Memory Reclamation for Lock-Free Objects", IEEE TPDS 15(6),
-/// 2004), one page of them per client. A page is an object of its own, so that a restarted daemon finds it. It is
-/// locked (open file description lock) on the very description that the client receives and keeps mapped: the kernel
-/// drops the lock when the last process that has it mapped is gone, in whatever PID namespace it lived.
+/// 2004), one page of them per client. In ten lines:
+///   A reader says which block it is about to look at, before it looks: it stores the block's offset into a free pin of
+///   its own page (the claim), then loads the index slot again (the second look). The writer unpublishes a block first,
+///   then reads all pins, and reuses only what nobody pins. Each side stores, fences, then loads what the other stores,
+///   so one of the two must see the other: either the scan finds the pin, or the second look finds the slot changed.
+///   What for: a get is one claim and one look, without a lock, a call or a counter that all readers write to.
+///   Price: the writer pays, O(pages * pins) a scan, so it unpublishes many blocks and scans once; and a reader that
+///   stands still keeps the blocks that it pins, but no others.
+///   Why not counts in the entries: clients may not write the segment, and a count cannot tell whose it was once its
+///   owner is dead. Why not epochs (RCU): one reader that sleeps would keep all memory that was retired since.
+///   When not: for what is looked at for long by many at one time; 441 pins a page is all there is.
+///
+/// A page is an object of its own, so that a restarted daemon finds it. It is locked (open file description lock) on
+/// the very description that the client receives and keeps mapped: the kernel drops the lock when the last process that
+/// has it mapped is gone, in whatever PID namespace it lived.
 ///
 /// Whose a page is stands in its object's name, which its client cannot change: what stands in the page itself the
 /// client can write, another user's number, too, and would be believed by the next daemon.

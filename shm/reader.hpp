@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The clients' side of a segment: find a value and hold it in place, without a lock or a system call.
 ///
 /// Everything read here may be stale and, from a client's point of view, wrong: offsets are checked against the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Says in a segment's header that a daemon serves it, and has the kernel take that back when the daemon dies (L12).
 ///
 /// The word is a robust futex: a list of such words is registered with a thread (set_robust_list(2)), and whatever ends

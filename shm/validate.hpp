@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Checks of what stands in a segment, shared by readers (who trust nothing) and by attach (which decides what to
 /// keep).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The daemon's side of a segment: the only code that writes one.
 ///
 /// Makes it or attaches to one that an earlier daemon left, gives out blocks, publishes and unpublishes entries, keeps

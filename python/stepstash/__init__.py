@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """stepstash: build data in shared memory, read in place.
 
     import stepstash

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """stepstash/client.h, declared for ctypes. Nothing here is for users of the package.
 
 Every function is called with the GIL released (ctypes.CDLL). The structures and numbers below are the C ABI's own: they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Client, View and Writer: see the package's own documentation."""
 
 import ctypes

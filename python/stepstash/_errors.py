@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One exception for each thing a caller can act on; `code` is the C ABI's number."""
 
 from . import _abi

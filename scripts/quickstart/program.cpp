@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Step 2 compiles this with the precompiled header, and links it with the archive, that step 1 made.
 #include "prelude.hpp"
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # How quickstart and its steps print: one line per thing shown, with bytes and milliseconds. Sourced by bash.
 
 # milliseconds since an arbitrary moment; $EPOCHREALTIME has microseconds, whatever the locale's decimal sign

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Step 1 of quickstart's build, a process of its own: compiles, packs, and keeps the result as build data.
 # The environment has STEPSTASH_SOCKET and STEPSTASH_BUILD, as a build step of a CI system would.
 set -euo pipefail

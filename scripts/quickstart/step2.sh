@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Step 2 of quickstart's build, another process: takes step 1's artifact in place, verifies it and compiles with it.
 set -euo pipefail
 project=$1

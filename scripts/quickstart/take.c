@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A build step that takes a value in place: maps it, hands the very bytes in shared memory to two consumers, lets go.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The C ABI, compiled as C, against a real daemon: every function of stepstash/client.h, its answers and its errors.
  *
  * usage: c_abi_test PATH-OF-STEPSTASHD. Makes a directory of its own and removes it. */

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Neither the library nor the CLI needs libstdc++, libgcc or Boost at run time.
 set -eu
 for file in "$@"; do

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # The shared library exports what client.h declares, all of it and nothing else.
 set -eu
 library=$1

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The rule for places, as a client and as a daemon ask it. tests/python/places_test.py runs both.
 #include "base/places.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Names and sources: Unicode 15, table 3-7, is the authority on what is well-formed.
 #include "base/types.hpp"
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # What bash offers behind some beginnings of a command line: completion_test.sh STEPSTASH COMPLETION
 set -euo pipefail
 directory=$(mktemp -d)

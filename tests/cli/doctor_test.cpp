@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What `stepstash doctor` makes of the daemon's figures.
 #include "cli/doctor.hpp"
 

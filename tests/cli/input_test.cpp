@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `set` with a file whose size changes between the moment at which it is told and the end of its reading, by the
 // command and by the library. They run against a daemon of the test's own, which knows when that moment has passed:
 // when the set is announced.
@@ -14,7 +15,7 @@
 #include <stepstash/client.hpp>
 #include <utility>
 
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 namespace stepstash::cli {
 namespace {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The file in which a process with crash points counts them: an array, in no order, unused places zero.
 #pragma once
 

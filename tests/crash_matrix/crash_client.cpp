@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A client that goes through all it can do: a view held meanwhile, a small set, a large one, another view. It is
 // compiled with crash points, and is killed at one of them.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What stands behind crash_point() in programs that have the points: each is counted, and one of them is the last thing
 // the process does. Told by the environment, under names that stepstash's own settings do not have:
 //

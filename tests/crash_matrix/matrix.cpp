@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The crash matrix: the real daemon is killed at every crash point, restarted, and compared with what clients were
 // promised; and so are clients, after whose death the daemon has to be what it was.
 //
@@ -31,8 +32,8 @@
 
 #include "tests/crash_matrix/run.hpp"
 #include "tests/crash_matrix/scenarios.hpp"
+#include "tests/support/harness.hpp"
 #include "tests/support/temp_dir.hpp"
-#include "tests/system/harness.hpp"
 
 namespace {
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can be said of the crash points by looking at source, binaries and documentation alone.
 
     points_test.py SOURCE_DIR SHIPPED... -- WITH_POINTS...

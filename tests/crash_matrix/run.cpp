@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "tests/crash_matrix/run.hpp"
 
 #include <fcntl.h>
@@ -15,9 +16,13 @@
 #include "base/errc.hpp"
 #include "shm/index.hpp"
 #include "tests/crash_matrix/counts.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
+
+/// The daemon with crash points.
+const char* DaemonProcess::program() noexcept { return STEPSTASHD_PATH; }
+
 namespace {
 
 using client::Channel;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// One walk through a scenario: a daemon with crash points, one client that speaks the protocol to it, and the promises
 /// the client was given. Every operation announces, asks and confirms; when the daemon dies in between, Gone is thrown.
 ///
@@ -17,8 +18,8 @@
 #include "protocol/message.hpp"
 #include "shm/layout.hpp"
 #include "shm/reader.hpp"
-#include "tests/crash_matrix/promises.hpp"
 #include "tests/support/daemon_process.hpp"
+#include "tests/support/promises.hpp"
 
 namespace stepstash::test {
 

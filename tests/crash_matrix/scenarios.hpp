@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What the daemon is doing when it is killed: scripted walks that together pass every crash point of the daemon.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The inside of a daemon without sockets and signals: segment, store, flusher and their loop, on a database that the
 /// test brings along. The loop runs only within run() and run_until(), so a test decides what happens in between.
 #pragma once

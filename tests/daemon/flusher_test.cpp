@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The way of what is dirty to the database: queue, batches, failures, barriers.
 #include "daemon/flusher.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The log: whoever writes to it waits for nobody, and what was dropped is told.
 #include "daemon/log.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Warm, cold and damaged starts on databases that agree with the segment or do not.
 #include "daemon/startup.hpp"
 

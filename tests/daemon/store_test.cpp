@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Set, load, evict, prune: where segment and database meet, on a database in memory that fails when it is told to.
 #include "daemon/store.hpp"
 

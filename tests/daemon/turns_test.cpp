@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Who shares the loop with whom: turns of users, and texts that are put together once for many.
 #include "daemon/turns.hpp"
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the examples of the documentation as they are written.
 
     examples.py BUILD_DIR PAGE...

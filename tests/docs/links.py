@@ -1,5 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every relative link of the documentation leads to a file, and every link to a heading leads to one; every test that
-docs/architecture.md names as the check of a promise exists.
+docs/architecture.md names as the check of a promise exists; every test of ctest stands in tests/README.md, with its label.
 
     links.py [SOURCE_DIR]
 """
@@ -26,7 +27,7 @@ def anchors(text):
 
 
 def broken_links(root):
-    pages = sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")])
+    pages = sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "tests").glob("*.md")])
     problems = []
     for page in pages:
         for target in LINK.findall(FENCE.sub("", page.read_text())):
@@ -45,6 +46,30 @@ def named_checks(page):
     """What stands in backquotes between "Checked by" and the end of its paragraph."""
     paragraphs = re.findall(r"\*Checked by\*(.*?)\n\n", page, re.DOTALL)
     return [name for paragraph in paragraphs for name in re.findall(r"`(\w+)`", paragraph)]
+
+
+def labelled_tests(root):
+    """Test -> its labels, as the CMakeLists.txt below tests/ give them."""
+    text = "".join(path.read_text() for path in sorted((root / "tests").glob("*/CMakeLists.txt")))
+    found = re.findall(r"stepstash_label\((\w+) (unit|process|long)( root)?\b", text)
+    return {test: tier + root for test, tier, root in found}
+
+
+def described_tests(page):
+    """The same as the table of tests/README.md says it: | `folder/` | question | `test` | time | label |"""
+    rows = re.findall(r"^\|[^|]*\|[^|]*\| *`(\w+)` *\|[^|]*\| *(\w+)(?:, (root))?\b", page, re.MULTILINE)
+    return {test: " ".join(filter(None, (tier, root))) for test, tier, root in rows}
+
+
+class LabelsTest(unittest.TestCase):
+    def test_every_test_is_described_with_its_label(self):
+        labelled = labelled_tests(SOURCE)
+        self.assertGreater(len(labelled), 30)
+        self.assertEqual(described_tests((SOURCE / "tests" / "README.md").read_text()), labelled)
+
+    def test_a_row_is_read(self):
+        page = "| `a/` | why? | `a_b` | 1 s | long, root: mounts |\n| | how? | `c` | 2 s | unit |\n"
+        self.assertEqual(described_tests(page), {"a_b": "long root", "c": "unit"})
 
 
 class ChecksTest(unittest.TestCase):

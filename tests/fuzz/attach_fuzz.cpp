@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A segment that was damaged, somehow: attach, salvage and the readers' search over it. Nothing crashes or runs on for
 // ever, a refused segment is left as it was, an accepted one is in order, and of what is dirty nothing is served whose
 // checksum does not hold. A second attach finds nothing more to complain about.
@@ -18,7 +19,7 @@
 #include "base/errc.hpp"
 #include "shm/validate.hpp"
 #include "tests/fuzz/check.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The client's frame reader against a daemon that lies: any bytes, cut anywhere, with any number of descriptors. What
 // the client makes of them is what the codec makes of them, and no descriptor is left behind.
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What a fuzz target claims about every input. A claim that does not hold ends the process, whatever it was built
 /// with: libFuzzer then keeps the input.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a person may write: sizes, durations, TOML files, command lines. Nothing crashes, nothing is accepted that is
 // then printed as something else.
 #include <fcntl.h>

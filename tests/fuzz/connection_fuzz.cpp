@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One connection of the daemon, with everything behind it but a disk: any frames in any order. Whatever came, the
 // others' value stays, the connection ends when its client does, and everything that it held is given back.
 #include <sys/socket.h>
@@ -12,7 +13,7 @@
 #include "tests/fuzz/check.hpp"
 
 namespace stepstash::test {
-std::string disorder(const shm::Writer& writer);  // tests/shm/segment_fixture.hpp, whose names are the engine's, too
+std::string disorder(const shm::Writer& writer);  // of segment_fixture.hpp, whose names are the engine's, too
 }
 
 using namespace stepstash;

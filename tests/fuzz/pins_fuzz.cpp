@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A client that writes what it likes into its pin page, of any length. Others' values stay what they are, the heap's
 // books balance to the byte, and when the client is gone everything that it held comes free, also after a restart.
 #include <fcntl.h>
@@ -8,7 +9,7 @@
 
 #include "shm/validate.hpp"
 #include "tests/fuzz/check.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The codec over any bytes: frames are taken off the front as both sides do it. A frame that decodes encodes to itself,
 // byte by byte; what does not decode is refused without a trace.
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Writes inputs to begin with: seeds DIRECTORY makes DIRECTORY/TARGET/*. They follow from the messages as the codec
 // writes them and from the shape of the inputs as the targets describe it, so they are made rather than kept.
 #include <cstdio>

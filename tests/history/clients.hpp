@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The clients of a round: processes with several threads each, which set, get, stat, list, finish, hold, prune and
 /// drop as fast as they can, and record it (history.hpp).
 #pragma once
@@ -9,8 +10,8 @@
 #include <vector>
 
 #include "tests/history/history.hpp"
-#include "tests/history/values.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/numbered_values.hpp"
 
 namespace stepstash::test {
 

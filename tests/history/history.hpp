@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What clients did and saw, as they record it, and whether the daemon kept its word.
 ///
 /// Clients write a Record each before they call and complete it when they know the outcome, in memory that outlives

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From the records of clients to a verdict: who overlaps whom, what a daemon's death ends, what concerns several keys.
 #include "tests/history/history.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // stepstash_history: random histories of real clients against a real daemon that is killed all the time, checked.
 //
 //   stepstash_history [--cycles N] [--seed N] [--floor N] [--keep DIR]
@@ -29,7 +30,7 @@
 
 #include "tests/history/clients.hpp"
 #include "tests/history/history.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

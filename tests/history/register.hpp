@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// One key of build data as an atomic register: can what its clients saw be explained by an order in which every
 /// operation took effect at one instant between its call and its return?
 ///

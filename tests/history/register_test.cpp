@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The checker of one key, on histories that somebody made up. A checker that takes everything for good is worse than
 // none: each kind of broken promise must be found, and what concurrency allows must not be taken for one.
 #include "tests/history/register.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the daemon writes to may not take it: its standard error, its service manager, its disk. Clients do not wait for
 // that.
 #include <fcntl.h>

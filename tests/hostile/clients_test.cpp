@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Clients that die, stand still or lie about what they hold, and clients in namespaces of their own. What they held
 // comes back within five seconds, without a restart, and is seen in `stats`; others read exact bytes throughout.
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Keys that somebody chose, who reads the segment: all of them belong into the same part of the table that serves. His
 // sets take as long as any, but for those that wait for another table; a restart takes as long as after any other keys,
 // and others are served.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Everything that can run out runs out: shared memory, the segment, the disk, descriptors, address space, memory. The
 // one who wanted more gets an error; what was acknowledged stays; freeing works; and nobody dies of SIGBUS.
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Preloaded into the daemon under test: its N-th allocation fails, its writes to the disk fail, as the file that
  * FAULTS_CONTROL names says at that moment. The layout of that file is struct faults; faults.hpp is its other side. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Makes the allocations and the disk of the daemons that are started while it lives fail when the test wants it
 /// (faults.c, which is preloaded). Not with a sanitizer, which has an allocator of its own.
 #pragma once

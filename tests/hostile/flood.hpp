@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A user who asks the daemon for more than it can do, over as many connections as he likes.
 #pragma once
 
@@ -15,7 +16,7 @@
 #include <vector>
 
 #include "tests/hostile/namespaces.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What clients hold, and what they write into their pin pages, against those who set: pages of clients that do nothing,
 // pages full of numbers, and readers that hold more than their share.
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A daemon under attack, a good client of it that is served all the while, and the account afterwards: memory,
 /// descriptors, connections, rings, pin pages and room in the segment are what they were.
 #pragma once
@@ -14,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "tests/system/harness.hpp"
-#include "tests/system/raw_connection.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/raw_connection.hpp"
 
 namespace stepstash::test {
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Hostile input on the socket. Throughout, a good client is served within a second; afterwards memory, descriptors and
 // connections are what they were (siege.hpp).
 #include <fcntl.h>

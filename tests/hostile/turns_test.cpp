@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One user's requests, however many and however dear, and another user who is served all the while: how long a set of
 // the second takes, quiet and not, in one run. The figures are printed.
 #include "tests/hostile/flood.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Other users: who may do what, what they can reach of the daemon's objects, and what lies in the places where the
 // daemon puts them. Only root can be somebody else: passed over without it.
 #include <fcntl.h>

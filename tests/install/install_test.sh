@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # What is installed is enough for others: programs outside the tree, in C and in C++, built by find_package and by
 # pkg-config, work with the installed daemon.
 #   install_test.sh BUILD_DIR [SANITIZER]

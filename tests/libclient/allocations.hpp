@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// How often this process has allocated with new so far: for code that promises not to.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "libclient/client.hpp"
 
 #include <sys/resource.h>
@@ -14,7 +15,7 @@
 
 #include "libclient/explain.hpp"
 #include "tests/libclient/allocations.hpp"
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 namespace stepstash::client {
 namespace {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "libclient/session.hpp"
 
 #include <dirent.h>
@@ -8,7 +9,7 @@
 #include <utility>
 
 #include "libclient/explain.hpp"
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 namespace stepstash::client {
 namespace {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "libclient/staged_set.hpp"
 
 #include <boost/test/unit_test.hpp>
@@ -6,7 +7,7 @@
 #include <utility>
 
 #include "libclient/explain.hpp"
-#include "tests/libclient/fake_daemon.hpp"
+#include "tests/support/fake_daemon.hpp"
 
 namespace stepstash::client {
 namespace {

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A former segment, for spin: a client that has attached to another one gives the memory of the former one back, once
  * no pin of its page is in use, while another thread of it is in a get there, or gives up its last view. No view is
  * ever open in memory that was given back; and in the end it is given back, whoever was last.

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Has spin walk through every order of the steps of the pin protocol (pins.pml), and then demands that it finds the harm
 # in each variant that lacks a step. With --thorough the model is larger: minutes, and gigabytes of memory.
 set -euo pipefail

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The pin protocol, for spin: no block is reused under a reader (I3), and a miss is an answer (L4, L5).
  *
  * One key, three blocks, two tables of one slot each, READERS clients with one pin each that look the key up LOOKUPS

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A value beyond the 10^9 bytes that SQLite allows a BLOB: written, read back and dropped, with one buffer of that
 // size. Exit status 77 (skipped) when the disk has no room for it.
 #include <sys/mman.h>

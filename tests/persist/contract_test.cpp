@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What backing_store.hpp promises, tried on every implementation there is.
 #include <boost/mpl/list.hpp>
 #include <limits>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What is on disk after a process died, a disk filled up or an fsync failed, at any point of a commit.
 #include <signal.h>
 #include <sqlite3.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// SQLite's own seam for faults: a VFS that counts what reaches the files and can fail it, stop at it, or die at it.
 ///
 /// While one lives it is SQLite's default VFS, so the store under test is opened as in production and knows nothing.

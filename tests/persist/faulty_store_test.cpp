@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The tests' own tool: a fault that is not where a test believes it is proves nothing.
 #include "tests/support/faulty_store.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The database as a file: who may be trusted with it, what is refused, what is put aside.
 #include <sys/mount.h>
 #include <sys/stat.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What only the store on disk can get wrong.
 #include "persist/sqlite_store.hpp"
 

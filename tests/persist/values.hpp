@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Values and batches for the tests of persist/, short to write and easy to tell apart.
 #pragma once
 

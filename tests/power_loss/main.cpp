@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // stepstash_power_loss: what is left when the power fails, and whether it is what was promised.
 //
 //   stepstash_power_loss [--losses N] [--seed N] [--no-sync LIBRARY]
@@ -39,8 +40,8 @@
 #include <stdexcept>
 #include <thread>
 
-#include "tests/history/values.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/numbered_values.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The worked examples of docs/protocol.md against what the codec makes of the same messages.
 #include <boost/test/unit_test.hpp>
 #include <fstream>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// One of each message, with every field away from its default, for the sweeps.
 #pragma once
 

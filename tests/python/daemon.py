@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real daemon, for tests: a socket, a database and a segment of its own in a directory of its own."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Daemon and clients agree on a place without being told, under any variables: each combination, with real processes.
 
 Only root can be another user, whose place in /tmp is nobody's here: passed over without it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Readers who hold too much: their pages are closed, what they hold is written off, and others have the room of as much
 // in the stand-in.
 #include <fcntl.h>
@@ -8,7 +9,7 @@
 
 #include "shm/pins.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

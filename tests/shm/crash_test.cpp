@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The daemon killed with SIGKILL, and what the next one finds.
 //
 // What a kill after the k-th instruction leaves is the segment's memory at that instant. So the writer is run under
@@ -19,7 +20,7 @@
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

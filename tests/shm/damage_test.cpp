@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A segment that was damaged: cut at every length, with every byte that means something changed, with random words in
 // it. The daemon's attach returns an error or a segment in which every value it serves is right; a reader returns
 // something, and neither ever crashes.
@@ -14,7 +15,7 @@
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "shm/hash.hpp"
 
 #include <array>
@@ -5,7 +6,7 @@
 #include <string>
 #include <unordered_map>
 
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

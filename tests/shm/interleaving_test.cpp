@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A get, stopped after each of its instructions in turn, while the daemon does its worst.
 //
 // Threads that run side by side hardly ever meet in the few nanoseconds that matter (stress_test.cpp lets them try).
@@ -20,7 +21,7 @@
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

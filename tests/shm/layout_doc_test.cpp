@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // docs/segment-layout.md shows a small segment, byte by byte. Here it is made anew and compared with the page, so that
 // the two cannot part. STEPSTASH_PRINT_EXAMPLE=1 prints what the page should show.
 #include <cstdlib>
@@ -9,7 +10,7 @@
 
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

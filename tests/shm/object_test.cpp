@@ -1,10 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "shm/object.hpp"
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One writer and several readers at once, for as long as STEPSTASH_STRESS_SECONDS says (2 s otherwise).
 //
 // Every value tells whose it is: each of its words follows from the entry's id and revision and the word's place. A
@@ -17,7 +18,7 @@
 #include "shm/fence.hpp"
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
-#include "tests/shm/segment_fixture.hpp"
+#include "tests/support/segment_fixture.hpp"
 
 namespace stepstash::test {
 namespace {

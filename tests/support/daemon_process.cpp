@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "tests/support/daemon_process.hpp"
 
 #include <fcntl.h>
@@ -60,8 +61,6 @@ void DaemonProcess::use_segment(const std::string& name) {
   owns_segment_ = false;
 }
 
-const char* DaemonProcess::program() noexcept { return STEPSTASHD_PATH; }
-
 void DaemonProcess::run_as(uid_t user) {
   user_ = user;
   if (::chown(directory_.path().c_str(), user, user) != 0) fail(directory_.path());
@@ -80,7 +79,7 @@ void DaemonProcess::spawn() {
   const UniqueFd log(::open(directory_.file("daemon.log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
   if (!log) fail("daemon.log");
 
-  std::vector<std::string> words = {STEPSTASHD_PATH,
+  std::vector<std::string> words = {program(),
                                     "--config=" + directory_.file("none.toml"),
                                     "--socket=" + socket_,
                                     "--db=" + db_,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// stepstashd as a process of a test's own: in a temporary directory, with a segment nobody else has.
 ///
 /// It outlives its daemon: after kill() or terminate() the database and the segment are still there, and start() runs
@@ -49,7 +50,8 @@ class DaemonProcess {
   /// SIGCONT.
   void resume();
 
-  /// The path of the program that is run.
+  /// The path of the program that is run: stepstashd of this build (daemon_program.cpp), unless a test defines this
+  /// function itself.
   static const char* program() noexcept;
   bool running() const noexcept { return pid_ > 0; }
   pid_t pid() const noexcept { return pid_; }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A BackingStore that hands everything on to another one, except what a test wants to fail or to wait.
 ///
 /// Thread safety: the controls may be used from any thread while calls run. Lifetime: the inner store outlives it, and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// BackingStore in memory, with the semantics of the one on disk: what a test substitutes for SQLite.
 ///
 /// Thread safety: all calls may run concurrently. It survives the death of the daemon object that uses it, so a test

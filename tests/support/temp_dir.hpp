@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A fresh directory of the test's own, removed with everything in it. One owner; not for sharing between threads.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One value beyond SQLite's 10^9 bytes: streamed in, through the database, and back after a cold start.
 //
 // Needs 2.5 GB of disk and 1.1 GB of /dev/shm, and some seconds. Exit status 77 means that the machine lacks the room.
@@ -8,7 +9,7 @@
 #include <stdexcept>
 
 #include "shm/hash.hpp"
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

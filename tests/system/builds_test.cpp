@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Builds: finish, prune, drop, hold; and waiting for what another process will set.
 #include <unistd.h>
 
@@ -6,7 +7,7 @@
 #include <map>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where the command line reads and writes: closed and full outputs, `-o FILE` for everything that a path can be, inputs
 // that tell wrong sizes or do not block.
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The command line: exit statuses, whole files or none, terminals, JSON; and what the binaries depend on.
 #include <fcntl.h>
 #include <pty.h>

@@ -1,10 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
 /// The command line tool as a test runs it, on a daemon of its own.
 #pragma once
 
 #include <fstream>
 #include <iterator>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Segments and databases that are damaged, of another version, locked, gone or replaced: the service starts wherever
 // anything can be served, keeps what it does not trust under another name, and says so in `stats`, the log and
 // `doctor`.

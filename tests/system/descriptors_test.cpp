@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Programs that are started with 0, 1 or 2 closed, in every combination: nothing of ours may take those numbers, for
 // what is printed would go there.
 #include <fcntl.h>

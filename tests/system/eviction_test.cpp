@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // More data than the segment holds: eviction of flushed values, and their way back.
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -6,7 +7,7 @@
 #include <fstream>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

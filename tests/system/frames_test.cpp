@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whatever a client sends, the daemon answers with an error or hangs up, and goes on serving the others.
 #include <fcntl.h>
 #include <poll.h>
@@ -11,8 +12,8 @@
 
 #include "base/errc.hpp"
 #include "protocol/frame.hpp"
-#include "tests/system/harness.hpp"
-#include "tests/system/raw_connection.hpp"
+#include "tests/support/harness.hpp"
+#include "tests/support/raw_connection.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

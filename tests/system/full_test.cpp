@@ -1,10 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
 // A segment full of what the database does not take: sets wait, then fail with numbers; freeing is never refused (I9).
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <regex>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Several daemons, dying clients, forks: who holds what, and who gets it back.
 #include <fcntl.h>
 #include <signal.h>
@@ -14,7 +15,7 @@
 #include <iterator>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

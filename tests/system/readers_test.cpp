@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // I6: a get of a resident value takes no lock and makes no system call, whatever becomes of the daemon or of other
 // readers.
 #include <linux/audit.h>
@@ -14,7 +15,7 @@
 #include <boost/test/unit_test.hpp>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

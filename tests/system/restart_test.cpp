@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The daemon's end, in every way, and what is there afterwards: I4, I5, and ids for ever.
 #include <signal.h>
 #include <sys/stat.h>
@@ -12,7 +13,7 @@
 #include <set>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

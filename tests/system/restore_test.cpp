@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // stepstashd --restore: a backup takes the place of the database, as a whole or not at all, and nobody reads on in what
 // came after it.
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Clients whose segment is served no more: they notice, and keep nothing of it.
 #include <fcntl.h>
 #include <signal.h>

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # A real systemd as process 1 of namespaces of its own, over a throw-away copy of this machine's file system, so that
 # units can be installed, started and killed without touching the machine. Root only; needs overlayfs and cgroup v2.
 #

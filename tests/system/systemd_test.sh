@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # What is installed, under a real systemd: socket activation, SIGKILL, watchdog, restart, stop and start.
 #   systemd_test.sh BUILD_DIR     exit 77: cannot be run here (not root, no systemd)
 set -euo pipefail

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # The units as they would be installed: systemd-analyze has nothing to say, and finds little to attack.
 #   units_test.sh BUILD_DIR       exit 77: systemd-analyze is not installed
 set -euo pipefail

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Setting and getting: every length, replacement under readers, streams, conditions, names.
 #include <fcntl.h>
 #include <unistd.h>
@@ -8,7 +9,7 @@
 #include <fstream>
 #include <thread>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /**
  * stepstash: build data in shared memory, read in place. The C ABI, all that is promised.
  *
@@ -30,6 +31,29 @@
  * closed by exec.
  *
  * Strings are NUL-terminated UTF-8. Pointers passed in are not kept.
+ *
+ * Caveats
+ *
+ * - Release every view, once. A view keeps its value's memory from being used again, also after the value was replaced
+ *   or its build deleted. A client has 441 of them; and a user whose views, all processes together, hold more than a
+ *   quarter of the segment while others find no room gets no further ones (ELIMIT).
+ * - A copied stepstash_view is the same view: release one of the copies, and use none of them afterwards.
+ * - A view lies in a mapping that is read-only. Writing through its pointers is SIGSEGV, not a change.
+ * - A view's name and source are not NUL-terminated: use name_bytes and source_bytes. Nor is a value, unless it was
+ *   set with a NUL at its end.
+ * - stepstash_close makes all views of the client void, those of other threads too. End their use first.
+ * - OK from a set means that every process sees the value and that it survives the death of any process. It does not
+ *   mean that it survives a loss of power: for that ask for `durable`, or call stepstash_flush.
+ * - EUNAVAILABLE and EDEADLINE from a call that changes something may mean that it was done and the answer was lost. Do
+ *   it again: a set of the same bytes is the same value with a new revision. With if_absent or if_revision look first
+ *   whether it was you.
+ * - A view is of the instant it was made. Call stepstash_get again to see whether the datum has changed since;
+ *   comparing ids does not tell, comparing revisions does.
+ * - A client whose process is killed leaves nothing behind: the kernel drops its pins. There is no table of readers to
+ *   be cleaned up. A process that stands still (SIGSTOP, a debugger) keeps what it holds for as long as it stands.
+ * - Library and daemon must speak the same protocol and know the same segment layout: EPROTOCOL says that they do not.
+ *   A container that brings a library of its own follows the daemon's version.
+ * - One machine: the segment cannot be shared over a network, nor between a virtual machine and its host.
  */
 #ifndef STEPSTASH_CLIENT_H
 #define STEPSTASH_CLIENT_H

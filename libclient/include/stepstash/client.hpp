@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// stepstash in C++: a thin face over stepstash/client.h, header-only. Needs C++20, and libstepstash alone at run time.
 ///
 ///   stepstash::Client client;                                       // $STEPSTASH_SOCKET, or the usual places

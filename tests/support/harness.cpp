@@ -1,4 +1,5 @@
-#include "tests/system/harness.hpp"
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/harness.hpp"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -1,11 +1,12 @@
-#include "tests/history/values.hpp"
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/numbered_values.hpp"
 
 #include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <iterator>
 
-#include "tests/system/harness.hpp"
+#include "tests/support/harness.hpp"
 
 namespace stepstash::test {
 

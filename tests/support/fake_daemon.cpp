@@ -1,4 +1,5 @@
-#include "tests/libclient/fake_daemon.hpp"
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/fake_daemon.hpp"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -1,4 +1,5 @@
-#include "tests/shm/segment_fixture.hpp"
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/segment_fixture.hpp"
 
 #include <fcntl.h>
 #include <signal.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// Values that say which they are: a value's source is a number that is given once, from which its length and its bytes
 /// follow. So a reader can tell without asking anybody whether what it sees is exact.
 #pragma once

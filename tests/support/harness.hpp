@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What the whole-process tests share: waiting for conditions, generated values, child processes, the daemon's figures.
 #pragma once
 

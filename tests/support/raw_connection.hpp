@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A client of the daemon's socket that says what it likes. Only in a process in which Boost.Test runs.
 #pragma once
 

@@ -1,4 +1,5 @@
-#include "tests/crash_matrix/promises.hpp"
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/promises.hpp"
 
 #include <algorithm>
 

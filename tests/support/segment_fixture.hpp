@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// What the tests of shm/ share: a directory for objects, a segment in it, values that tell whose they are, and
 /// processes to be killed. One thread, unless a function says otherwise.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /// A daemon whose every word a test decides: for what a real one does rarely, late or never.
 #pragma once
 

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Which daemon a DaemonProcess runs. A file of its own: a test that defines the function itself, as crash_matrix does
+/// for the daemon with crash points, does not get this one from the library.
+#include "tests/support/daemon_process.hpp"
+
+namespace stepstash::test {
+
+const char* DaemonProcess::program() noexcept { return STEPSTASHD_PATH; }
+
+}  // namespace stepstash::test
