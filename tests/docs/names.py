@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every name that the documentation puts in backquotes, outside fenced blocks, exists in the tree: members of classes
 and namespaces, function(), paths, names_with_underscores, and the figures of `stats`, which are group.some_figure
 anywhere and everything in the first column of the table in docs/operations.md.
