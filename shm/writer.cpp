@@ -167,8 +167,6 @@ Result<bool> complete(const ObjectDirectory& directory, const std::string& name)
   return copy.magic == kSegmentMagic && copy.store_id.load(std::memory_order_relaxed) != 0;
 }
 
-BuildRecord* build_table(std::byte* base) noexcept { return reinterpret_cast<BuildRecord*>(base + kPageBytes); }
-
 /// For people: `build 7, name "report", id 12`.
 std::string describe(const Entry& entry) {
   return "build " + std::to_string(entry.buildid) + ", name \"" + printable(entry_name(entry)) + "\", id " +
@@ -185,6 +183,7 @@ Writer::Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, 
       heap_(mapping_.data(), header().heap_offset, header().segment_bytes, fd_.get(),
             stand_in_offset(header().segment_bytes), mapping_.size()),
       index_(mapping_.data(), heap_),
+      builds_(mapping_.data()),
       pins_(directory, name_ + ".pin."),
       scan_(mapping_.size()) {}
 
@@ -238,7 +237,7 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
     STEPSTASH_TRY(writer->heap_.format());
     STEPSTASH_TRY(writer->index_.format(std::max(bytes / kBytesPerSlot, kMinSlots)));
-    for (std::uint64_t i = builds; i-- > 0;) writer->free_builds_.push_back(build_table(writer->mapping_.data()) + i);
+    writer->builds_.format();
     (void)writer->keep_slab();
     STEPSTASH_CRASH_POINT("shm.segment.create.complete");
     return writer;
@@ -331,27 +330,7 @@ Result<> Writer::recover(Recovery& recovery) {
     recovery.set_aside.push_back("segment: a start before this one set something aside, and was cut short");
   }
   // 4. Build records.
-  for (std::uint64_t i = 0; i < header().builds_capacity; ++i) {
-    BuildRecord& record = build_table(base)[i];
-    const BuildId build = record.buildid.load(std::memory_order_acquire);
-    if (build == 0) continue;
-    if (!valid_build(build) || !builds_.emplace(build, &record).second) {
-      take_out("build record " + std::to_string(i) + ": build " + std::to_string(build));
-      record.buildid.store(0, std::memory_order_release);
-      STEPSTASH_CRASH_POINT("shm.recover.build.set_aside");
-      continue;
-    }
-    // A deletion that had taken effect becomes the build's own fact; one that had not, never does.
-    if (record.deletion.load(std::memory_order_relaxed) == 0) continue;
-    record.drop_upto.store(deleted_upto(header(), record), std::memory_order_release);
-    STEPSTASH_CRASH_POINT("shm.recover.deletion.fact");
-    record.deletion.store(0, std::memory_order_release);
-    STEPSTASH_CRASH_POINT("shm.recover.deletion.settled");
-  }
-  for (std::uint64_t i = header().builds_capacity; i-- > 0;) {
-    BuildRecord& record = build_table(base)[i];
-    if (record.buildid.load(std::memory_order_relaxed) == 0) free_builds_.push_back(&record);
-  }
+  builds_.attach(take_out);
   // 5. Slots: each must lead to a block of the chain with an entry whose checksums hold, found where its key says.
   std::unordered_set<Offset> live;
   std::vector<Offset> damaged;
@@ -393,8 +372,7 @@ Result<> Writer::recover(Recovery& recovery) {
       recovery.set_aside.push_back(describe(*entry) + ": the value does not match its checksum");
       damaged.push_back(block);
     }
-    const auto record = builds_.find(entry->buildid);
-    if (record != builds_.end() && entry->id <= record->second->drop_upto.load(std::memory_order_acquire)) {
+    if (builds_.deleted(*entry)) {
       slot[i].store(kTombstone, std::memory_order_seq_cst);  // a deletion that was under way
       STEPSTASH_CRASH_POINT("shm.recover.deletion.completed");
       live.erase(block);
@@ -414,7 +392,7 @@ Result<> Writer::recover(Recovery& recovery) {
   }
   index_.attach();
   STEPSTASH_CRASH_POINT("shm.recover.slots.checked");
-  header().deletions.store(0, std::memory_order_release);  // after the slots, as in end_deletion()
+  header().deletions.store(0, std::memory_order_release);  // after the slots, as in BuildTable::end_deletion()
   STEPSTASH_CRASH_POINT("shm.recover.deletions.over");
   recovery.attached = true;
   recovery.entries_kept = index_.entries();
@@ -587,7 +565,7 @@ const Entry& Writer::publish(const Draft& draft, const EntryFacts& facts) noexce
   entry->name_bytes = static_cast<std::uint16_t>(facts.name.size());
   entry->source_bytes = static_cast<std::uint16_t>(facts.source.size());
   STEPSTASH_CRASH_POINT("shm.publish.record.fields");
-  entry->record.store(record_of(facts.build), std::memory_order_relaxed);  // published with the rest
+  entry->record.store(builds_.record_of(facts.build), std::memory_order_relaxed);  // published with the rest
   auto* text = reinterpret_cast<char*>(entry + 1);
   std::copy(facts.name.begin(), facts.name.end(), text);
   std::copy(facts.source.begin(), facts.source.end(), text + facts.name.size());
@@ -689,45 +667,8 @@ void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes
   });
 }
 
-std::uint64_t Writer::begin_deletion(std::span<BuildRecord* const> builds) noexcept {
-  Header& head = header();
-  // From here on readers look at the records. Before any of them says more than it did.
-  head.deletions.fetch_add(1, std::memory_order_seq_cst);
-  STEPSTASH_CRASH_POINT("shm.deletion.announced");
-  const std::uint64_t epoch = head.deletion_epoch.load(std::memory_order_relaxed) + 1;
-  for (BuildRecord* build : builds) {
-    build->deletion.store(epoch, std::memory_order_release);
-    STEPSTASH_CRASH_POINT("shm.deletion.build.marked");
-  }
-  const std::uint64_t upto = head.next_id.load(std::memory_order_relaxed) - 1;
-  head.deletion_upto.store(upto, std::memory_order_release);
-  STEPSTASH_CRASH_POINT("shm.deletion.upto.stored");
-  head.deletion_epoch.store(epoch, std::memory_order_seq_cst);  // the instant
-  STEPSTASH_CRASH_POINT("shm.deletion.effective");
-  // What stays until the rows are gone from the database, build by build.
-  for (BuildRecord* build : builds) {
-    build->drop_upto.store(upto, std::memory_order_release);
-    STEPSTASH_CRASH_POINT("shm.deletion.build.fact");
-    build->deletion.store(0, std::memory_order_release);
-    STEPSTASH_CRASH_POINT("shm.deletion.build.settled");
-  }
-  return upto;
-}
-
-void Writer::end_deletion() noexcept {
-  header().deletions.fetch_sub(1, std::memory_order_release);  // a reader that sees it sees the slots that were emptied
-  STEPSTASH_CRASH_POINT("shm.deletion.over");
-}
-
-std::uint32_t Writer::record_of(BuildId build) const noexcept {
-  const BuildRecord* record = find_build(build);
-  if (record == nullptr) return kNoRecord;
-  const auto* table = reinterpret_cast<const BuildRecord*>(mapping_.data() + kPageBytes);
-  return static_cast<std::uint32_t>(record - table);
-}
-
 void Writer::bind(const Entry& entry) noexcept {
-  const std::uint32_t record = record_of(entry.buildid);
+  const std::uint32_t record = builds_.record_of(entry.buildid);
   if (entry.record.load(std::memory_order_relaxed) == record) return;
   const_cast<Entry&>(entry).record.store(record, std::memory_order_release);  // ours to write, as in mark()
   STEPSTASH_CRASH_POINT("shm.entry.record.bound");
@@ -863,43 +804,6 @@ bool Writer::worth_reclaiming() const noexcept {
 const PinScan& Writer::pinned_now() {
   (void)pins_.scan(scan_, /*hints=*/true);  // of a page that cannot be read nothing is known
   return scan_;
-}
-
-// ---- builds --------------------------------------------------------------------------------------------------------
-
-BuildRecord* Writer::find_build(BuildId build) const noexcept {
-  const auto found = builds_.find(build);
-  return found == builds_.end() ? nullptr : found->second;
-}
-
-Result<BuildRecord*> Writer::add_build(BuildId build, bool spare) {
-  if (BuildRecord* record = find_build(build)) return record;
-  const std::uint64_t kept = spare ? 0 : header().builds_capacity / 8;
-  if (free_builds_.size() <= kept) return Errc::too_many_builds;
-  BuildRecord* record = free_builds_.back();
-  builds_.emplace(build, record);
-  free_builds_.pop_back();
-  record->complete_at.store(kNotComplete, std::memory_order_relaxed);  // all published by the store of buildid
-  record->drop_upto.store(0, std::memory_order_relaxed);
-  record->deletion.store(0, std::memory_order_relaxed);
-  record->hold.store(Hold::unknown, std::memory_order_relaxed);
-  record->merged.store(0, std::memory_order_relaxed);
-  record->completed_ns.store(0, std::memory_order_relaxed);
-  STEPSTASH_CRASH_POINT("shm.build.add.fields");
-  record->buildid.store(build, std::memory_order_release);  // pairs with recover() in a later process
-  STEPSTASH_CRASH_POINT("shm.build.add.published");
-  return record;
-}
-
-void Writer::remove_build(BuildRecord& record) noexcept {
-  builds_.erase(record.buildid.load(std::memory_order_relaxed));
-  record.buildid.store(0, std::memory_order_release);
-  STEPSTASH_CRASH_POINT("shm.build.remove.zeroed");
-  free_builds_.push_back(&record);
-}
-
-void Writer::for_each_build(const std::function<void(BuildRecord&)>& each) const {
-  for (const auto& [build, record] : builds_) each(*record);
 }
 
 Result<UniqueFd> Writer::open_for_client() const {
