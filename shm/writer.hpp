@@ -1,7 +1,7 @@
 /// The daemon's side of a segment: the only code that writes one.
 ///
-/// Makes it or attaches to one that an earlier daemon left, gives out blocks, publishes and unpublishes entries, keeps
-/// the build records, and returns blocks to the heap when nobody looks at them any more.
+/// Makes it or attaches to one that an earlier daemon left (segment.cpp, recovery.cpp), gives out blocks, publishes and
+/// unpublishes entries, and returns blocks to the heap when nobody looks at them any more (writer.cpp).
 #pragma once
 
 #include <chrono>
@@ -242,6 +242,9 @@ class Writer {
   Result<UniqueFd> open_for_client() const;
 
  private:
+  /// What keep_slab() sets aside: the records of at least 30 evicted entries, of some 500 usual ones.
+  static constexpr std::uint64_t kSlabBytes = 64 * 1024;
+
   Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
   Result<> recover(Recovery& recovery);
   bool former_table(Offset block, const DataMap& pages) const noexcept;

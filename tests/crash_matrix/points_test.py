@@ -32,7 +32,7 @@ EXCEPT = {
     ("shm/reader.cpp", "Reader::supersede"): "a client's own page, which goes with it",
     ("shm/reader.cpp", "Reader::give_back"): "memory of the process's own",
     ("shm/pins.cpp", "PinRegistry::set_state"): "every caller has a point behind it",
-    ("shm/writer.cpp", "Writer::install"): "made of steps of ObjectDirectory's, which have points",
+    ("shm/segment.cpp", "Writer::install"): "made of steps of ObjectDirectory's, which have points",
     ("persist/sqlite_store.cpp", "SqliteStore::WriterStatements"): "texts; where they are run has points",
     ("daemon/connection.cpp", "Connection::send"): "ends in write_out, which has points",
     ("daemon/server.cpp", "Server::run"): "the loop",
