@@ -91,7 +91,6 @@ Result<> Writer::recover(Recovery& recovery) {
   STEPSTASH_CRASH_POINT("shm.recover.slots.checked");
   header().deletions.store(0, std::memory_order_release);  // after the slots, as in BuildTable::end_deletion()
   STEPSTASH_CRASH_POINT("shm.recover.deletions.over");
-  recovery.attached = true;
   recovery.entries_kept = index_.entries();
   if (header().next_id.load(std::memory_order_relaxed) <= highest) header().next_id.store(highest + 1);
   STEPSTASH_CRASH_POINT("shm.recover.next_id.raised");

@@ -37,7 +37,6 @@ struct Draft {
 
 /// What attach found, for the log and for `stats`.
 struct Recovery {
-  bool attached = false;  ///< an existing segment was taken over
   std::uint64_t entries_kept = 0;
   std::vector<std::string> set_aside;  ///< what could not be trusted, by name, one line each
 };
