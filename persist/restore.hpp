@@ -20,8 +20,8 @@ struct Copied {
 Result<Copied> copy_whole(const std::string& from, const std::string& to, std::string& why);
 
 /// Has SQLite move what the write-ahead log of the database at `path` holds into the file, and take the log away: the
-/// file can be replaced then. One that is damaged is kept under another name (SqliteStore::set_aside). No file is fine.
-/// Errors: Errc::already_held (another program has it open), Errc::foreign_database, Errc::not_durable.
+/// file can be replaced then. One that is damaged is kept under another name (database_files.hpp, set_aside). No file
+/// is fine. Errors: Errc::already_held (another program has it open), Errc::foreign_database, Errc::not_durable.
 Result<> close_log(const std::string& path, std::string& why);
 
 /// Removes the database at `path` with all its companions. What is not there is no error.
