@@ -7,7 +7,7 @@
 #include <chrono>
 #include <cstdint>
 
-#include "libclient/session.hpp"
+#include "libclient/channel.hpp"
 
 namespace stepstash::client {
 

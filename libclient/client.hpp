@@ -21,9 +21,9 @@
 
 #include "base/result.hpp"
 #include "base/types.hpp"
+#include "libclient/channel.hpp"
 #include "libclient/fork_epoch.hpp"
 #include "libclient/forks.hpp"
-#include "libclient/session.hpp"
 #include "protocol/message.hpp"
 #include "shm/reader.hpp"
 

@@ -1,4 +1,4 @@
-#include "libclient/session.hpp"
+#include "libclient/channel.hpp"
 
 #include <fcntl.h>
 #include <poll.h>
