@@ -14,25 +14,11 @@
 #include <utility>
 
 #include "base/crash_point.hpp"
+#include "libclient/backoff.hpp"
 #include "libclient/explain.hpp"
-#include "libclient/staged_set.hpp"
 
 namespace stepstash::client {
 namespace {
-
-/// Pauses between attempts: 1, 2, 4 ... 50 ms. A restarted daemon is back within about a second.
-class Backoff {
- public:
-  void pause(Deadline deadline) noexcept {
-    const auto left = std::max<std::uint32_t>(remaining_ms(deadline), 1);
-    const timespec span{0, long{1'000'000} * std::min(next_ms_, std::min<std::uint32_t>(left, 50))};
-    ::nanosleep(&span, nullptr);  // a signal may cut it short: the next attempt is then a little early
-    next_ms_ = std::min<std::uint32_t>(next_ms_ * 2, 50);
-  }
-
- private:
-  std::uint32_t next_ms_ = 1;
-};
 
 /// How often hits look for a daemon while none serves their segment, and after one has refused us: each time costs a
 /// few system calls.
@@ -52,8 +38,6 @@ void fence_all_threads() noexcept {
   if (barrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)) return;
   if (barrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)) barrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 }
-
-bool passed(Deadline deadline) noexcept { return std::chrono::steady_clock::now() >= deadline; }
 
 bool nobody_there(std::error_code error) noexcept {
   return error.category() == std::system_category() && (error.value() == ENOENT || error.value() == ECONNREFUSED ||
@@ -662,24 +646,6 @@ Result<protocol::SetOk> Client::set_inline(const protocol::SetParams& params, st
     return request;
   };
   return expect<protocol::SetOk>(ask(make, deadline_after(wait), conditional ? Repeat::no : Repeat::yes, "set"), "set");
-}
-
-Result<protocol::SetOk> Client::set(const protocol::SetParams& params, std::span<const std::byte> value,
-                                    Milliseconds wait) {
-  STEPSTASH_TRY(check_params(params));
-  if (value.size() <= protocol::kInlineBytes) return set_inline(params, value, wait);
-  const bool conditional = params.if_absent || params.if_revision != 0;
-  const Deadline give_up = deadline_after(wait);
-  for (Backoff backoff;; backoff.pause(give_up)) {
-    auto staged = STEPSTASH_TRY(StagedSet::begin(*this, params, value.size(), wait));
-    auto written = staged->write(value);
-    Result<protocol::SetOk> committed = written ? staged->commit() : Result<protocol::SetOk>(written.error());
-    if (committed) return committed;
-    const bool restarts = committed.error() == Errc::unavailable || committed.error() == Errc::shutting_down;
-    // Before the commit was sent nothing can have been published: then even a conditional set may be repeated.
-    const bool harmless = !conditional || !staged->commit_sent() || committed.error() == Errc::shutting_down;
-    if (!restarts || !harmless || passed(give_up)) return committed;
-  }
 }
 
 Result<std::int64_t> Client::finish(BuildId build, std::optional<std::int64_t> complete_at) {

@@ -22,9 +22,9 @@
 
 #include "base/result.hpp"
 #include "base/types.hpp"
+#include "libclient/channel.hpp"
 #include "libclient/fork_epoch.hpp"
 #include "libclient/forks.hpp"
-#include "libclient/session.hpp"
 #include "protocol/message.hpp"
 #include "shm/reader.hpp"
 
@@ -72,12 +72,9 @@ class Client {
   Result<std::vector<EntryInfo>> list(BuildId build, std::optional<std::string_view> only);
   /// In the order of their numbers; each page of them is of one instant.
   Result<std::vector<BuildInfo>> builds();
-  /// A value of at most protocol::kInlineBytes, inside the message.
+  /// A value of at most protocol::kInlineBytes, inside the message. Larger ones: staged_set.hpp.
   Result<protocol::SetOk> set_inline(const protocol::SetParams& params, std::span<const std::byte> value,
                                      Milliseconds deadline);
-  /// A value of any length from memory. Repeated as a whole when the connection breaks, if that cannot hurt.
-  Result<protocol::SetOk> set(const protocol::SetParams& params, std::span<const std::byte> value,
-                              Milliseconds deadline);
   Result<std::int64_t> finish(BuildId build, std::optional<std::int64_t> complete_at);
   Result<std::uint64_t> prune(std::int64_t older_than);
   Result<std::uint64_t> drop(BuildId build);

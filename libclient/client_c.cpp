@@ -418,7 +418,7 @@ int stepstash_set(stepstash_client* client, int64_t build, const char* name, con
     auto wanted = options_of(*client->client, build, name, source, options);
     if (!wanted) return report(wanted.error());
     const std::span bytes(static_cast<const std::byte*>(data), length);
-    return answer(client->client->set(wanted.value().params, bytes, wanted.value().deadline), result);
+    return answer(ss::set_value(*client->client, wanted.value().params, bytes, wanted.value().deadline), result);
   });
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/crash_point.hpp"
+#include "libclient/backoff.hpp"
 #include "libclient/explain.hpp"
 
 namespace stepstash::client {
@@ -228,6 +229,24 @@ Result<protocol::SetOk> StagedSet::commit() {
   open_at_daemon_ = false;
   client_.give_back(std::move(channel_));
   return *ok;
+}
+
+Result<protocol::SetOk> set_value(Client& client, const protocol::SetParams& params, std::span<const std::byte> value,
+                                  Milliseconds wait) {
+  STEPSTASH_TRY(check_params(params));
+  if (value.size() <= protocol::kInlineBytes) return client.set_inline(params, value, wait);
+  const bool conditional = params.if_absent || params.if_revision != 0;
+  const Deadline give_up = client.deadline_after(wait);
+  for (Backoff backoff;; backoff.pause(give_up)) {
+    auto staged = STEPSTASH_TRY(StagedSet::begin(client, params, value.size(), wait));
+    auto written = staged->write(value);
+    Result<protocol::SetOk> committed = written ? staged->commit() : Result<protocol::SetOk>(written.error());
+    if (committed) return committed;
+    const bool restarts = committed.error() == Errc::unavailable || committed.error() == Errc::shutting_down;
+    // Before the commit was sent nothing can have been published: then even a conditional set may be repeated.
+    const bool harmless = !conditional || !staged->commit_sent() || committed.error() == Errc::shutting_down;
+    if (!restarts || !harmless || passed(give_up)) return committed;
+  }
 }
 
 }  // namespace stepstash::client

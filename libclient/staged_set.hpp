@@ -72,4 +72,8 @@ class StagedSet {
   bool ready_pending_ = false;  // SetBegin was sent, and its answer not read yet
 };
 
+/// Sets a value of any length from memory. Repeated as a whole when the connection breaks, if that cannot hurt.
+Result<protocol::SetOk> set_value(Client& client, const protocol::SetParams& params, std::span<const std::byte> value,
+                                  Milliseconds deadline);
+
 }  // namespace stepstash::client

@@ -12,6 +12,7 @@
 
 #include "base/errc.hpp"
 #include "base/unique_fd.hpp"
+#include "persist/database_files.hpp"
 #include "persist/schema.hpp"
 #include "persist/sqlite_store.hpp"
 
@@ -95,7 +96,8 @@ Result<> settle(const std::string& path, std::string& why) {
 }  // namespace
 
 void remove_whole(const std::string& path) noexcept {
-  for (const char* suffix : {"", "-wal", "-shm", "-journal", "-reserve"}) ::unlink((path + suffix).c_str());
+  ::unlink(path.c_str());
+  for (const char* suffix : kCompanions) ::unlink((path + suffix).c_str());
 }
 
 Result<Copied> copy_whole(const std::string& from, const std::string& to, std::string& why) {
@@ -187,7 +189,7 @@ Result<std::uint64_t> close_log(const std::string& path, std::string& why) {
   auto closed = checkpoint();
   const int primary = !closed && closed.error().category() == sqlite_category() ? closed.error().value() & 0xFF : 0;
   if (primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB) {
-    STEPSTASH_TRY(SqliteStore::set_aside(path));
+    STEPSTASH_TRY(set_aside(path));
     return 0;
   }
   if (primary != 0) return Errc::not_durable;

@@ -22,7 +22,7 @@ Result<Copied> copy_whole(const std::string& from, const std::string& to, std::s
 
 /// Has SQLite move what the write-ahead log of the database at `path` holds into the file, and take the log away: the
 /// file can be replaced then. Returns the id below which it may have given all; 0 where it cannot be read. One that is
-/// damaged is kept under another name (SqliteStore::set_aside). No file is fine.
+/// damaged is kept under another name (database_files.hpp, set_aside). No file is fine.
 /// Errors: Errc::already_held (another program has it open), Errc::foreign_database, Errc::not_durable.
 Result<std::uint64_t> close_log(const std::string& path, std::string& why);
 

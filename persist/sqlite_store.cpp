@@ -1,33 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "persist/sqlite_store.hpp"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cassert>
+#include <cerrno>
 #include <climits>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <limits>
 #include <utility>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "base/text.hpp"
-#include "base/unique_fd.hpp"
 #include "persist/schema.hpp"
 
 namespace stepstash::persist {
 namespace {
 
-/// The owner's alone: who can open the file reads every value, and holds SQLite's locks, whatever his rights are.
-constexpr ::mode_t kFileMode = 0600;
 constexpr std::size_t kPageBytes = 16 * 1024;
 
 /// Rows deleted per transaction: a row changes about one page, a chunk the bookkeeping of its 64, so that the WAL needs
@@ -55,23 +45,9 @@ constexpr std::uint64_t kRowsNamed = 100;
 constexpr const char* kOfEveryConnection =
     "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;"
     "PRAGMA foreign_keys=OFF; PRAGMA secure_delete=OFF;";
-constexpr std::array kCompanions = {"-wal", "-shm", "-journal", "-reserve"};
 
 std::int64_t signed_twin(std::uint64_t value) noexcept { return static_cast<std::int64_t>(value); }
 std::uint64_t unsigned_twin(std::int64_t value) noexcept { return static_cast<std::uint64_t>(value); }
-
-/// Errors of files that are about room or the device, and not about who may do what.
-std::error_code file_error(std::error_code error) noexcept {
-  switch (error.value()) {
-    case ENOSPC:
-    case EDQUOT:
-    case EROFS:
-    case EIO:
-      return Errc::not_durable;
-    default:
-      return error;
-  }
-}
 
 /// SQLite's codes, as the daemon acts on them; those that are neither the disk nor the file stay as they are.
 std::error_code boundary_error(std::error_code error) noexcept {
@@ -94,97 +70,12 @@ std::error_code boundary_error(std::error_code error) noexcept {
   }
 }
 
-Result<> sync_directory_of(const std::string& path) {
-  const std::string directory = path.substr(0, path.rfind('/') + 1);
-  const UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd || ::fsync(fd.get()) != 0) return last_errno();
-  return success();
-}
-
-/// `path` with its directory resolved, the last component untouched. SQLite refuses symbolic links anywhere in a path
-/// (SQLITE_OPEN_NOFOLLOW), and a linked /var or home directory is nobody's attack.
-Result<std::string> resolve_directory(const std::string& path) {
-  const std::size_t slash = path.rfind('/');
-  const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-  const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
-  if (name.empty() || name == "." || name == "..") return Errc::invalid_argument;
-  const std::unique_ptr<char, void (*)(void*)> real(::realpath(directory.c_str(), nullptr), std::free);
-  if (!real) return last_errno();
-  std::string resolved = real.get();
-  if (resolved.back() != '/') resolved += '/';
-  return resolved + name;
-}
-
-/// Whether there is a file at `path`; an error when it is not one we may trust. Takes bits beyond 0600 away.
-/// O_PATH: closing any other descriptor of a database drops the POSIX locks this process holds on it. What is narrowed
-/// is the very file that was looked at, not what has its name by then; /proc, for fchmod(2) refuses such a descriptor.
-Result<bool> examine(const std::string& path) {
-  const UniqueFd fd(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd && errno == ENOENT) return false;
-  struct ::stat status {};
-  if (!fd || ::fstat(fd.get(), &status) != 0) return last_errno();
-  if (!S_ISREG(status.st_mode) || status.st_uid != ::geteuid() || status.st_nlink != 1) return Errc::unsafe_object;
-  const ::mode_t mode = status.st_mode & 07777;
-  const std::string same = "/proc/self/fd/" + std::to_string(fd.get());
-  if ((mode & ~kFileMode) != 0 && ::chmod(same.c_str(), mode & kFileMode) != 0) return last_errno();
-  return true;
-}
-
-/// An empty file is a valid empty database; SQLite gives -wal and -shm the mode of the file itself.
-Result<> create(const std::string& path) {
-  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
-  STEPSTASH_CRASH_POINT("persist.file.made");
-  if (!fd || ::fchmod(fd.get(), kFileMode) != 0 || ::fsync(fd.get()) != 0) return file_error(last_errno());
-  STEPSTASH_CRASH_POINT("persist.file.synced");
-  return sync_directory_of(path);
-}
-
 /// Whether it is room that was missing: SQLite knows ENOSPC in write(2) only.
 bool disk_full(std::error_code error, const Connection& connection) noexcept {
   if (error.category() != sqlite_category()) return false;
   const int primary = error.value() & 0xFF;
   const int number = connection ? sqlite3_system_errno(connection.get()) : 0;
   return primary == SQLITE_FULL || (primary == SQLITE_IOERR && (number == ENOSPC || number == EDQUOT));
-}
-
-/// Makes the reserve unless it is there. Without room for it there is none, until there is.
-void make_reserve(const std::string& path) noexcept {
-  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
-  if (!fd) return;
-  if (::fchmod(fd.get(), kFileMode) == 0) {
-    // Where the disk was full just now, a smaller one is better than none.
-    for (std::uint64_t bytes = kReserveBytes; bytes >= kReserveBytes / 8; bytes /= 2) {
-      if (::posix_fallocate(fd.get(), 0, static_cast<::off_t>(bytes)) == 0) {
-        STEPSTASH_CRASH_POINT("persist.reserve_file.made");
-        return;
-      }
-      if (::ftruncate(fd.get(), 0) != 0) break;
-    }
-  }
-  ::unlink(path.c_str());
-}
-
-/// Bytes that the file system beside `path` has left; all there are when it does not say.
-std::uint64_t room_beside(const std::string& path) noexcept {
-  struct ::statvfs room {};
-  if (::statvfs(path.substr(0, path.rfind('/') + 1).c_str(), &room) != 0) return UINT64_MAX;
-  return std::uint64_t{room.f_bavail} * room.f_frsize;
-}
-
-bool exists(const std::string& path) noexcept {
-  struct ::stat status {};
-  return ::lstat(path.c_str(), &status) == 0;
-}
-
-std::uint64_t file_bytes(const std::string& path) noexcept {
-  struct ::stat status {};
-  return ::stat(path.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
-}
-
-/// In seconds since 1970; 0: it is not there.
-std::int64_t modified_at(const std::string& path) noexcept {
-  struct ::stat status {};
-  return ::stat(path.c_str(), &status) == 0 ? status.st_mtim.tv_sec : 0;
 }
 
 }  // namespace
@@ -342,7 +233,7 @@ Result<> SqliteStore::open_connections() {
   }
   for (const char* suffix : kCompanions) STEPSTASH_TRY(examine(path_ + suffix));
   last_written_ = std::max(modified_at(path_), modified_at(path_ + "-wal"));
-  if (!STEPSTASH_TRY(examine(path_))) STEPSTASH_TRY(create(path_));
+  if (!STEPSTASH_TRY(examine(path_))) STEPSTASH_TRY(create_file(path_));
 
   writer_ = STEPSTASH_TRY(open_connection());
   file_ = FileId::at(path_);
@@ -379,7 +270,7 @@ Result<> SqliteStore::open_connections() {
   commit_count_ = STEPSTASH_TRY(write_->meta("commit_count"));
   wal_ = FileId::at(path_ + "-wal");
   STEPSTASH_CRASH_POINT("persist.open.identified");
-  make_reserve(path_ + "-reserve");
+  make_reserve(path_ + "-reserve", kReserveBytes);
   // What a crash left half written or half deleted. Not a reason to refuse service: commits and vacuum go on with it.
   if (auto swept = collect_chunks(kChunksPerCall); !swept) (void)report("sweeping", swept.error(), writer_);
   return success();
@@ -425,54 +316,6 @@ Result<> SqliteStore::replace_writer() {
   writer_ = std::move(fresh);
   writer_doubted_ = false;
   return success();
-}
-
-Result<std::string> SqliteStore::set_aside(const std::string& path) {
-  const std::string from = STEPSTASH_TRY(resolve_directory(path));
-  const auto taken = [](const std::string& name) {
-    return exists(name) || exists(name + "-wal") || exists(name + "-shm") || exists(name + "-journal");
-  };
-  std::string to;
-  for (std::uint64_t n = 1;; ++n) {
-    to = from + ".damaged-" + std::to_string(n);
-    if (!taken(to)) break;
-  }
-  // The companions first: a crash in between must not leave a WAL beside a database that is yet to be made.
-  for (const char* suffix : {"-wal", "-shm", "-journal", ""}) {  // the reserve holds nothing and stays
-    if (::rename((from + suffix).c_str(), (to + suffix).c_str()) == 0) {
-      STEPSTASH_CRASH_POINT("persist.set_aside.file_renamed");
-      continue;
-    }
-    if (errno != ENOENT || *suffix == '\0') return last_errno();
-  }
-  STEPSTASH_TRY(sync_directory_of(from));
-  return to;
-}
-
-std::vector<std::string> SqliteStore::kept_aside(const std::string& path) {
-  std::vector<std::string> kept;
-  const std::string prefix = path + ".damaged-";
-  std::error_code error;
-  for (std::filesystem::directory_iterator at(path.substr(0, path.rfind('/') + 1), error), end; !error && at != end;
-       at.increment(error)) {
-    const std::string found = at->path().string();
-    if (!found.starts_with(prefix)) continue;
-    const std::size_t digits = std::min(found.find_first_not_of("0123456789", prefix.size()), found.size());
-    if (digits == prefix.size()) continue;
-    const std::string_view suffix = std::string_view(found).substr(digits);
-    // A companion by itself: set_aside() was killed between the two.
-    const bool alone =
-        std::count(kCompanions.begin(), kCompanions.end(), suffix) > 0 && !exists(found.substr(0, digits));
-    if (suffix.empty() || alone) kept.push_back(found);
-  }
-  std::sort(kept.begin(), kept.end());
-  return kept;
-}
-
-SqliteStore::FileId SqliteStore::FileId::at(const std::string& path) noexcept {
-  struct ::stat status {};
-  if (::lstat(path.c_str(), &status) != 0) return {};
-  return {status.st_dev, status.st_ino};
 }
 
 bool SqliteStore::in_place() const { return FileId::at(path_) == file_ && FileId::at(path_ + "-wal") == wal_; }
@@ -524,7 +367,7 @@ bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
   }
   STEPSTASH_CRASH_POINT("persist.room.made");
   sqlite3_wal_hook(writer_.get(), &SqliteStore::on_commit, this);
-  make_reserve(reserve);
+  make_reserve(reserve, kReserveBytes);
   return committed;
 }
 
@@ -855,7 +698,7 @@ Result<> SqliteStore::read_chunks(std::uint64_t revision, std::int64_t chunks, s
 Result<std::uint64_t> SqliteStore::vacuum(std::uint64_t pages) {
   STEPSTASH_TRY(check_files());
   auto freed = free_pages(pages);
-  make_reserve(path_ + "-reserve");
+  make_reserve(path_ + "-reserve", kReserveBytes);
   if (!freed) return report("vacuuming", freed.error(), writer_);
   return freed;
 }

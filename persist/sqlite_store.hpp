@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "persist/backing_store.hpp"
+#include "persist/database_files.hpp"
 #include "persist/sqlite.hpp"
 
 namespace stepstash::persist {
@@ -61,11 +62,9 @@ class SqliteStore final : public BackingStore {
   /// Errc::invalid_argument (no file name), Errc::not_durable (locked, full, I/O), those of the directory.
   static Result<std::unique_ptr<SqliteStore>> open(const Options& options, std::string* why = nullptr);
 
-  /// Renames the database and its -wal and -shm to `path`.damaged-<n>, n being the first that is free, and returns the
-  /// new name. No SqliteStore may be open on `path`. Errors: those of rename(2).
-  static Result<std::string> set_aside(const std::string& path);
-  /// The paths that set_aside() has given at `path` and that are still there. O(names in the directory).
-  static std::vector<std::string> kept_aside(const std::string& path);
+  /// set_aside() and kept_aside() of database_files.hpp. No SqliteStore may be open on a `path` that is set aside.
+  static Result<std::string> set_aside(const std::string& path) { return persist::set_aside(path); }
+  static std::vector<std::string> kept_aside(const std::string& path) { return persist::kept_aside(path); }
 
   ~SqliteStore() override;
   SqliteStore(const SqliteStore&) = delete;
@@ -102,13 +101,6 @@ class SqliteStore final : public BackingStore {
   class Work;
   struct WriterStatements;
   struct ReaderStatements;
-  struct FileId {
-    std::uint64_t device = 0;
-    std::uint64_t inode = 0;
-    bool operator==(const FileId&) const = default;
-    /// Of what is at `path`, which is not followed; all zeros when nothing is.
-    static FileId at(const std::string& path) noexcept;
-  };
 
   SqliteStore(std::string path, const Options& options);
   Result<> open_connections();

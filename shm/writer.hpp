@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The daemon's side of a segment: the only code that writes one.
 ///
-/// Makes it or attaches to one that an earlier daemon left, gives out blocks, publishes and unpublishes entries, keeps
-/// the build records, and returns blocks to the heap when nobody looks at them any more.
+/// Makes it or attaches to one that an earlier daemon left (segment.cpp, recovery.cpp), gives out blocks, publishes and
+/// unpublishes entries, and returns blocks to the heap when nobody looks at them any more (writer.cpp).
 #pragma once
 
 #include <chrono>
@@ -19,6 +19,7 @@
 #include "base/result.hpp"
 #include "base/types.hpp"
 #include "base/unique_fd.hpp"
+#include "shm/build_table.hpp"
 #include "shm/heap.hpp"
 #include "shm/index.hpp"
 #include "shm/layout.hpp"
@@ -37,7 +38,6 @@ struct Draft {
 
 /// What attach found, for the log and for `stats`.
 struct Recovery {
-  bool attached = false;  ///< an existing segment was taken over
   std::uint64_t entries_kept = 0;
   std::vector<std::string> set_aside;  ///< what could not be trusted, by name, one line each
 };
@@ -145,8 +145,8 @@ class Writer {
 
   /// L11: deletes what the builds hold now, all of it at one instant for everybody. The entries leave the index by
   /// erase(), in any time; then end_deletion(). Returns the id up to which entries are deleted. O(builds).
-  std::uint64_t begin_deletion(std::span<BuildRecord* const> builds) noexcept;
-  void end_deletion() noexcept;
+  std::uint64_t begin_deletion(std::span<BuildRecord* const> builds) noexcept { return builds_.begin_deletion(builds); }
+  void end_deletion() noexcept { builds_.end_deletion(); }
   /// Sees to it that the entry knows where its build's record is: for one whose build got it after the entry.
   void bind(const Entry& entry) noexcept;
 
@@ -211,14 +211,13 @@ class Writer {
 
   // ---- builds ----
 
-  BuildRecord* find_build(BuildId build) const noexcept;
-  /// The build's record, made when it is not there. `spare` may use the last eighth of the table, which is kept for
-  /// what frees. Errors: Errc::too_many_builds.
-  Result<BuildRecord*> add_build(BuildId build, bool spare);
-  void remove_build(BuildRecord& record) noexcept;
+  BuildRecord* find_build(BuildId build) const noexcept { return builds_.find(build); }
+  /// BuildTable::add(). Errors: Errc::too_many_builds.
+  Result<BuildRecord*> add_build(BuildId build, bool spare) { return builds_.add(build, spare); }
+  void remove_build(BuildRecord& record) noexcept { builds_.remove(record); }
   std::size_t builds() const noexcept { return builds_.size(); }
-  std::uint64_t builds_capacity() const noexcept { return header().builds_capacity; }
-  void for_each_build(const std::function<void(BuildRecord&)>& each) const;
+  std::uint64_t builds_capacity() const noexcept { return builds_.capacity(); }
+  void for_each_build(const std::function<void(BuildRecord&)>& each) const { builds_.for_each(each); }
 
   // ---- the rest ----
 
@@ -244,9 +243,11 @@ class Writer {
   Result<UniqueFd> open_for_client() const;
 
  private:
+  /// What keep_slab() sets aside: the records of at least 30 evicted entries, of some 500 usual ones.
+  static constexpr std::uint64_t kSlabBytes = 64 * 1024;
+
   Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
   Result<> recover(Recovery& recovery);
-  std::uint32_t record_of(BuildId build) const noexcept;
   bool former_table(Offset block, const DataMap& pages) const noexcept;
   Result<> keep_slab() noexcept;
   Result<Offset> allocate_record(std::uint64_t bytes);
@@ -261,9 +262,8 @@ class Writer {
   Mapping mapping_;
   Heap heap_;
   IndexWriter index_;
+  BuildTable builds_;
   PinRegistry pins_;
-  std::unordered_map<BuildId, BuildRecord*, SecretHash> builds_;
-  std::vector<BuildRecord*> free_builds_;
   std::vector<Offset> retired_;  // since the last scan of all
   std::vector<Offset> kept_;     // that a scan found pinned, or held
   PinScan scan_;                 // the last one

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "libclient/session.hpp"
+#include "libclient/channel.hpp"
 #include "protocol/message.hpp"
 #include "shm/layout.hpp"
 #include "shm/reader.hpp"

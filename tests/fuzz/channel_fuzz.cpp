@@ -13,9 +13,9 @@
 
 #include "base/errc.hpp"
 #include "base/text.hpp"
+#include "libclient/channel.hpp"
 #include "libclient/client.hpp"
 #include "libclient/explain.hpp"
-#include "libclient/session.hpp"
 #include "tests/fuzz/check.hpp"
 #include "tests/support/temp_dir.hpp"
 

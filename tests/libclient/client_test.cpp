@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "libclient/explain.hpp"
+#include "libclient/staged_set.hpp"
 #include "tests/libclient/allocations.hpp"
 #include "tests/support/fake_daemon.hpp"
 
@@ -250,7 +251,7 @@ BOOST_AUTO_TEST_CASE(what_is_set_on_a_new_segment_is_found_by_the_next_get) {
   const auto client = connect(daemon);
   serving_now = &fresh;
   const protocol::SetParams params{.build = 42, .name = "a", .source = ""};
-  BOOST_TEST(client->set(params, {}, 20s).has_value());
+  BOOST_TEST(set_value(*client, params, {}, 20s).has_value());
   shm::Pinned pinned;
   BOOST_TEST(client->get(42, "a", 20s, pinned).value());
   pinned.release();
@@ -266,7 +267,7 @@ BOOST_AUTO_TEST_CASE(a_conditional_set_is_not_repeated_and_says_that_its_outcome
   }));
   const auto client = connect(daemon);
   const protocol::SetParams params{.build = 42, .name = "a", .source = "", .if_absent = true};
-  BOOST_TEST((client->set(params, {}, 20s).error() == Errc::unavailable));
+  BOOST_TEST((set_value(*client, params, {}, 20s).error() == Errc::unavailable));
   BOOST_TEST(std::string(last_explanation()).find("unknown") != std::string::npos);
   BOOST_TEST(sets.load() == 1);
 }
@@ -310,7 +311,7 @@ BOOST_AUTO_TEST_CASE(a_daemon_that_shuts_down_is_asked_again_even_what_must_not_
   }));
   const auto client = connect(daemon);
   const protocol::SetParams params{.build = 42, .name = "a", .source = "", .if_absent = true};
-  BOOST_TEST(client->set(params, {}, 20s).value().id == 5u);
+  BOOST_TEST(set_value(*client, params, {}, 20s).value().id == 5u);
 }
 
 BOOST_AUTO_TEST_CASE(a_failure_carries_the_daemons_words) {
@@ -321,7 +322,7 @@ BOOST_AUTO_TEST_CASE(a_failure_carries_the_daemons_words) {
   }));
   const auto client = connect(daemon);
   const protocol::SetParams params{.build = 42, .name = "a", .source = ""};
-  BOOST_TEST((client->set(params, {}, 20s).error() == Errc::segment_full));
+  BOOST_TEST((set_value(*client, params, {}, 20s).error() == Errc::segment_full));
   BOOST_TEST(std::string(last_explanation()) == "8 MiB do not fit, 1 MiB is free");
 }
 
@@ -613,7 +614,7 @@ BOOST_AUTO_TEST_CASE(names_and_builds_outside_their_range_are_refused_without_as
   BOOST_TEST((client->get(1, long_name, 20s, pinned).error() == Errc::invalid_argument));
   BOOST_TEST((client->stat(1, "\xFF", pinned).error() == Errc::invalid_argument));
   const protocol::SetParams params{.build = 1, .name = "n", .source = long_name};
-  BOOST_TEST((client->set(params, {}, 20s).error() == Errc::invalid_argument));
+  BOOST_TEST((set_value(*client, params, {}, 20s).error() == Errc::invalid_argument));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -112,7 +112,7 @@ BOOST_AUTO_TEST_CASE(values_far_larger_than_the_ring_arrive_whole) {
   stage.start();
   for (const std::size_t bytes : {std::size_t{65'537}, std::size_t{16'384 * 5}, std::size_t{3'000'001}}) {
     const auto value = pattern(bytes);
-    BOOST_TEST(stage.client->set(stage.params(), value, 20s).value().id == 3u);
+    BOOST_TEST(set_value(*stage.client, stage.params(), value, 20s).value().id == 3u);
     BOOST_TEST((stage.seen().value == value), bytes << " bytes");
     BOOST_TEST(stage.seen().announced == bytes);
   }
@@ -126,7 +126,7 @@ BOOST_AUTO_TEST_CASE(a_ring_of_odd_sizes_is_used_within_its_bounds) {
     stage.piece_bytes = static_cast<std::uint32_t>(std::min<std::size_t>(ring, 999));
     stage.start();
     const auto value = pattern(ring < 100 ? 65'540 : 200'000);
-    BOOST_TEST(stage.client->set(stage.params(), value, 20s).has_value());
+    BOOST_TEST(set_value(*stage.client, stage.params(), value, 20s).has_value());
     BOOST_TEST((stage.seen().value == value), "a ring of " << ring << " bytes");
   }
 }
@@ -205,7 +205,7 @@ BOOST_AUTO_TEST_CASE(an_abandoned_set_is_aborted_and_its_connection_used_again) 
   }
   BOOST_TEST(stage.seen().aborts == 1);
   const auto value = pattern(70'000);
-  BOOST_TEST(stage.client->set(stage.params(), value, 20s).has_value());
+  BOOST_TEST(set_value(*stage.client, stage.params(), value, 20s).has_value());
   BOOST_TEST((stage.seen().value == value));
   BOOST_TEST(stage.daemon.connections() == 1);
 }
@@ -215,11 +215,11 @@ BOOST_AUTO_TEST_CASE(what_the_daemon_says_of_a_piece_is_the_sets_answer) {
     Stage stage;
     stage.fail_at_piece = at;
     stage.start();
-    const auto set = stage.client->set(stage.params(), pattern(16'384 * 12 + 1), 20s);
+    const auto set = set_value(*stage.client, stage.params(), pattern(16'384 * 12 + 1), 20s);
     BOOST_TEST((set.error() == Errc::segment_full), "piece " << at);
     BOOST_TEST(std::string(last_explanation()) == "no room for the rest");
     BOOST_TEST(stage.seen().commits == 0);
-    BOOST_TEST(stage.client->set(stage.params(), pattern(70'000), 20s).has_value());  // on another connection
+    BOOST_TEST(set_value(*stage.client, stage.params(), pattern(70'000), 20s).has_value());  // on another connection
   }
 }
 
@@ -229,7 +229,7 @@ BOOST_AUTO_TEST_CASE(a_set_from_memory_is_repeated_when_the_connection_breaks) {
     stage.break_at_piece = at;
     stage.start();
     const auto value = pattern(16'384 * 12);
-    BOOST_TEST(stage.client->set(stage.params(), value, 20s).has_value());
+    BOOST_TEST(set_value(*stage.client, stage.params(), value, 20s).has_value());
     BOOST_TEST((stage.seen().value == value));
     BOOST_TEST(stage.seen().begins == 2);
   }
@@ -243,7 +243,7 @@ BOOST_AUTO_TEST_CASE(a_conditional_set_from_memory_is_repeated_only_before_its_c
   params.if_absent = true;
   // More than the ring holds: the break is noticed while the commit has not been sent.
   const auto value = pattern(16'384 * 64);
-  BOOST_TEST(stage.client->set(params, value, 20s).has_value());
+  BOOST_TEST(set_value(*stage.client, params, value, 20s).has_value());
   BOOST_TEST(stage.seen().begins == 2);
 }
 

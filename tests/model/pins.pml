@@ -23,7 +23,7 @@
  *                          full_fence() of shm/fence.hpp before the pages are read
  *   NO_SCAN                shm/writer.cpp, Writer::reclaim: pins_.collect()
  *   SCAN_FIRST             the same: collect() after the stores that unpublish
- *   NO_SCAN_AFTER_ATTACH   shm/writer.cpp, Writer::recover: pins_.collect()
+ *   NO_SCAN_AFTER_ATTACH   shm/recovery.cpp, Writer::recover: pins_.collect()
  *   NO_ADOPTION            the same: pins_.adopt() finds the pages of the dead daemon's clients
  *   REAP_WITHOUT_LOCK      shm/pins.cpp, PinRegistry::reap: only pages whose lock is gone
  *   NO_STATE_IN_SECOND_LOOK  shm/reader.cpp, find_entry: the page's state is loaded again

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "libclient/session.hpp"
+#include "libclient/channel.hpp"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -47,7 +47,7 @@ std::vector<std::byte> frame_of(const protocol::Reply& reply) {
 
 }  // namespace
 
-BOOST_AUTO_TEST_SUITE(session)
+BOOST_AUTO_TEST_SUITE(channel)
 
 BOOST_AUTO_TEST_CASE(a_path_that_no_unix_socket_can_have_is_refused) {
   BOOST_TEST(Address::of(std::string(107, 'x')).has_value());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "libclient/session.hpp"
+#include "libclient/channel.hpp"
 
 #include <fcntl.h>
 #include <poll.h>
