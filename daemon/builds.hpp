@@ -1,9 +1,9 @@
 /// Builds: when they were finished, whether they are held, what the database knows of them, and the deletion of what
 /// they hold (drop, prune, the horizon).
 ///
-/// Owns the questions to the database (`ask`) and the judgement of clocks. Called by Store for requests, by the flusher's
-/// callbacks when a build's row is written, by Server for the horizon. Across a co_await a build may go and come back:
-/// only `dropping` keeps its state in place.
+/// Owns the questions to the database (`ask`) and the judgement of clocks. Called by Store for requests, by the
+/// flusher's callbacks when a build's row is written, by Server for the horizon. Across a co_await a build may go and
+/// come back: only `dropping` keeps its state in place.
 #pragma once
 
 #include <chrono>

@@ -38,7 +38,8 @@ class Evictor {
   /// took. `evictable`: values may be evicted, not only records moved.
   Compacted compact(std::uint64_t bytes, bool evictable);
   /// No value can be evicted, and records lie scattered, each of which keeps a granule's pages: moves records together,
-  /// a bounded part of them at a time. False where the tmpfs gets nothing of it, and then the next walk waits. O(blocks).
+  /// a bounded part of them at a time. False where the tmpfs gets nothing of it, and then the next walk waits.
+  /// O(blocks).
   bool compact_records();
 
   const Counters& counters() const noexcept { return counters_; }

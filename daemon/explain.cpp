@@ -27,8 +27,8 @@ std::string explain(std::error_code error, std::uint64_t length, const shm::Writ
     text += fmt::format(
         ": {} bytes wanted, {} of {} free in runs of at most {}; {} bytes in {} values wait for the database (at most "
         "{}), {} bytes belong to sets under way",
-        length, heap.free_bytes(), heap.capacity(), heap.largest_free(), flusher.dirty_bytes(),
-        flusher.dirty_values(), room.limits().max_dirty, room.staged_bytes());
+        length, heap.free_bytes(), heap.capacity(), heap.largest_free(), flusher.dirty_bytes(), flusher.dirty_values(),
+        room.limits().max_dirty, room.staged_bytes());
     if (segment.retired() > 0) {
       text += fmt::format(", {} bytes are held by readers, {} of them written off", segment.retired_bytes(),
                           heap.written_off());
@@ -50,8 +50,8 @@ std::string explain(std::error_code error, std::uint64_t length, const shm::Writ
         ": {} bytes wanted, and of the {} bytes of the tmpfs of {} {} are free and {} are promised to sets under way; "
         "the "
         "segment has {} of its {}; {} bytes in {} values wait for the database",
-        length, tmpfs.total, segment.directory(), tmpfs.free, room.promised_pages(), heap.backed_bytes(), segment.bytes(),
-        flusher.dirty_bytes(), flusher.dirty_values());
+        length, tmpfs.total, segment.directory(), tmpfs.free, room.promised_pages(), heap.backed_bytes(),
+        segment.bytes(), flusher.dirty_bytes(), flusher.dirty_values());
     if (segment.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment.retired_bytes());
     if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
     text += fmt::format("; prune, try again later, or {}", kEnlargeTmpfs);

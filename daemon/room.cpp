@@ -5,6 +5,7 @@
 
 #include "base/errc.hpp"
 #include "shm/layout.hpp"
+#include "shm/validate.hpp"
 
 namespace stepstash::daemon {
 namespace {

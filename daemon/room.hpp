@@ -4,8 +4,8 @@
 /// were promised. Where a try fails, a bounded reclaim step evicts, compacts or gives pages back; where no step helps,
 /// the caller waits in the queue until something is freed, at most until its deadline.
 ///
-/// Called by Store and Reloader for drafts, by Builds and the flusher's callbacks when something was freed, by Server at
-/// each tick. Across a co_await of find() or the waits anything may change: callers look their entries up again.
+/// Called by Store and Reloader for drafts, by Builds and the flusher's callbacks when something was freed, by Server
+/// at each tick. Across a co_await of find() or the waits anything may change: callers look their entries up again.
 #pragma once
 
 #include <chrono>
@@ -59,8 +59,8 @@ class Room {
   void count_staged(OwnedDraft& draft) { draft.count_in(staged_bytes_); }
   /// Counts the pages that the first `length` bytes of a draft's value still lack as promised to it.
   void promise_pages(OwnedDraft& draft, std::uint64_t length) { draft.promise(promised_pages_, length); }
-  /// After reserving pages met `error`: waits until it is worth trying again. `bytes`: what the tmpfs lacks besides what
-  /// drafts were promised. Errors: `error`, where it is not ENOSPC, at the deadline, and when the client is gone.
+  /// After reserving pages met `error`: waits until it is worth trying again. `bytes`: what the tmpfs lacks besides
+  /// what drafts were promised. Errors: `error`, where it is not ENOSPC, at the deadline, and when the client is gone.
   awaitable<Result<>> wait_for_pages(std::error_code error, std::uint64_t bytes, Waiter& waiter, TimePoint deadline);
   /// The index needs a slot for a new key, and said `error`: waits until it is worth trying again. Errors: as above.
   awaitable<Result<>> wait_for_slot(std::error_code error, Waiter& waiter, TimePoint deadline);

@@ -282,8 +282,7 @@ Configured<> Server::open_segment_and_store() {
   }
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
   flusher_->on_damaged_database = [this](const std::string& damage) { start_over(damage); };
-  store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_,
-                                   limits_of(config_));
+  store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_, limits_of(config_));
   store_->adopt(startup_.all_dirty, startup_.lost);
   STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
   // Last: killed before, the next start finds the old identity and marks everything again.
@@ -296,7 +295,9 @@ Configured<> Server::open_segment_and_store() {
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_, clock_);
   services_->stats.make = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
-  store_->room().abort_stalled_upload = [this] { return shed(next_set_, [](Connection& connection) { return connection.shed_set(); }); };
+  store_->room().abort_stalled_upload = [this] {
+    return shed(next_set_, [](Connection& connection) { return connection.shed_set(); });
+  };
   services_->free_page = [this] { return free_page(); };
   page_reserve_ = UniqueFd(::open(directory_->path().c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   keep_pages();

@@ -39,9 +39,8 @@ bool UserShares::close_greediest(std::uint32_t for_user, std::uint64_t room) {
     if (held.uid != for_user && (most == nullptr || held.bytes > most->bytes)) most = &held;
   }
   // Several users, each below a share, can hold all of it together: then the one who holds most is closed.
-  const bool too_much =
-      most != nullptr &&
-      (most->bytes > room / kSharePart || (in_all > room / 2 && most->bytes > own + room / kMarginPart));
+  const bool too_much = most != nullptr && (most->bytes > room / kSharePart ||
+                                            (in_all > room / 2 && most->bytes > own + room / kMarginPart));
   if (!too_much) return false;
   const shm::Writer::Held held = *most;
   next_census_ = {};

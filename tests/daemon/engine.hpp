@@ -51,8 +51,7 @@ class Engine {
       : objects_(shm::ObjectDirectory::open(directory.path()).value()),
         startup_(open(objects_, database, segment_bytes)),
         flusher_(loop_, *startup_.segment, database, clock, 1h),
-        store_(loop_, catalog_, *startup_.segment, database, flusher_, clock,
-               {{segment_bytes, 10s}, std::nullopt}) {
+        store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {{segment_bytes, 10s}, std::nullopt}) {
     store_.adopt(startup_.all_dirty, startup_.lost);
     if (!database.unusable()) {  // as Server does it, last
       startup_.segment->header().store_id.store(database.store_id());
@@ -136,7 +135,9 @@ class Engine {
   Result<> flush(std::chrono::milliseconds deadline = 10s) {
     return run(flusher_.committed(flusher_.last_place(), waiter_, in(deadline)));
   }
-  std::uint64_t prune(std::int64_t older_than) { return run(store_.builds().prune(older_than, waiter_, in(10s))).value(); }
+  std::uint64_t prune(std::int64_t older_than) {
+    return run(store_.builds().prune(older_than, waiter_, in(10s))).value();
+  }
   /// One page, for a client that keeps no list.
   protocol::ListPage list(BuildId build, std::uint64_t after = 0) {
     daemon::Listings::Handle listing;

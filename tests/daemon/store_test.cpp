@@ -244,8 +244,7 @@ BOOST_AUTO_TEST_CASE(a_durable_set_whose_bytes_change_before_they_are_written_is
 BOOST_AUTO_TEST_CASE(a_dirty_value_is_never_evicted) {
   faulty.fail_commits(Errc::not_durable);
   engine.set(1, "dirty", std::string(1000, 'd'));
-  while (engine.try_set(Engine::params(2, std::to_string(engine.store().sets())), std::string(100'000, 'v'),
-                        20ms)) {
+  while (engine.try_set(Engine::params(2, std::to_string(engine.store().sets())), std::string(100'000, 'v'), 20ms)) {
   }
   BOOST_TEST(engine.value(1, "dirty") == std::string(1000, 'd'));
   BOOST_TEST(engine.store().room().evictions().evictions == 0u);
@@ -338,7 +337,8 @@ BOOST_AUTO_TEST_CASE(a_value_replaced_while_it_is_loaded_is_the_new_one) {
   engine.run_until([&] { return done.has_value(); });
   BOOST_TEST(done->has_value());
   BOOST_TEST(engine.value(1, "v") == "newer");
-  BOOST_TEST(engine.store().catalog().resident() + engine.store().catalog().evicted() == engine.segment().index().entries());
+  BOOST_TEST(engine.store().catalog().resident() + engine.store().catalog().evicted() ==
+             engine.segment().index().entries());
 }
 
 // ---- waiting -------------------------------------------------------------------------------------------------------
