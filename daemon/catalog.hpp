@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <string_view>
 #include <unordered_map>
 
 #include "base/types.hpp"
 #include "shm/hash.hpp"
 #include "shm/layout.hpp"
+#include "shm/writer.hpp"
 
 namespace stepstash::daemon {
 
@@ -149,12 +151,16 @@ class Catalog {
   static void unlist(Node& node) { node.unlink(); }
 
   const Nodes& nodes() const noexcept { return nodes_; }
+  /// Entries whose values are in the database alone.
+  std::uint64_t evicted() const noexcept { return evicted_; }
+  std::uint64_t resident() const noexcept { return nodes_.size() - evicted_; }
   const Builds& builds() const noexcept { return builds_; }
 
  private:
   void count(Node& node, const shm::Entry& entry) {
     node.length = entry.length;
     node.resident = entry.value_offset != 0;
+    if (!node.resident) ++evicted_;
     if (node.id <= node.build->uncounted_upto) return;
     add_to_sums(node);
     if (node.build->sums.entries == 1) with_data_.emplace(node.build->id, node.build);
@@ -165,6 +171,7 @@ class Catalog {
     (node.resident ? sums.resident_bytes : sums.evicted_bytes) += node.length;
   }
   void uncount(const Node& node) {
+    if (!node.resident) --evicted_;
     if (node.id <= node.build->uncounted_upto) return;
     BuildState::Sums& sums = node.build->sums;
     (node.resident ? sums.resident_bytes : sums.evicted_bytes) -= node.length;
@@ -178,6 +185,16 @@ class Catalog {
   Nodes nodes_;
   std::unordered_map<shm::Offset, Node*, shm::SecretHash> by_block_;
   std::map<BuildId, const BuildState*> with_data_;
+  std::uint64_t evicted_ = 0;
 };
+
+/// The entry as of now: none while it is being deleted.
+inline const shm::Entry* current_entry(const shm::Writer& segment, Catalog& catalog, BuildId build,
+                                       std::string_view name) noexcept {
+  const shm::Entry* entry = segment.find(build, name);
+  if (entry == nullptr) return nullptr;
+  const BuildState* state = catalog.find_build(build);
+  return state != nullptr && state->dropped(entry->id) ? nullptr : entry;
+}
 
 }  // namespace stepstash::daemon

@@ -15,6 +15,7 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "daemon/explain.hpp"
 #include "shm/validate.hpp"
 
 namespace stepstash::daemon {
@@ -316,28 +317,28 @@ awaitable<protocol::Reply> Connection::answer(protocol::Request& request) {
     if (!page) co_return failure(page.error());
     co_return std::move(page).value();
   }
-  if (auto* builds = std::get_if<protocol::Builds>(&request)) co_return store.builds(*builds);
+  if (auto* builds = std::get_if<protocol::Builds>(&request)) co_return store.builds().page(*builds);
   if (auto* finish = std::get_if<protocol::Finish>(&request)) {
     if (!may(Right::write)) co_return refuse("finish builds");
-    auto at = store.finish(finish->build, finish->complete_at);
+    auto at = store.builds().finish(finish->build, finish->complete_at);
     if (!at) co_return failure(at.error());
     co_return protocol::Finished{at.value()};
   }
   if (auto* hold = std::get_if<protocol::HoldBuild>(&request)) {
     if (!may(Right::write)) co_return refuse("hold builds");
-    auto done = store.hold(hold->build, hold->held);
+    auto done = store.builds().hold(hold->build, hold->held);
     if (!done) co_return failure(done.error());
     co_return protocol::Done{};
   }
   if (auto* prune = std::get_if<protocol::Prune>(&request)) {
     if (!may(Right::admin)) co_return refuse("prune");
-    auto count = co_await store.prune(prune->older_than, waiter_, deadline_after(0));
+    auto count = co_await store.builds().prune(prune->older_than, waiter_, deadline_after(0));
     if (!count) co_return failure(count.error());
     co_return protocol::Count{count.value()};
   }
   if (auto* drop = std::get_if<protocol::Drop>(&request)) {
     if (!may(Right::admin)) co_return refuse("drop builds");
-    auto count = co_await store.drop(drop->build);
+    auto count = co_await store.builds().drop(drop->build);
     if (!count) co_return failure(count.error());
     co_return protocol::Count{count.value()};
   }
@@ -369,7 +370,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   protocol::HelloOk ok;
   ok.segment_id = segment.header().segment_id;
   ok.segment_bytes = segment.bytes();
-  ok.max_value_bytes = services_.store.max_value_bytes();
+  ok.max_value_bytes = services_.store.room().max_value_bytes();
   ok.server_version = STEPSTASH_VERSION;
   if (!hello.attach) co_return co_await send(protocol::Reply(ok));
   if (hello.resume_page != 0 && hello.resume_segment == ok.segment_id &&
@@ -404,7 +405,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   const TimePoint patience = std::chrono::steady_clock::now() + kPagePatience;
   while (!page && page.error() == std::errc::no_space_on_device) {
     if (!services_.free_page()) {
-      auto again = co_await services_.store.wait_for_pages(page.error(), shm::kPageBytes, waiter_, patience);
+      auto again = co_await services_.store.room().wait_for_pages(page.error(), shm::kPageBytes, waiter_, patience);
       if (!again) break;
     }
     page = create();
@@ -547,9 +548,9 @@ awaitable<Result<>> Connection::with_pages(Job job, OwnedDraft& draft, std::uint
   const TimePoint deadline = growth_deadline();
   for (;;) {
     const Result<> done = co_await run_on(services_.copiers, job);
-    services_.store.promise_pages(draft, length);
+    services_.store.room().promise_pages(draft, length);
     if (done) co_return success();
-    auto again = co_await services_.store.wait_for_pages(done.error(), 0, waiter_, deadline);
+    auto again = co_await services_.store.room().wait_for_pages(done.error(), 0, waiter_, deadline);
     if (!again) co_return again.error();
   }
 }
@@ -590,14 +591,14 @@ awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   Staged& staged = *staged_;
   if (needed <= staged.draft->capacity) co_return success();
   const std::uint64_t doubled =
-      std::min(std::max(needed, 2 * staged.draft->capacity), services_.store.max_value_bytes());
+      std::min(std::max(needed, 2 * staged.draft->capacity), services_.store.room().max_value_bytes());
   if (needed > doubled) co_return Errc::too_large;
   const TimePoint deadline = growth_deadline();
-  auto extended = services_.store.extend(staged.draft, doubled);
+  auto extended = services_.store.room().extend(staged.draft, doubled);
   while (!extended) {
-    auto again = co_await services_.store.wait_for_pages(extended.error(), shm::kPageBytes, waiter_, deadline);
+    auto again = co_await services_.store.room().wait_for_pages(extended.error(), shm::kPageBytes, waiter_, deadline);
     if (!again) co_return again.error();
-    extended = services_.store.extend(staged.draft, doubled);
+    extended = services_.store.room().extend(staged.draft, doubled);
   }
   STEPSTASH_CRASH_POINT("daemon.staged.room.extended");
   if (extended.value()) co_return success();
@@ -633,9 +634,9 @@ awaitable<protocol::Reply> Connection::on_commit() {
   const TimePoint deadline = deadline_after(staged.params.deadline_ms);
   for (;;) {
     const auto reserved = services_.segment.reserve(*staged.draft, staged.received);
-    services_.store.promise_pages(staged.draft, staged.received);
+    services_.store.room().promise_pages(staged.draft, staged.received);
     if (reserved) break;
-    auto again = co_await services_.store.wait_for_pages(reserved.error(), 0, waiter_, deadline);
+    auto again = co_await services_.store.room().wait_for_pages(reserved.error(), 0, waiter_, deadline);
     if (!again) co_return failure(again.error(), staged.received);
   }
   STEPSTASH_CRASH_POINT("daemon.staged.commit.due");
@@ -648,7 +649,7 @@ awaitable<protocol::Reply> Connection::on_commit() {
 // ---- sending -------------------------------------------------------------------------------------------------------
 
 protocol::Failure Connection::failure(std::error_code error, std::uint64_t length) const {
-  return {wire_code(error), services_.store.explain(error, length)};
+  return {wire_code(error), explain(error, length, services_.segment, services_.store.room(), services_.flusher)};
 }
 
 awaitable<bool> Connection::send(const protocol::Reply& reply) {

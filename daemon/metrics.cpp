@@ -39,20 +39,23 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
                        const ServerFigures& server) {
   const shm::Writer& segment = services.segment;
   const shm::Heap& heap = segment.heap();
-  const Store::Counters& store = services.store.counters();
+  Store& store = services.store;
+  Room& room = store.room();
+  const Builds::Counters& builds = store.builds().counters();
+  const Reloader::Counters& reloads = store.reloader().counters();
   const Flusher::Counters& flushes = services.flusher.counters();
   const persist::BackingStore::Files& files = services.flusher.files();
   const shm::PinRegistry::Views views = segment.pins().views();
   std::uint64_t most_held = 0;
   std::int64_t most_held_by = -1;
   auto closed_users = nlohmann::ordered_json::array();
-  for (const shm::Writer::Held& held : services.store.held()) {
+  for (const shm::Writer::Held& held : room.shares().held()) {
     if (held.closed) closed_users.push_back(held.uid);
     if (held.bytes <= most_held) continue;
     most_held = held.bytes;
     most_held_by = held.uid;
   }
-  const std::vector<std::string> damaged = services.store.damaged();
+  const std::vector<std::string> damaged = store.damage().lines();
   const nlohmann::ordered_json json = {
       {"version", STEPSTASH_VERSION},
       {"pid", ::getpid()},
@@ -67,15 +70,15 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
         {"retired_bytes", segment.retired_bytes()},
         {"written_off_bytes", heap.written_off()},
         {"backed_bytes", heap.backed_bytes()},
-        {"tmpfs_bytes", services.store.tmpfs().total},
-        {"tmpfs_free_bytes", services.store.tmpfs().free},
-        {"max_value_bytes", services.store.max_value_bytes()},
+        {"tmpfs_bytes", room.tmpfs().total},
+        {"tmpfs_free_bytes", room.tmpfs().free},
+        {"max_value_bytes", room.max_value_bytes()},
         {"index_slots", segment.index().slots()},
         {"builds_capacity", segment.builds_capacity()}}},
       {"entries", segment.index().entries()},
       {"builds", segment.builds()},
-      {"values_resident", services.store.resident_values()},
-      {"values_evicted", services.store.evicted_values()},
+      {"values_resident", store.catalog().resident()},
+      {"values_evicted", store.catalog().evicted()},
       {"dirty_values", services.flusher.dirty_values()},
       {"dirty_bytes", services.flusher.dirty_bytes()},
       {"oldest_dirty_seconds", seconds(services.flusher.oldest_age())},
@@ -86,22 +89,22 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"most_held_bytes_of_a_user", most_held},
       {"most_held_by_user", most_held_by},
       {"closed_users", closed_users},
-      {"users_closed", store.users_closed},
+      {"users_closed", room.shares().closed()},
       {"connections", server.connections},
       {"connections_accepted", server.accepted},
       {"connections_refused", server.refused},
       {"staging_rings", services.rings},
-      {"staged_bytes", services.store.staged_bytes()},
+      {"staged_bytes", room.staged_bytes()},
       {"descriptors", open_descriptors()},
-      {"sets", store.sets},
-      {"gets_asked", store.asked},
-      {"reloads", store.reloads},
-      {"reload_errors", store.reload_errors},
-      {"evictions", store.evictions},
-      {"finishes", store.finishes},
-      {"room_tries", store.room_tries},
-      {"entries_pruned", store.pruned},
-      {"entries_dropped", store.dropped},
+      {"sets", store.sets()},
+      {"gets_asked", reloads.asked},
+      {"reloads", reloads.reloads},
+      {"reload_errors", reloads.errors},
+      {"evictions", room.evictions().evictions},
+      {"finishes", builds.finishes},
+      {"room_tries", room.counters().tries},
+      {"entries_pruned", builds.pruned},
+      {"entries_dropped", builds.dropped},
       {"damaged_values", damaged.size()},
       {"damaged", first_lines(damaged)},
       {"kept_aside", first_lines(startup.kept)},

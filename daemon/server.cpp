@@ -116,6 +116,10 @@ Configured<LockFile> lock(const std::string& path, const char* what, const std::
   return fail(exit_status_of(error), fmt::format("{}: {}", path, error.message()));
 }
 
+Store::Limits limits_of(const Config& config) {
+  return {{config.max_dirty, config.punch_after}, config.build_data_horizon};
+}
+
 }  // namespace
 
 Server::Server(Config config, Inputs inputs, Circumstances circumstances)
@@ -279,8 +283,7 @@ Configured<> Server::open_segment_and_store() {
   }
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
   flusher_->on_damaged_database = [this](const std::string& damage) { start_over(damage); };
-  store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_,
-                                   Store::Limits{config_.max_dirty, config_.punch_after, config_.build_data_horizon});
+  store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_, limits_of(config_));
   store_->adopt(startup_.all_dirty, startup_.lost);
   STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
   // Last: killed before, the next start finds the old identity and marks everything again.
@@ -293,7 +296,9 @@ Configured<> Server::open_segment_and_store() {
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_, clock_);
   services_->stats.make = [this] { return stats(); };
   services_->shed_ring = [this] { return shed_ring(); };
-  store_->shed_set = [this] { return shed(next_set_, [](Connection& connection) { return connection.shed_set(); }); };
+  store_->room().abort_stalled_upload = [this] {
+    return shed(next_set_, [](Connection& connection) { return connection.shed_set(); });
+  };
   services_->free_page = [this] { return free_page(); };
   page_reserve_ = UniqueFd(::open(directory_->path().c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   keep_pages();
@@ -580,7 +585,7 @@ awaitable<void> Server::keep_time() {
     if (now >= next_prune) {
       // On its own: millions of entries take a while, and the watchdog waits for nobody.
       asio::co_spawn(
-          loop_, [this] { return store_->prune_expired(); }, kOrDie);
+          loop_, [this] { return store_->builds().prune_expired(); }, kOrDie);
       next_prune = now + config_.prune_interval;
     }
     notifier_.catch_up();
@@ -626,7 +631,7 @@ awaitable<void> Server::handle_signals() {
       config_ = reload.config;
       set_log_level(config_.log_level);
       flusher_->set_interval(config_.flush_interval);
-      store_->set_limits({config_.max_dirty, config_.punch_after, config_.build_data_horizon});
+      store_->set_limits(limits_of(config_));
       spdlog::info("configuration reloaded: {} changed", reload.changed.size());
     }
     notifier_.ready(status_line());

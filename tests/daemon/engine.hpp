@@ -20,6 +20,7 @@
 #include <string_view>
 
 #include "base/errc.hpp"
+#include "daemon/explain.hpp"
 #include "daemon/startup.hpp"
 #include "daemon/store.hpp"
 #include "shm/hash.hpp"
@@ -51,7 +52,7 @@ class Engine {
       : objects_(shm::ObjectDirectory::open(directory.path()).value()),
         startup_(open(objects_, database, segment_bytes)),
         flusher_(loop_, *startup_.segment, database, clock, 1h),
-        store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {segment_bytes, 10s, std::nullopt}) {
+        store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {{segment_bytes, 10s}, std::nullopt}) {
     store_.adopt(startup_.all_dirty, startup_.lost);
     if (!database.unusable()) {  // as Server does it, last
       startup_.segment->header().store_id.store(database.store_id());
@@ -77,6 +78,9 @@ class Engine {
   }
 
   daemon::Store& store() { return store_; }
+  std::string explain(std::error_code error, std::uint64_t length) {
+    return daemon::explain(error, length, segment(), store_.room(), flusher_);
+  }
   daemon::Flusher& flusher() { return flusher_; }
   shm::Writer& segment() { return *startup_.segment; }
   const daemon::Startup& startup() const { return startup_; }
@@ -132,21 +136,23 @@ class Engine {
   Result<> flush(std::chrono::milliseconds deadline = 10s) {
     return run(flusher_.committed(flusher_.last_place(), waiter_, in(deadline)));
   }
-  std::uint64_t prune(std::int64_t older_than) { return run(store_.prune(older_than, waiter_, in(10s))).value(); }
+  std::uint64_t prune(std::int64_t older_than) {
+    return run(store_.builds().prune(older_than, waiter_, in(10s))).value();
+  }
   /// One page, for a client that keeps no list.
   protocol::ListPage list(BuildId build, std::uint64_t after = 0) {
     daemon::Listings::Handle listing;
     return store_.list({build, std::nullopt, after}, listing).value();
   }
   awaitable<Result<std::uint64_t>> pruning(std::int64_t older_than) {
-    co_return co_await store_.prune(older_than, waiter_, in(10s));
+    co_return co_await store_.builds().prune(older_than, waiter_, in(10s));
   }
   /// A client of the segment.
   shm::Reader reader() {
     auto page = segment().pins().create(segment().header().segment_id, ::getpid(), ::getuid()).value();
     return shm::Reader::attach(segment().open_for_client().value(), std::move(page.fd)).value();
   }
-  std::uint64_t drop(BuildId build) { return run(store_.drop(build)).value(); }
+  std::uint64_t drop(BuildId build) { return run(store_.builds().drop(build)).value(); }
   Result<> load(BuildId build, const std::string& name) { return run(store_.load(build, name, waiter_, in(10s))); }
 
   // Coroutines that own what the store's only borrow, to be start()ed.

@@ -68,7 +68,7 @@ BOOST_AUTO_TEST_CASE(a_failed_commit_is_tried_again_until_it_succeeds) {
 
 BOOST_AUTO_TEST_CASE(a_commit_that_landed_although_it_failed_is_repeated_without_harm) {
   engine.set(1, "v", "value");
-  engine.store().finish(1, 100).value();
+  engine.store().builds().finish(1, 100).value();
   faulty.fail_nth_commit(1, Errc::not_durable, /*landed=*/true);
   BOOST_TEST(engine.flush().has_value());
   BOOST_TEST((rows(disk) == Rows{"1/v=value"}));
@@ -156,7 +156,7 @@ BOOST_AUTO_TEST_CASE(a_second_drop_during_the_commit_of_the_first_is_not_lost) {
 BOOST_AUTO_TEST_CASE(values_taken_to_the_database_in_the_middle_of_their_deletion_leave_no_row) {
   for (int i = 0; i < 6000; ++i) engine.set(1, std::to_string(i), "v");
   std::optional<Result<std::uint64_t>> dropped;
-  engine.start(engine.store().drop(1), dropped);
+  engine.start(engine.store().builds().drop(1), dropped);
   engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
   faulty.block_commits();
   const std::uint64_t before = faulty.commits();
@@ -178,7 +178,7 @@ BOOST_AUTO_TEST_CASE(what_makes_room_on_a_full_disk_does_not_wait_for_values) {
   faulty.fail_values(Errc::not_durable);
   engine.set(2, "w", "value");
   BOOST_TEST(engine.drop(1) == 1u);
-  engine.store().finish(3, 100).value();
+  engine.store().builds().finish(3, 100).value();
   engine.flusher().kick();
   engine.run_until([&] { return rows(disk).empty(); });
   engine.run_until([&] { return engine.segment().find_build(1) == nullptr; });
@@ -193,7 +193,7 @@ BOOST_AUTO_TEST_CASE(what_makes_room_on_a_full_disk_does_not_wait_for_values) {
 BOOST_AUTO_TEST_CASE(a_database_counts_as_damaged_until_it_takes_values_again) {
   faulty.fail_values(Errc::corrupt_database);
   engine.set(1, "v", "value");
-  engine.store().finish(3, 100).value();
+  engine.store().builds().finish(3, 100).value();
   engine.flusher().kick();
   engine.run_until([&] { return disk.load_build(3).value().has_value(); });
   BOOST_TEST(engine.flusher().database_damaged());  // that it took a build proves nothing
@@ -218,7 +218,7 @@ BOOST_AUTO_TEST_CASE(a_flusher_that_is_abandoned_for_damage_writes_nothing_more)
   engine.flusher().on_damaged_database = [&](const std::string&) { engine.flusher().abandon(); };
   faulty.fail_nth_commit(1, Errc::corrupt_database);
   engine.set(1, "v", "value");
-  engine.store().finish(3, 100).value();
+  engine.store().builds().finish(3, 100).value();
   engine.flusher().kick();
   engine.run_until([&] { return !engine.flushing(); });
   BOOST_TEST(faulty.commits() == 1u);
@@ -299,7 +299,7 @@ BOOST_AUTO_TEST_CASE(a_place_that_a_deletion_takes_over_is_kept_when_builds_alon
   faulty.fail_commits(Errc::not_durable);
   std::optional<Result<protocol::SetOk>> set;
   start_durable(set);
-  engine.store().finish(1, 100).value();  // a later place
+  engine.store().builds().finish(1, 100).value();  // a later place
   const std::uint64_t failed = faulty.failed_commits();
   engine.run_until([&] { return faulty.failed_commits() > failed; });  // all of it
   stop_in_commit();                                                    // the build alone
@@ -418,8 +418,8 @@ BOOST_AUTO_TEST_CASE(a_value_that_was_damaged_in_memory_is_not_written) {
   engine.flush().value();
   engine.flush().value();  // what was found is written, too
   BOOST_TEST((rows(disk) == Rows{"1/before=sound", "1/bad=(value does not match its checksum)", "1/after=sound"}));
-  BOOST_REQUIRE(engine.store().damaged().size() == 1u);
-  BOOST_TEST(engine.store().damaged()[0].find("\"bad\"") != std::string::npos);
+  BOOST_REQUIRE(engine.store().damage().lines().size() == 1u);
+  BOOST_TEST(engine.store().damage().lines()[0].find("\"bad\"") != std::string::npos);
   BOOST_TEST(engine.flusher().dirty_values() == 0u);
   BOOST_TEST((engine.load(1, "bad").error() == Errc::corrupt_value));
   engine.set(1, "bad", "set again");
@@ -460,9 +460,9 @@ BOOST_AUTO_TEST_CASE(ids_are_reserved_before_they_run_out) {
 }
 
 BOOST_AUTO_TEST_CASE(a_finish_during_the_commit_of_another_is_written_as_well) {
-  engine.store().finish(1, 100).value();
+  engine.store().builds().finish(1, 100).value();
   stop_in_commit();
-  engine.store().finish(1, 200).value();
+  engine.store().builds().finish(1, 200).value();
   faulty.release();
   engine.flush().value();
   BOOST_TEST(disk.load_build(1).value()->complete_at.value() == 200);

@@ -20,7 +20,7 @@ struct Figures {
 
   nlohmann::json stats() {
     daemon::Config config;
-    daemon::Services services(engine.loop(), engine.store(), engine.flusher(), engine.segment(), config);
+    daemon::Services services(engine.loop(), engine.store(), engine.flusher(), engine.segment(), config, clock);
     auto text = daemon::stats_json(services, database, engine.startup(), {});
     services.copiers.join();
     return nlohmann::json::parse(text);
@@ -35,7 +35,7 @@ BOOST_AUTO_TEST_CASE(sets_and_finishes_are_counted) {
   BOOST_TEST(stats().at("sets") == 0u);
   engine.set(1, "a", "1");
   engine.set(1, "a", "2");
-  BOOST_TEST(engine.store().finish(1, 100).has_value());
+  BOOST_TEST(engine.store().builds().finish(1, 100).has_value());
   const nlohmann::json now = stats();
   BOOST_TEST(now.at("sets") == 2u);
   BOOST_TEST(now.at("finishes") == 1u);

@@ -80,7 +80,7 @@ BOOST_AUTO_TEST_CASE(a_warm_start_keeps_what_was_dirty_and_writes_it) {
   {
     Engine engine(directory, faulty, clock);
     id = engine.set(1, "v", "value").id;
-    engine.store().finish(2, 100).value();
+    engine.store().builds().finish(2, 100).value();
   }
   BOOST_TEST((rows(disk) == Rows{}));
   faulty.heal();
@@ -102,8 +102,8 @@ BOOST_AUTO_TEST_CASE(a_cold_start_knows_all_entries_and_has_no_value_yet) {
     Engine engine(directory, disk, clock);
     id = engine.set(1, "v", "value").id;
     engine.set(2, "w", "of a finished build");
-    engine.store().finish(2, 100).value();
-    engine.store().hold(2, true).value();
+    engine.store().builds().finish(2, 100).value();
+    engine.store().builds().hold(2, true).value();
     engine.flush().value();
   }
   forget_segment();
@@ -116,7 +116,7 @@ BOOST_AUTO_TEST_CASE(a_cold_start_knows_all_entries_and_has_no_value_yet) {
   BOOST_TEST(engine.load(1, "v").has_value());
   BOOST_TEST(engine.value(1, "v") == "value");
   BOOST_TEST(engine.prune(101) == 0u);  // held
-  engine.store().hold(2, false).value();
+  engine.store().builds().hold(2, false).value();
   BOOST_TEST(engine.prune(101) == 1u);
   BOOST_TEST(engine.set(3, "new", "v").id > id + 1);
 }
@@ -136,7 +136,7 @@ BOOST_AUTO_TEST_CASE(another_database_gets_all_that_is_resident) {
     engine.set(1, "clean", "clean value");
     engine.flush().value();
     engine.set(1, "dirty", "dirty value");
-    engine.store().finish(1, 100).value();
+    engine.store().builds().finish(1, 100).value();
   }
   MemoryStore other(0xd1ff);
   Engine engine(directory, other, clock);
@@ -158,7 +158,7 @@ BOOST_AUTO_TEST_CASE(a_full_segment_and_another_database_with_many_entries_meet_
       engine.set(1, std::to_string(values), std::string(200'000, 'v'));
     }
     engine.flush().value();
-    BOOST_REQUIRE(engine.store().evicted_values() == 0u);
+    BOOST_REQUIRE(engine.store().catalog().evicted() == 0u);
   }
   Engine engine(directory, other, clock);
   BOOST_TEST(engine.segment().bytes() > Engine::kSegmentBytes);
@@ -175,7 +175,7 @@ BOOST_AUTO_TEST_CASE(evicted_values_that_another_database_lacks_are_named_also_i
   fill(other, 20'000, 500);
   {
     Engine engine(directory, disk, clock);
-    for (int i = 0; engine.store().evicted_values() == 0; ++i) {
+    for (int i = 0; engine.store().catalog().evicted() == 0; ++i) {
       engine.set(1, std::to_string(i), std::string(200'000, 'v'));
       engine.flush().value();
     }
@@ -268,7 +268,7 @@ BOOST_AUTO_TEST_CASE(a_damaged_segment_is_kept_aside_and_its_dirty_values_are_sa
     engine.flush().value();
     faulty.fail_commits(Errc::not_durable);
     engine.set(1, "dirty", "dirty value");
-    engine.store().finish(1, 100).value();
+    engine.store().builds().finish(1, 100).value();
   }
   faulty.heal();
   damage(kSegmentIdOffset);
@@ -344,7 +344,7 @@ BOOST_AUTO_TEST_CASE(without_its_database_the_segment_keeps_what_only_it_knows_o
     engine.flush().value();
     faulty.fail_commits(Errc::not_durable);
     engine.drop(1);
-    engine.store().finish(3, 100).value();
+    engine.store().builds().finish(3, 100).value();
   }
   {
     persist::UnavailableStore none(Errc::newer_database, "of a newer version");

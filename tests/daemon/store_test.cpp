@@ -35,7 +35,7 @@ struct Storing {
   /// The daemon's own pruning, once.
   static void prune_expired(Engine& in) {
     in.run([](daemon::Store& store) -> awaitable<bool> {
-      co_await store.prune_expired();
+      co_await store.builds().prune_expired();
       co_return true;
     }(in.store()));
   }
@@ -92,7 +92,7 @@ BOOST_AUTO_TEST_CASE(a_value_that_can_never_fit_is_refused_at_once) {
   engine.loop().poll();
   BOOST_REQUIRE(done.has_value());
   BOOST_TEST((done->error() == Errc::too_large));
-  const std::string text = engine.store().explain(done->error(), most + 1);
+  const std::string text = engine.explain(done->error(), most + 1);
   BOOST_TEST(text.find(std::to_string(most)) != std::string::npos);
   BOOST_TEST(text.find(std::to_string(most + 1)) != std::string::npos);
 }
@@ -105,7 +105,7 @@ BOOST_AUTO_TEST_CASE(a_large_value_finds_room_in_a_segment_full_of_flushed_ones)
   const std::string large(engine.segment().max_value_bytes() / 3, 'L');
   BOOST_TEST(engine.try_set(Engine::params(2, "large"), large).has_value());
   BOOST_TEST((engine.value(2, "large") == large));
-  BOOST_TEST(engine.store().evicted_values() > 10u);
+  BOOST_TEST(engine.store().catalog().evicted() > 10u);
   BOOST_TEST(engine.segment().index().entries() == 151u);
 }
 
@@ -125,7 +125,7 @@ BOOST_AUTO_TEST_CASE(a_condition_that_ceased_to_hold_before_the_commit_gives_the
 }
 
 BOOST_AUTO_TEST_CASE(a_set_that_waits_for_the_dirty_limit_goes_on_after_a_flush) {
-  engine.store().set_limits({1000, 10s, std::nullopt});
+  engine.store().set_limits({{1000, 10s}, std::nullopt});
   engine.set(1, "a", std::string(900, 'a'));
   faulty.fail_commits(Errc::not_durable);
   const auto refused = engine.try_set(Engine::params(1, "b"), std::string(200, 'b'), 50ms);
@@ -138,7 +138,7 @@ BOOST_AUTO_TEST_CASE(a_set_that_waits_for_the_dirty_limit_goes_on_after_a_flush)
 }
 
 BOOST_AUTO_TEST_CASE(freeing_works_with_the_segment_full_and_the_database_failing) {
-  engine.store().set_limits({Engine::kSegmentBytes, 10s, std::nullopt});
+  engine.store().set_limits({{Engine::kSegmentBytes, 10s}, std::nullopt});
   faulty.fail_commits(Errc::not_durable);
   int values = 0;
   while (engine.try_set(Engine::params(1 + values % 2, std::to_string(values)), std::string(100'000, 'v'), 20ms)) {
@@ -146,9 +146,9 @@ BOOST_AUTO_TEST_CASE(freeing_works_with_the_segment_full_and_the_database_failin
   }
   BOOST_TEST(values > 20);
   while (engine.try_set(Engine::params(3, std::to_string(values)), std::string(50, 'v'), 20ms)) ++values;
-  BOOST_TEST(engine.store().finish(1, 100).has_value());
-  BOOST_TEST(engine.store().finish(77, 100).has_value());
-  BOOST_TEST(engine.store().hold(78, true).has_value());
+  BOOST_TEST(engine.store().builds().finish(1, 100).has_value());
+  BOOST_TEST(engine.store().builds().finish(77, 100).has_value());
+  BOOST_TEST(engine.store().builds().hold(78, true).has_value());
   const std::uint64_t before = engine.used();
   BOOST_TEST(engine.prune(101) > 10u);
   BOOST_TEST(engine.drop(2) > 10u);
@@ -170,8 +170,8 @@ BOOST_AUTO_TEST_CASE(a_large_value_finds_room_where_free_memory_is_scattered) {
   BOOST_TEST_REQUIRE(engine.segment().heap().largest_free() < large / 2);
   BOOST_TEST_REQUIRE(large < engine.segment().max_value_bytes());
   const auto set = engine.try_set(Engine::params(2, "large"), std::string(large, 'L'), 2s);
-  BOOST_TEST(set.has_value(), engine.store().explain(set ? std::error_code() : set.error(), large));
-  BOOST_TEST(engine.store().counters().moves > 0u);
+  BOOST_TEST(set.has_value(), engine.explain(set ? std::error_code() : set.error(), large));
+  BOOST_TEST(engine.store().room().evictions().moves > 0u);
   for (int i = 0; i < 4000; i += 97) {
     BOOST_REQUIRE(engine.segment().find(1, name(i)) != nullptr);
     BOOST_TEST(engine.segment().find(1, name(i))->length == 2000u);
@@ -206,8 +206,8 @@ BOOST_AUTO_TEST_CASE(a_value_damaged_before_its_flush_is_reported_and_never_repl
   damage(1, "v");
   engine.flush().value();
   engine.flush().value();  // what was found is written, too
-  BOOST_REQUIRE(engine.store().damaged().size() == 1u);
-  BOOST_TEST(engine.store().damaged()[0].find("name \"v\"") != std::string::npos);
+  BOOST_REQUIRE(engine.store().damage().lines().size() == 1u);
+  BOOST_TEST(engine.store().damage().lines()[0].find("name \"v\"") != std::string::npos);
   BOOST_TEST((engine.load(1, "v").error() == Errc::corrupt_value));
   BOOST_TEST(engine.segment().find(1, "v")->id == newer.id);
   // A daemon that knows the database alone.
@@ -245,24 +245,23 @@ BOOST_AUTO_TEST_CASE(a_durable_set_whose_bytes_change_before_they_are_written_is
 BOOST_AUTO_TEST_CASE(a_dirty_value_is_never_evicted) {
   faulty.fail_commits(Errc::not_durable);
   engine.set(1, "dirty", std::string(1000, 'd'));
-  while (engine.try_set(Engine::params(2, std::to_string(engine.store().counters().sets)), std::string(100'000, 'v'),
-                        20ms)) {
+  while (engine.try_set(Engine::params(2, std::to_string(engine.store().sets())), std::string(100'000, 'v'), 20ms)) {
   }
   BOOST_TEST(engine.value(1, "dirty") == std::string(1000, 'd'));
-  BOOST_TEST(engine.store().counters().evictions == 0u);
+  BOOST_TEST(engine.store().room().evictions().evictions == 0u);
 }
 
 BOOST_AUTO_TEST_CASE(an_evicted_value_comes_back_as_it_was) {
   const auto set = engine.set(1, "v", std::string(300'000, 'v'));
   engine.flush().value();
   fill_until_evicted("v");
-  BOOST_TEST(engine.store().evicted_values() >= 1u);
+  BOOST_TEST(engine.store().catalog().evicted() >= 1u);
   BOOST_TEST(engine.load(1, "v").has_value());
   BOOST_TEST((engine.value(1, "v") == std::string(300'000, 'v')));
   BOOST_TEST(engine.segment().find(1, "v")->id == set.id);
   BOOST_TEST(engine.segment().find(1, "v")->revision == set.revision);
   BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::clean));
-  BOOST_TEST(engine.store().counters().reloads == 1u);
+  BOOST_TEST(engine.store().reloader().counters().reloads == 1u);
 }
 
 BOOST_AUTO_TEST_CASE(many_that_ask_for_one_value_load_it_once) {
@@ -279,7 +278,7 @@ BOOST_AUTO_TEST_CASE(many_that_ask_for_one_value_load_it_once) {
   engine.run_until([&] { return std::all_of(done.begin(), done.end(), [](auto& one) { return one.has_value(); }); });
   for (auto& one : done) BOOST_TEST(one->has_value());
   BOOST_TEST(faulty.loads() == loads + 1);
-  BOOST_TEST(engine.store().counters().reloads == 1u);
+  BOOST_TEST(engine.store().reloader().counters().reloads == 1u);
 }
 
 BOOST_AUTO_TEST_CASE(a_load_that_fails_says_so_and_can_be_tried_again) {
@@ -288,7 +287,7 @@ BOOST_AUTO_TEST_CASE(a_load_that_fails_says_so_and_can_be_tried_again) {
   fill_until_evicted("v");
   faulty.fail_loads(Errc::not_durable);
   BOOST_TEST((engine.load(1, "v").error() == Errc::not_durable));
-  BOOST_TEST(engine.store().counters().reload_errors == 1u);
+  BOOST_TEST(engine.store().reloader().counters().errors == 1u);
   BOOST_TEST(engine.value(1, "v") == "(evicted)");
   faulty.heal();
   BOOST_TEST(engine.load(1, "v").has_value());
@@ -339,7 +338,8 @@ BOOST_AUTO_TEST_CASE(a_value_replaced_while_it_is_loaded_is_the_new_one) {
   engine.run_until([&] { return done.has_value(); });
   BOOST_TEST(done->has_value());
   BOOST_TEST(engine.value(1, "v") == "newer");
-  BOOST_TEST(engine.store().resident_values() + engine.store().evicted_values() == engine.segment().index().entries());
+  BOOST_TEST(engine.store().catalog().resident() + engine.store().catalog().evicted() ==
+             engine.segment().index().entries());
 }
 
 // ---- waiting -------------------------------------------------------------------------------------------------------
@@ -373,10 +373,10 @@ BOOST_AUTO_TEST_CASE(a_wait_ends_at_its_deadline_and_when_its_client_is_gone) {
 
 BOOST_AUTO_TEST_CASE(prune_takes_strictly_older_finished_builds_that_are_not_held) {
   for (BuildId build = 1; build <= 4; ++build) engine.set(build, "v", "v");
-  engine.store().finish(1, 99).value();
-  engine.store().finish(2, 100).value();
-  engine.store().finish(3, 99).value();
-  engine.store().hold(3, true).value();
+  engine.store().builds().finish(1, 99).value();
+  engine.store().builds().finish(2, 100).value();
+  engine.store().builds().finish(3, 99).value();
+  engine.store().builds().hold(3, true).value();
   BOOST_TEST(engine.prune(100) == 1u);
   BOOST_TEST(engine.value(1, "v") == "(miss)");
   for (BuildId build = 2; build <= 4; ++build) BOOST_TEST(engine.value(build, "v") == "v");
@@ -397,9 +397,9 @@ BOOST_AUTO_TEST_CASE(a_prune_of_many_builds_is_one_instant_for_readers_of_the_se
   constexpr BuildId kBuilds = 6;
   for (BuildId build = 1; build <= kBuilds; ++build) {
     for (int i = 0; i < 400; ++i) engine.set(build, std::to_string(i), "v");
-    engine.store().finish(build, 100).value();
+    engine.store().builds().finish(build, 100).value();
   }
-  engine.store().finish(7, 100).value();
+  engine.store().builds().finish(7, 100).value();
   engine.set(8, "stays", "v");
   engine.flush().value();
   const shm::Reader reader = engine.reader();
@@ -442,18 +442,18 @@ BOOST_AUTO_TEST_CASE(a_prune_of_many_builds_is_one_instant_for_readers_of_the_se
 BOOST_AUTO_TEST_CASE(what_is_held_when_a_prune_takes_effect_stays) {
   for (BuildId build = 1; build <= 2; ++build) {
     for (int i = 0; i < 600; ++i) engine.set(build, std::to_string(i), "v");
-    engine.store().finish(build, 100).value();
+    engine.store().builds().finish(build, 100).value();
   }
   engine.set(3, "held", "v");
-  engine.store().finish(3, 100).value();
-  engine.store().hold(3, true).value();
+  engine.store().builds().finish(3, 100).value();
+  engine.store().builds().hold(3, true).value();
   engine.flush().value();
   std::optional<Result<std::uint64_t>> pruned;
   engine.start(engine.pruning(200), pruned);
   engine.run_until([&] { return engine.list(1).entries.empty(); });
   BOOST_REQUIRE(!pruned);
   // Too late for what has been deleted, and right for what is set from now on.
-  engine.store().hold(2, true).value();
+  engine.store().builds().hold(2, true).value();
   engine.set(2, "new", "v");
   engine.run_until([&] { return pruned.has_value(); });
   BOOST_TEST(pruned->value() == 1200u);
@@ -465,12 +465,12 @@ BOOST_AUTO_TEST_CASE(what_is_held_when_a_prune_takes_effect_stays) {
 BOOST_AUTO_TEST_CASE(two_deletions_of_one_build_count_each_entry_once) {
   for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
   std::optional<Result<std::uint64_t>> first, second, third;
-  engine.start(engine.store().drop(1), first);
+  engine.start(engine.store().builds().drop(1), first);
   engine.run_until([&] { return engine.list(1).entries.empty(); });
   for (int i = 0; i < 3; ++i) engine.set(1, std::to_string(2900 + i), "again");
   BOOST_REQUIRE(!first);
-  engine.start(engine.store().drop(1), second);
-  engine.start(engine.store().drop(1), third);
+  engine.start(engine.store().builds().drop(1), second);
+  engine.start(engine.store().builds().drop(1), third);
   engine.run_until([&] { return first && second && third; });
   BOOST_TEST(first->value() == 3000u);
   BOOST_TEST(second->value() == 3u);
@@ -601,7 +601,7 @@ BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
   engine.flush().value();
   const std::uint64_t last = engine.set(1, "last", "v").id;
   std::optional<Result<std::uint64_t>> dropped;
-  engine.start(engine.store().drop(1), dropped);
+  engine.start(engine.store().builds().drop(1), dropped);
   engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
   BOOST_REQUIRE(!dropped);
   BOOST_REQUIRE(engine.value(1, "last") == "v");  // still in the index
@@ -628,7 +628,7 @@ namespace {
 std::vector<BuildInfo> builds_of(Engine& engine) {
   std::vector<BuildInfo> all;
   for (bool more = true; more;) {
-    const auto page = engine.store().builds({all.empty() ? 0 : all.back().build});
+    const auto page = engine.store().builds().page({all.empty() ? 0 : all.back().build});
     BOOST_TEST(page.builds.size() <= protocol::kBuildsPageRows);
     all.insert(all.end(), page.builds.begin(), page.builds.end());
     more = page.more;
@@ -680,10 +680,10 @@ BOOST_AUTO_TEST_CASE(builds_say_what_their_entries_come_to_whatever_happened_to_
         if (up_to(4) == 1) engine.drop(build);
         break;
       case 2:
-        engine.store().finish(build, up_to(1000)).value();
+        engine.store().builds().finish(build, up_to(1000)).value();
         break;
       case 3:
-        engine.store().hold(build, up_to(2) == 1).value();
+        engine.store().builds().hold(build, up_to(2) == 1).value();
         break;
       case 4:
         if (up_to(4) == 1) engine.prune(up_to(500));
@@ -711,26 +711,26 @@ BOOST_AUTO_TEST_CASE(builds_say_what_their_entries_come_to_whatever_happened_to_
 
 BOOST_AUTO_TEST_CASE(builds_come_in_pages_in_the_order_of_their_numbers) {
   for (BuildId build = 700; build > 0; --build) engine.set(build, "v", "v");
-  engine.store().finish(1000, 5).value();  // without data
+  engine.store().builds().finish(1000, 5).value();  // without data
   const auto all = builds_of(engine);
   BOOST_REQUIRE(all.size() == 700u);
   for (std::size_t i = 0; i < all.size(); ++i) BOOST_TEST(all[i].build == static_cast<BuildId>(i) + 1);
-  const auto first = engine.store().builds({0});
+  const auto first = engine.store().builds().page({0});
   BOOST_TEST(first.more);
   BOOST_TEST(first.builds.size() == protocol::kBuildsPageRows);
-  const auto last = engine.store().builds({444});
+  const auto last = engine.store().builds().page({444});
   BOOST_TEST(!last.more);
   BOOST_TEST(last.builds.size() == 256u);
-  BOOST_TEST(engine.store().builds({700}).builds.empty());
-  BOOST_TEST(engine.store().builds({INT64_MAX}).builds.empty());
-  BOOST_TEST(engine.store().builds({INT64_MIN}).builds.size() == protocol::kBuildsPageRows);
+  BOOST_TEST(engine.store().builds().page({700}).builds.empty());
+  BOOST_TEST(engine.store().builds().page({INT64_MAX}).builds.empty());
+  BOOST_TEST(engine.store().builds().page({INT64_MIN}).builds.size() == protocol::kBuildsPageRows);
 }
 
 BOOST_AUTO_TEST_CASE(a_build_that_is_being_dropped_is_not_listed_and_what_is_set_meanwhile_counts) {
   for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
   engine.set(2, "v", "value");
   std::optional<Result<std::uint64_t>> dropped;
-  engine.start(engine.store().drop(1), dropped);
+  engine.start(engine.store().builds().drop(1), dropped);
   engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
   BOOST_REQUIRE(!dropped);
   BOOST_TEST(text_of(builds_of(engine)) == "2: 1 5+0 running\n");
@@ -755,20 +755,20 @@ BOOST_AUTO_TEST_CASE(a_get_during_a_deletion_says_that_it_is_gone_and_not_that_i
   cold.start(cold.loading(1, "7999", waiter), loaded);
   cold.run_until([&] { return faulty.loads() > 0; });
   std::optional<Result<std::uint64_t>> dropped;
-  cold.start(cold.store().drop(1), dropped);
+  cold.start(cold.store().builds().drop(1), dropped);
   cold.flusher().kick();
   cold.run_until([&] { return rows(disk).empty(); });
   faulty.release();
   cold.run_until([&] { return loaded.has_value(); });
   BOOST_TEST((loaded->error() == Errc::not_found));
-  BOOST_TEST(cold.store().counters().reload_errors == 0u);
+  BOOST_TEST(cold.store().reloader().counters().errors == 0u);
   cold.run_until([&] { return dropped.has_value(); });
 }
 
 BOOST_AUTO_TEST_CASE(a_second_deletion_is_not_over_before_the_first) {
   for (int i = 0; i < 3000; ++i) engine.set(1, std::to_string(i), "v");
   std::optional<Result<std::uint64_t>> first;
-  engine.start(engine.store().drop(1), first);
+  engine.start(engine.store().builds().drop(1), first);
   engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
   BOOST_REQUIRE(!first);
   BOOST_TEST(engine.drop(1) == 0u);  // the first one counts them
@@ -794,8 +794,8 @@ BOOST_AUTO_TEST_CASE(what_is_said_now_outweighs_what_the_database_remembers) {
   batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = true});
   disk.commit(batch).value();
   engine.set(1, "v", "v");
-  engine.store().finish(1, 500).value();
-  engine.store().hold(1, false).value();
+  engine.store().builds().finish(1, 500).value();
+  engine.store().builds().hold(1, false).value();
   BOOST_TEST(engine.prune(101) == 0u);
   BOOST_TEST(engine.prune(501) == 1u);
 }
@@ -816,9 +816,9 @@ BOOST_AUTO_TEST_CASE(a_build_that_the_database_could_not_be_asked_about_is_prune
 }
 
 BOOST_AUTO_TEST_CASE(the_horizon_prunes_what_is_strictly_older) {
-  engine.store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+  engine.store().set_limits({{Engine::kSegmentBytes, 10s}, 1h});
   engine.set(1, "v", "v");
-  engine.store().finish(1, std::nullopt).value();  // now
+  engine.store().builds().finish(1, std::nullopt).value();  // now
   const std::int64_t now = clock.wall_seconds();
   BOOST_TEST(engine.prune(0) == 0u);  // waits for what the database knows of the build
   clock.set_wall(now + 3600);
@@ -829,18 +829,18 @@ BOOST_AUTO_TEST_CASE(the_horizon_prunes_what_is_strictly_older) {
   clock.advance(1s);
   prune_expired();
   BOOST_TEST(engine.value(1, "v") == "(miss)");
-  BOOST_TEST(engine.store().counters().pruned == 1u);
+  BOOST_TEST(engine.store().builds().counters().pruned == 1u);
 }
 
 BOOST_AUTO_TEST_CASE(a_wall_clock_that_jumps_ahead_prunes_no_build_that_has_just_finished) {
-  engine.store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+  engine.store().set_limits({{Engine::kSegmentBytes, 10s}, 1h});
   const std::int64_t now = clock.wall_seconds();
   engine.set(1, "finished just now", "v");
-  engine.store().finish(1, std::nullopt).value();
+  engine.store().builds().finish(1, std::nullopt).value();
   engine.set(2, "said to have finished 50 minutes ago", "v");
-  engine.store().finish(2, now - 3000).value();
+  engine.store().builds().finish(2, now - 3000).value();
   engine.set(3, "said to have finished a day ago", "v");
-  engine.store().finish(3, now - 86400).value();
+  engine.store().builds().finish(3, now - 86400).value();
   engine.set(4, "running", "v");
   BOOST_TEST(engine.prune(0) == 0u);
   clock.set_wall(now + 10 * 365 * 86400LL);
@@ -861,16 +861,16 @@ BOOST_AUTO_TEST_CASE(a_wall_clock_that_jumps_ahead_prunes_no_build_that_has_just
 BOOST_AUTO_TEST_CASE(a_wall_clock_that_jumped_while_the_machine_was_off_prunes_no_build_that_had_just_finished) {
   const std::int64_t now = clock.wall_seconds();
   engine.set(1, "finished just before", "v");
-  engine.store().finish(1, std::nullopt).value();
+  engine.store().builds().finish(1, std::nullopt).value();
   engine.set(2, "finished a day before", "v");
-  engine.store().finish(2, now - 86400).value();
-  engine.store().finish(3, std::nullopt).value();
+  engine.store().builds().finish(2, now - 86400).value();
+  engine.store().builds().finish(3, std::nullopt).value();
   engine.flush().value();
   disk.set_last_written(now + 60);
   clock.set_wall(now + 10 * 365 * 86400LL);
   const TempDir elsewhere;
   Engine cold(elsewhere, faulty, clock);
-  cold.store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+  cold.store().set_limits({{Engine::kSegmentBytes, 10s}, 1h});
   cold.set(3, "set after it had finished", "v");
   BOOST_TEST(cold.prune(0) == 0u);  // when the database has said what it knows of it
   prune_expired(cold);
@@ -892,11 +892,11 @@ BOOST_AUTO_TEST_CASE(a_wall_clock_that_is_ahead_prunes_no_build_whose_true_time_
   const TempDir elsewhere;
   Engine started_late(elsewhere, written_to_before, clock);
   for (Engine* in : {&engine, &started_late}) {
-    in->store().set_limits({Engine::kSegmentBytes, 10s, 1h});
+    in->store().set_limits({{Engine::kSegmentBytes, 10s}, 1h});
     in->set(1, "finished just now", "v");
-    in->store().finish(1, now).value();
+    in->store().builds().finish(1, now).value();
     in->set(2, "finished a day ago", "v");
-    in->store().finish(2, now - 86400).value();
+    in->store().builds().finish(2, now - 86400).value();
     BOOST_TEST(in->prune(0) == 0u);
     prune_expired(*in);
     BOOST_TEST(in->value(1, "finished just now") == "v");
@@ -911,7 +911,7 @@ BOOST_AUTO_TEST_CASE(a_wall_clock_that_is_ahead_prunes_no_build_whose_true_time_
 
 BOOST_AUTO_TEST_CASE(a_deadline_is_as_far_away_whatever_the_wall_clock_does) {
   const std::int64_t now = clock.wall_seconds();
-  engine.store().set_limits({1000, 10s, std::nullopt});
+  engine.store().set_limits({{1000, 10s}, std::nullopt});
   engine.set(1, "a", std::string(900, 'a'));
   faulty.fail_commits(Errc::not_durable);
   std::optional<Result<protocol::SetOk>> set;
@@ -930,7 +930,7 @@ BOOST_AUTO_TEST_CASE(a_deadline_is_as_far_away_whatever_the_wall_clock_does) {
 }
 
 BOOST_AUTO_TEST_CASE(a_build_without_data_gives_up_its_record_when_the_database_has_its_facts) {
-  engine.store().finish(1, 100).value();
+  engine.store().builds().finish(1, 100).value();
   BOOST_TEST(engine.segment().builds() == 1u);
   engine.flush().value();
   engine.run_until([&] { return engine.segment().builds() == 0; });
@@ -952,9 +952,9 @@ BOOST_AUTO_TEST_CASE(with_the_build_table_full_sets_are_refused_and_finishes_are
   const std::uint64_t capacity = engine.segment().builds_capacity();
   BOOST_TEST(static_cast<std::uint64_t>(build) > capacity / 2);
   BOOST_TEST(engine.try_set(Engine::params(1, "another of a known build"), "v").has_value());
-  BOOST_TEST(engine.store().finish(1, 100).has_value());
-  BOOST_TEST(engine.store().finish(build, 100).has_value());
-  BOOST_TEST(engine.store().hold(build + 1, true).has_value());
+  BOOST_TEST(engine.store().builds().finish(1, 100).has_value());
+  BOOST_TEST(engine.store().builds().finish(build, 100).has_value());
+  BOOST_TEST(engine.store().builds().hold(build + 1, true).has_value());
   BOOST_TEST(engine.prune(101) == 2u);
   faulty.heal();
   engine.flush().value();
@@ -963,12 +963,12 @@ BOOST_AUTO_TEST_CASE(with_the_build_table_full_sets_are_refused_and_finishes_are
 
 BOOST_AUTO_TEST_CASE(a_prune_does_not_wait_for_builds_that_came_after_it) {
   engine.set(1, "v", "value");
-  engine.store().finish(1, 100).value();
+  engine.store().builds().finish(1, 100).value();
   engine.flush().value();
   faulty.hang_on_builds({5, 6});
   engine.set(5, "v", "value");  // the database is asked about it, and what it says matters to a prune
   std::optional<Result<std::uint64_t>> pruned;
-  engine.start(engine.store().prune(200, engine.waiter(), in(60s)), pruned);
+  engine.start(engine.store().builds().prune(200, engine.waiter(), in(60s)), pruned);
   const auto later = in(50ms);
   engine.run_until([&] { return std::chrono::steady_clock::now() > later; });
   BOOST_TEST(!pruned.has_value());
@@ -986,14 +986,14 @@ BOOST_AUTO_TEST_CASE(many_who_wait_for_room_look_for_it_in_turn) {
   for (int i = 0; engine.try_set(Engine::params(1, std::to_string(i)), value, 1ms); ++i) BOOST_REQUIRE(i < 100);
   constexpr std::size_t kMany = 300;
   std::vector<std::optional<Result<protocol::SetOk>>> done(kMany);
-  const std::uint64_t before = engine.store().counters().room_tries;
+  const std::uint64_t before = engine.store().room().counters().tries;
   for (std::size_t i = 0; i < kMany; ++i) {
     kept.push_back(std::make_unique<daemon::Waiter>(engine.loop()));
     engine.start(engine.setting(Engine::params(2, std::to_string(i)), value, *kept.back()), done[i]);
   }
   const auto start = std::chrono::steady_clock::now();
   engine.run_until([&] { return std::chrono::steady_clock::now() > start + 1s; });
-  const std::uint64_t tries = engine.store().counters().room_tries - before;
+  const std::uint64_t tries = engine.store().room().counters().tries - before;
   // One, and then another one every 50 ms; those who want as much are told.
   BOOST_TEST(tries >= 2u);
   BOOST_TEST(tries <= 2 * (1s / daemon::RoomQueue::kLookAgain));
@@ -1062,7 +1062,7 @@ BOOST_AUTO_TEST_CASE(a_disk_that_hangs_keeps_nobody_waiting_who_does_not_need_it
              static_cast<std::size_t>(sets));
   const auto json = daemon::stats_json(services, faulty, engine.startup(), {});
   BOOST_TEST(json.find("\"seen_seconds_ago\"") != json.npos);
-  BOOST_TEST(engine.store().finish(2, 100).has_value());
+  BOOST_TEST(engine.store().builds().finish(2, 100).has_value());
   BOOST_TEST(engine.drop(2) == static_cast<std::uint64_t>(sets));
   engine.store().maintain();
   BOOST_TEST((std::chrono::steady_clock::now() - start < 1s));
@@ -1079,7 +1079,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_evicted_while_the_database_is_not_in_its_place) 
   const std::string value(200 << 10, 'v');
   for (int i = 0; engine.try_set(Engine::params(2, std::to_string(i)), value, 1ms); ++i) BOOST_REQUIRE(i < 100);
   BOOST_TEST(engine.value(1, "clean") == std::string(200 << 10, 'c'));
-  BOOST_TEST(engine.store().evicted_values() == 0u);
+  BOOST_TEST(engine.store().catalog().evicted() == 0u);
   faulty.move_away(false);
   faulty.heal();
   engine.run_until([&] { return engine.flusher().in_place(); });

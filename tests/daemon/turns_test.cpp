@@ -44,7 +44,7 @@ struct Loop {
   }
 
   asio::io_context loop{1};
-  ManualClock clock;  // whatever else the machine does
+  test::ManualClock clock;  // whatever else the machine does
   Turns turns{loop, clock};
   std::vector<uid_t> taken;
 };

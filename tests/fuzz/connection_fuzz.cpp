@@ -111,7 +111,7 @@ void one_input(Daemon& here, const std::uint8_t* data, std::size_t size) {
   std::vector<BuildId> builds;
   engine.segment().for_each_build([&](shm::BuildRecord& record) { builds.push_back(record.buildid.load()); });
   for (const BuildId build : builds)
-    check(engine.run(engine.store().drop(build)).has_value(), "a drop is never refused");
+    check(engine.run(engine.store().builds().drop(build)).has_value(), "a drop is never refused");
   check(engine.flush().has_value(), "what was acknowledged can be written");
   (void)engine.segment().pins().reap();
   (void)engine.segment().reclaim();
@@ -120,7 +120,7 @@ void one_input(Daemon& here, const std::uint8_t* data, std::size_t size) {
   check(wrong.empty(), "nothing is left behind", wrong);
   check(engine.segment().index().entries() == 0, "everything can be dropped");
   check(engine.segment().pins().pages() == 0, "a pin page goes with its client");
-  check(engine.store().damaged().empty(), "nothing is damaged");
+  check(engine.store().damage().lines().empty(), "nothing is damaged");
 }
 
 }  // namespace

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/builds.hpp"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <boost/asio/co_spawn.hpp>
+
+#include "base/crash_point.hpp"
+#include "base/errc.hpp"
+
+namespace stepstash::daemon {
+namespace {
+
+/// Entries deleted in one turn of the loop: one to three milliseconds.
+constexpr std::uint64_t kDropAtOnce = 256;
+/// After a question that the database did not answer.
+constexpr auto kAskAgain = std::chrono::seconds(1);
+
+bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
+
+}  // namespace
+
+Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Loader& loader, Flusher& flusher,
+               Room& room, Listings& listings, DamageList& damage, const Clock& clock)
+    : loop_(loop),
+      catalog_(catalog),
+      segment_(segment),
+      loader_(loader),
+      flusher_(flusher),
+      room_(room),
+      listings_(listings),
+      damage_(damage),
+      clock_(clock),
+      start_on_boot_clock_(clock.boot_time()),
+      wall_at_start_(clock.wall_seconds()) {
+  if (const std::int64_t written = loader.database().last_written(); written != 0) {
+    wall_at_start_ = std::min(wall_at_start_, written);
+  }
+}
+
+void Builds::adopt() {
+  for (const auto& [id, build] : catalog_.builds()) {
+    shm::BuildRecord& record = *build->record;
+    if (!build->finished() || record.completed_ns.load(std::memory_order_relaxed) != 0) continue;
+    const std::int64_t complete_at = record.complete_at.load(std::memory_order_relaxed);
+    record.completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
+    STEPSTASH_CRASH_POINT("daemon.adopt.clock.stored");
+  }
+  // Nothing tells whether the database knows a build's facts already; writing them again is harmless.
+  if (loader_.database().unusable()) return;
+  for (const auto& [id, build] : catalog_.builds()) {
+    flusher_.mark_dirty(*build);
+    ask(*build);
+  }
+}
+
+// ---- records -------------------------------------------------------------------------------------------------------
+
+Result<BuildState*> Builds::ensure(BuildId build, bool spare) {
+  if (BuildState* state = catalog_.find_build(build)) return state;
+  shm::BuildRecord* record = STEPSTASH_TRY(segment_.add_build(build, spare));
+  return &catalog_.add_build(build, *record);
+}
+
+Result<BuildState*> Builds::ensure_asked(BuildId build, bool spare) {
+  const bool known = catalog_.find_build(build) != nullptr;
+  BuildState* state = STEPSTASH_TRY(ensure(build, spare));
+  if (!known) ask(*state);
+  return state;
+}
+
+Result<std::int64_t> Builds::finish(BuildId build, std::optional<std::int64_t> complete_at) {
+  if (!valid_build(build)) return Errc::invalid_argument;
+  const std::int64_t at = complete_at.value_or(clock_.wall_seconds());
+  if (at == shm::kNotComplete) return Errc::invalid_argument;
+  BuildState* state = STEPSTASH_TRY(ensure_asked(build, /*spare=*/true));
+  set_complete(*state, at);
+  flusher_.mark_dirty(*state);
+  ++counters_.finishes;
+  return at;
+}
+
+std::int64_t Builds::clamped_wall_seconds() const {
+  const auto passed = std::chrono::duration_cast<std::chrono::seconds>(clock_.boot_time() - start_on_boot_clock_);
+  return std::min(clock_.wall_seconds(), wall_at_start_ + passed.count());
+}
+
+std::int64_t Builds::on_boot_clock(std::int64_t complete_at) const {
+  const std::int64_t now = clamped_wall_seconds();
+  // Within a century, so that no complete_at, however odd, overflows.
+  constexpr std::int64_t kCentury = 100LL * 365 * 86400;
+  const std::int64_t age = now - std::clamp(complete_at, now - kCentury, now);
+  return (clock_.boot_time() - std::chrono::seconds(age)).count();
+}
+
+void Builds::set_complete(BuildState& build, std::int64_t complete_at) {
+  const bool first = !build.finished();
+  // What a wall clock that jumps says later is compared with this.
+  build.record->completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.finish.clock.stored");
+  build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
+  STEPSTASH_CRASH_POINT("daemon.finish.time.stored");
+  if (!first) return;
+  for (const auto& [id, node] : build.entries) {
+    if (node->is_linked()) catalog_.touch(*node);
+  }
+}
+
+Result<> Builds::hold(BuildId build, bool held) {
+  if (!valid_build(build)) return Errc::invalid_argument;
+  BuildState* state = STEPSTASH_TRY(ensure_asked(build, /*spare=*/true));
+  state->record->hold.store(held ? shm::Hold::held : shm::Hold::not_held, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.hold.stored");
+  flusher_.mark_dirty(*state);
+  return success();
+}
+
+void Builds::forget(Node& node) {
+  listings_.about_to_change(segment_.entry_at(node.block));
+  flusher_.forget(node);
+  damage_.remove(node.id);
+  const shm::Entry& entry = segment_.entry_at(node.block);
+  segment_.erase(entry);
+  catalog_.remove(node);
+  STEPSTASH_CRASH_POINT("daemon.drop.entry.erased");
+}
+
+awaitable<std::uint64_t> Builds::delete_all(std::vector<BuildState*> builds) {
+  std::uint64_t count = 0;
+  std::vector<shm::BuildRecord*> records;
+  records.reserve(builds.size());
+  for (BuildState* build : builds) {
+    // Where another deletion of this build is under way, its entries count there; but this one, too, has an end only
+    // when they are gone.
+    count += build->sums.entries;
+    records.push_back(build->record);
+    ++build->dropping;  // keeps the record, and `build`
+  }
+  // The instant: from here on they are deleted for everybody, and a crash completes the deletion. What checks whether a
+  // build may be deleted has just been looked at, for nobody else has had the loop.
+  const std::uint64_t upto = segment_.begin_deletion(records);
+  STEPSTASH_CRASH_POINT("daemon.drop.fact.stored");
+  for (BuildState* build : builds) catalog_.leave_out(*build, upto);
+  // They leave the index in slices: 100,000 entries would hold the loop for a second.
+  std::uint64_t in_slice = 0;
+  for (BuildState* build : builds) {
+    for (;;) {
+      if (++in_slice > kDropAtOnce) {
+        in_slice = 0;
+        segment_.reclaim_if_due();
+        co_await asio::post(loop_, asio::use_awaitable);
+      }
+      if (build->entries.empty() || build->entries.begin()->first > upto) break;  // set since
+      forget(*build->entries.begin()->second);
+    }
+    --build->dropping;
+    STEPSTASH_CRASH_POINT("daemon.drop.entries.erased");
+    flusher_.mark_dirty(*build);
+  }
+  segment_.end_deletion();
+  room_.freed();
+  co_return count;
+}
+
+awaitable<Result<std::uint64_t>> Builds::drop(BuildId build) {
+  if (!valid_build(build)) co_return Errc::invalid_argument;
+  BuildState* state = catalog_.find_build(build);
+  if (state == nullptr || (state->sums.entries == 0 && state->dropping == 0)) co_return 0;
+  std::vector<BuildState*> builds{state};
+  const std::uint64_t count = co_await delete_all(std::move(builds));
+  counters_.dropped += count;
+  co_return count;
+}
+
+awaitable<Result<std::uint64_t>> Builds::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
+  // Builds that are made from now on have only just begun, or been said to be complete by somebody who was not waiting
+  // for this: a prune that waited for them, too, could wait for ever.
+  const std::uint64_t asked = last_question_;
+  while (!merging_.empty() && *merging_.begin() <= asked && !waiter.gone() && !expired(deadline)) {
+    if (waiter.dismissed()) co_return Errc::shutting_down;
+    co_await merged_.wait(waiter, deadline);
+  }
+  std::vector<BuildState*> builds;
+  for (const auto& [id, build] : catalog_.builds()) {
+    if (prunable(*build, older_than)) builds.push_back(build.get());
+  }
+  if (builds.empty()) co_return 0;
+  const std::uint64_t count = co_await delete_all(std::move(builds));
+  counters_.pruned += count;
+  co_return count;
+}
+
+bool Builds::prunable(const BuildState& build, std::int64_t older_than) noexcept {
+  // Not before the database has had its say: it may know that the build is held.
+  return build.merged() && build.finished() && !build.held() && build.sums.entries > 0 &&
+         build.record->complete_at.load(std::memory_order_relaxed) < older_than;
+}
+
+awaitable<void> Builds::prune_expired() {
+  if (!horizon_ || pruning_) co_return;
+  pruning_ = true;
+  const auto horizon = std::chrono::duration_cast<std::chrono::seconds>(*horizon_).count();
+  const std::int64_t older_than = clock_.wall_seconds() - horizon;
+  // Complete for that long by both clocks: a wall clock that jumps ahead prunes nothing that has just completed.
+  const std::int64_t latest = (clock_.boot_time() - *horizon_).count();
+  std::vector<BuildState*> builds;
+  for (const auto& [id, build] : catalog_.builds()) {
+    if (!prunable(*build, older_than)) continue;
+    const std::int64_t completed = build->record->completed_ns.load(std::memory_order_relaxed);
+    if (completed < latest) builds.push_back(build.get());
+  }
+  if (!builds.empty()) {
+    const std::uint64_t count = co_await delete_all(std::move(builds));
+    counters_.pruned += count;
+    spdlog::info("pruned {} entries of builds that completed before {} (build_data_horizon)", count, older_than);
+  }
+  pruning_ = false;
+}
+
+void Builds::ask(BuildState& build) {
+  if (build.merged() || build.asking != 0) return;
+  build.asking = ++last_question_;
+  merging_.insert(build.asking);
+  asio::co_spawn(loop_, merge_from_database(build.id, build.asking), kOrDie);
+}
+
+awaitable<void> Builds::merge_from_database(BuildId build, std::uint64_t question) {
+  auto job = [build](persist::BackingStore& database) { return database.load_build(build); };
+  const Result<std::optional<persist::StoredBuild>> known = co_await loader_.run(job);
+  merging_.erase(question);
+  BuildState* state = catalog_.find_build(build);
+  // A record that was given up and made again meanwhile has a question of its own.
+  if (state != nullptr && state->asking != question) state = nullptr;
+  if (state != nullptr) {
+    state->asking = 0;
+    if (!known) unanswered_.push_back(build);  // maintain() asks again
+  }
+  if (state != nullptr && known && known.value()) {
+    // What was said here since is newer than what the database knows.
+    if (known.value()->complete_at && !state->finished()) {
+      set_complete(*state, *known.value()->complete_at);
+    }
+    STEPSTASH_CRASH_POINT("daemon.merge.complete_at.stored");
+    if (known.value()->held && state->record->hold.load(std::memory_order_relaxed) == shm::Hold::unknown) {
+      state->record->hold.store(shm::Hold::held, std::memory_order_release);
+      STEPSTASH_CRASH_POINT("daemon.merge.hold.stored");
+    }
+  }
+  if (state != nullptr && known) state->record->merged.store(1, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.merge.done");
+  merged_.notify_all();
+}
+
+void Builds::release_if_idle(BuildState& build) {
+  if (build.dirty.dirty() || !build.entries.empty() || build.dropping > 0) return;
+  shm::BuildRecord& record = *build.record;
+  // Without its database nobody has marked what an earlier daemon was told: only the record knows it.
+  const bool known = build.finished() || record.hold.load(std::memory_order_relaxed) != shm::Hold::unknown ||
+                     record.drop_upto.load(std::memory_order_relaxed) != 0;
+  if (known && loader_.database().unusable()) return;
+  catalog_.remove_build(build.id);
+  segment_.remove_build(record);
+}
+
+void Builds::maintain() {
+  const auto now = clock_.monotonic();
+  if (!merging_.empty() || now < ask_again_) return;
+  ask_again_ = now + kAskAgain;
+  for (const BuildId id : std::exchange(unanswered_, {})) {
+    if (BuildState* build = catalog_.find_build(id)) ask(*build);
+  }
+}
+
+protocol::BuildsPage Builds::page(const protocol::Builds& request) const {
+  protocol::BuildsPage page;
+  const auto& all = catalog_.with_data();
+  for (auto at = all.upper_bound(request.after); at != all.end(); ++at) {
+    if (page.builds.size() == protocol::kBuildsPageRows) {
+      page.more = true;
+      break;
+    }
+    const BuildState& build = *at->second;
+    BuildInfo row{build.id,     build.sums.entries, build.sums.resident_bytes, build.sums.evicted_bytes,
+                  std::nullopt, build.held()};
+    if (build.finished()) row.complete_at = build.record->complete_at.load(std::memory_order_relaxed);
+    page.builds.push_back(row);
+  }
+  return page;
+}
+
+}  // namespace stepstash::daemon
