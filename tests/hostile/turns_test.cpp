@@ -4,7 +4,7 @@
 #include "tests/hostile/flood.hpp"
 #include "tests/hostile/siege.hpp"
 #include "tests/protocol/samples.hpp"
-#include "tests/system/raw_connection.hpp"
+#include "tests/support/raw_connection.hpp"
 
 using namespace stepstash;
 using namespace stepstash::test;
