@@ -255,7 +255,7 @@ awaitable<void> Builds::merge_from_database(BuildId build, std::uint64_t questio
 void Builds::release_if_idle(BuildState& build) {
   if (build.dirty.dirty() || !build.entries.empty() || build.dropping > 0) return;
   shm::BuildRecord& record = *build.record;
-  // Without a database, nothing marked the facts that an earlier daemon accepted: only the record has them.
+  // Without a database, adopt() marks nothing dirty: facts that an earlier daemon accepted may be in the record only.
   const bool known = build.finished() || record.hold.load(std::memory_order_relaxed) != shm::Hold::unknown ||
                      record.drop_upto.load(std::memory_order_relaxed) != 0;
   if (known && loader_.database().unusable()) return;

@@ -648,7 +648,7 @@ void Server::start_over(const std::string& damage) {
     return;
   }
   damage_ = damage;
-  flusher_->abandon();  // no more writes: entries committed to a damaged database would be marked clean and lost
+  flusher_->abandon();  // no more writes: entries committed to a damaged database would count as clean
   boost::system::error_code ignored;
   signals_.cancel(ignored);
 }

@@ -58,7 +58,7 @@ class Waiter {
   /// For a coroutine that shares the loop with others: its turns count for `uid`.
   Waiter(asio::io_context& loop, Turns& turns, uid_t uid) : timer_(loop), turns_(&turns), uid_(uid) {}
 
-  /// Ends the wait under way and all later ones: the client is gone.
+  /// Ends the wait under way and all later ones: the waiting coroutine is to stop.
   void hang_up() {
     gone_ = true;
     timer_.cancel();
