@@ -137,7 +137,7 @@ class Client {
   void enter_process() noexcept;
   std::unique_ptr<Channel> take_idle() noexcept;
 
-  static constexpr std::size_t kIdleChannels = 4;  // enough for a few threads that set concurrently
+  static constexpr std::size_t kIdleChannels = 4;  // so that a few threads that set concurrently need not reconnect
 
   const Address address_;
   const Milliseconds deadline_;

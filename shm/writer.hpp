@@ -68,7 +68,7 @@ class Writer {
   static Result<std::unique_ptr<Writer>> attach(const ObjectDirectory& directory, const std::string& name,
                                                 Recovery& recovery);
 
-  /// What the header of a segment rejected by attach says, unverified: for instance which database its clean values are
+  /// What the header of a segment rejected by attach says, unverified: above all which database its clean values are
   /// in. Zeros where nothing can be read.
   struct Former {
     std::uint64_t bytes = 0;   ///< at most the size of the object

@@ -246,7 +246,7 @@ class Greedy {
 
 }  // namespace
 
-/// A user with read access only holds views of the whole segment. They stay valid, others are served nevertheless, also
+/// A user that may only read holds views of the whole segment. They stay valid, others are served nevertheless, also
 /// across a SIGKILL of the daemon, and only that user is told to release some.
 BOOST_AUTO_TEST_CASE(a_reader_who_holds_everything_keeps_nobody_from_setting, *boost::unit_test::precondition(root)) {
   Served served({"--segment-size=64MiB", "--flush-interval=5ms", "--socket-mode=0666", "--read-users=60001"});

@@ -590,9 +590,9 @@ BOOST_AUTO_TEST_CASE(what_an_earlier_version_left_in_dev_shm_is_moved_in_with_it
   daemon.start();
   client.set(1, "held", "another");
   for (int i = 0; i < 60; ++i) client.set(2, std::to_string(i % 3), generated(200'000, 50));
-  BOOST_TEST(is_generated(view->bytes(), 200'000, 1));  // its pin page came along
+  BOOST_TEST(is_generated(view->bytes(), 200'000, 1));  // its pin page was taken over
   BOOST_TEST(client.get(1, "v")->text() == "value");
-  BOOST_TEST(figure(client, "pin_pages") == 2u);  // that one is nobody's now: it holds what it pins, and no more
+  BOOST_TEST(figure(client, "pin_pages") == 2u);  // it belongs to kNobody now: keeps its pins, gets no more
   for (const auto& object : fs::directory_iterator("/dev/shm")) {
     const std::string name = object.path().filename();
     if (name.starts_with(daemon.segment())) BOOST_TEST(name == daemon.segment() + ".d");

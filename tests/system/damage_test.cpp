@@ -277,8 +277,8 @@ BOOST_AUTO_TEST_CASE(rows_that_break_the_contract_are_named) {
 
 // ---- the database --------------------------------------------------------------------------------------------------
 
-/// Serves next to the quarantined segment; then what was rewritten serves by itself. A database mistaken for another
-/// program's, or for a newer one of stepstash or SQLite, is not written to: returns the number of those.
+/// With an intact segment everything is served; then the database as rewritten serves by itself. A database mistaken
+/// for another program's, or for a newer one of stepstash or SQLite, is not written to: returns the number of those.
 int serves_beside(Image& image, const char* suffix, const std::string& damaged, const std::string& what) {
   image.put_back(image.segment());
   std::ofstream(image.daemon().db() + suffix, std::ios::binary | std::ios::trunc) << damaged;
@@ -497,7 +497,7 @@ BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_agai
   };
   client.flush();
   std::string sound = schema("SELECT quote(sql) FROM sqlite_schema WHERE name = 'builds'").out;
-  sound.erase(0, sound.find('\''));  // as .dbconfig reports
+  sound.erase(0, sound.find('\''));  // skips the output of .dbconfig
   damage(3);
   BOOST_TEST(eventually([&] { return contains(daemon.log(), "not replaced again"); }), daemon.log());
   // That it would accept writes again proves nothing.

@@ -22,7 +22,7 @@ namespace {
 
 struct Watched : Served {
   explicit Watched(std::vector<std::string> options = {}) : Served(std::move(options)) { client.set(1, "v", "value"); }
-  /// The original daemon still serves, and has leaked nothing.
+  /// The original daemon still serves, and no connection is left over.
   ~Watched() {
     try {
       BOOST_TEST(client.get(1, "v")->text() == "value");
