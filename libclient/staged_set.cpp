@@ -86,7 +86,7 @@ Result<> StagedSet::open_ring() {
   piece_bytes_ = std::min({ring.piece_bytes, kPieceBytes, std::max(ring.bytes / kMinSlots, std::uint32_t{1})});
   slots_ = ring.bytes / piece_bytes_;
 
-  // Send what was buffered so far first. It is at most kInlineBytes, and any ring has room for more than that.
+  // Send the buffered bytes first. There are at most kInlineBytes; a ring larger than that has room for all of them.
   std::vector<std::byte> collected = std::exchange(small_, {});
   const auto total = std::exchange(total_, 0);
   return write(std::span(collected).first(total));
