@@ -567,7 +567,8 @@ void former_names(Run& run) {
   run.kill();
   const std::string base = "/dev/shm/" + run.daemon().segment();
   for (const auto& object : fs::directory_iterator(run.daemon().segment_directory())) {
-    const std::string name = object.path().filename();
+    std::string name = object.path().filename();
+    if (name.starts_with("segment.pin.")) name.resize(name.rfind('.'));  // pages had no user in their names
     fs::rename(object.path(), base + (name == "lock" ? ".lock" : name.substr(std::strlen("segment"))));
   }
   fs::remove(run.daemon().segment_directory());
