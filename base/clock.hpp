@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Time, as an interface, so that tests turn the hands themselves.
+/// Time behind an interface, so that tests can set the clocks.
 ///
-/// `monotonic` drives flushes and deadlines and never jumps; `wall` is compared with complete_at only, and the horizon
-/// asks `boot_time` too, which no one can set.
+/// `monotonic` drives flushes and deadlines and never jumps. `wall` is only compared with complete_at; the horizon also
+/// uses `boot_time`, which nobody can set.
 #pragma once
 
 #include <time.h>
@@ -15,9 +15,9 @@ namespace stepstash {
 class Clock {
  public:
   virtual ~Clock() = default;
-  /// Since boot, CLOCK_MONOTONIC: comparable between processes of one boot.
+  /// Time since boot, CLOCK_MONOTONIC: comparable between processes of one boot.
   virtual std::chrono::nanoseconds monotonic() const = 0;
-  /// The same with the time that the machine was asleep, CLOCK_BOOTTIME: how long ago something really was.
+  /// The same including suspend, CLOCK_BOOTTIME: how long ago something really was.
   virtual std::chrono::nanoseconds boot_time() const = 0;
   /// Whole seconds since 1970-01-01 UTC, as Buildbot stores complete_at.
   virtual std::int64_t wall_seconds() const = 0;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Places at which a test can kill the process: one behind every step that changes the segment, the database or what
-/// another process sees of us. docs/crash-matrix.md lists them, and what was found at each.
+/// Points at which a test can kill the process: one after every step that changes the segment, the database or anything
+/// that another process can see. docs/crash-matrix.md lists them and what was found at each.
 ///
 ///   STEPSTASH_CRASH_POINT("shm.heap.split.second_header");
 ///
-/// A name is folder.thing.step, says what has just been done (or, with `due`, is about to be), and stands in the source
-/// once. Only programs compiled with STEPSTASH_CRASH_POINTS have the points (tests/crash_matrix). Everywhere else
-/// nothing is left of one: a macro, because of the argument of an empty inline function GCC 12 leaves some names in the
-/// binary.
+/// A name is folder.thing.step, says what has just been done (or, with `due`, is about to be), and occurs once in the
+/// source. Only programs compiled with STEPSTASH_CRASH_POINTS have the points (tests/crash_matrix). Everywhere else
+/// they vanish completely. That takes a macro: with an empty inline function, GCC 12 leaves some of the argument
+/// strings in the binary.
+///
 /// Threads: any, at any time.
 #pragma once
 

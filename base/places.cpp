@@ -29,7 +29,7 @@ Place place_to_listen(uid_t uid, std::string_view runtime_directory, std::string
     place.path = std::string(runtime_directory) + kSocketName;
     return place;
   }
-  // Root's daemon is the machine's, whose variables it may have kept (sudo -E, su).
+  // Root's daemon is the system-wide one; its variables may be inherited from another user (sudo -E, su).
   if (uid == 0) {
     place.path = kMachineSocket;
     return place;
@@ -37,7 +37,7 @@ Place place_to_listen(uid_t uid, std::string_view runtime_directory, std::string
   const std::string runtime(xdg_runtime_dir);
   if (runtime.starts_with('/')) {
     const auto owner = owner_of_directory(runtime);
-    if (!owner || *owner == uid) {  // one that is not there may be made
+    if (!owner || *owner == uid) {  // a missing one may still be created
       place.path = runtime + "/stepstash" + kSocketName;
       return place;
     }
@@ -55,7 +55,7 @@ Place place_to_connect(uid_t uid, std::string_view xdg_runtime_dir) {
   Place own = place_to_listen(uid, {}, xdg_runtime_dir);
   struct stat status {};
   const bool there = ::stat(own.path.c_str(), &status) == 0;
-  // Anybody can make the directory in /tmp, and listen there.
+  // Anyone can create the directory in /tmp and listen there.
   const bool ours = own.private_directory.empty() || is_private_directory(own.private_directory, uid);
   if (there && ours) return own;
   own.path = kMachineSocket;

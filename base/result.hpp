@@ -16,11 +16,11 @@ using Result = boost::outcome_v2::std_result<T>;
 
 inline auto success() noexcept { return boost::outcome_v2::success(); }
 
-/// The calling thread's errno as an error_code; call it before anything else can change errno.
+/// The calling thread's errno as an error_code. Call it before anything else can change errno.
 inline std::error_code last_errno() noexcept { return {errno, std::system_category()}; }
 
 }  // namespace stepstash
 
-/// Evaluates to the value of a Result, or returns its error from the enclosing function.
-/// A GNU statement expression (g++ and clang++ have it); coroutines write `co_return r.error()` out instead.
+/// Evaluates to the value of a Result, or returns its error from the enclosing function. A GNU statement expression
+/// (g++ and clang++ support it); coroutines must write `co_return r.error()` instead.
 #define STEPSTASH_TRY(...) BOOST_OUTCOME_TRYX(__VA_ARGS__)

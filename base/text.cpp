@@ -10,8 +10,8 @@ namespace {
 struct Range {
   char32_t first, last;
 };
-/// Unicode 15: Default_Ignorable_Code_Point, Bidi_Control, Zl, Zp and Cf but for the visible ones (U+0600 and its like,
-/// U+FFFC), in ascending order.
+/// Unicode 15: Default_Ignorable_Code_Point, Bidi_Control, Zl, Zp and Cf, except for the visible ones (U+0600 and
+/// similar, U+FFFC), in ascending order.
 constexpr Range kUnseen[] = {
     {0x00AD, 0x00AD},    // soft hyphen
     {0x034F, 0x034F},    // combining grapheme joiner
@@ -20,8 +20,8 @@ constexpr Range kUnseen[] = {
     {0x17B4, 0x17B5},    // Khmer inherent vowels
     {0x180B, 0x180F},    // Mongolian variation selectors and vowel separator
     {0x200B, 0x200F},    // zero width, and direction marks
-    {0x2028, 0x202E},    // line and paragraph separator, embeddings and overrides of direction
-    {0x2060, 0x206F},    // word joiner, invisible operators, isolates of direction
+    {0x2028, 0x202E},    // line and paragraph separators, directional embeddings and overrides
+    {0x2060, 0x206F},    // word joiner, invisible operators, directional isolates
     {0x3164, 0x3164},    // Hangul filler
     {0xFDD0, 0xFDEF},    // noncharacters; so are the last two of each plane
     {0xFE00, 0xFE0F},    // variation selectors
@@ -47,7 +47,7 @@ std::string escape(std::string_view text, Escapes escapes) {
       text.remove_prefix(seen);
       continue;
     }
-    // All of a code point: its second byte, alone, is no UTF-8 and follows in the next rounds.
+    // The whole code point gets escaped: its later bytes, alone, are not UTF-8 and follow in the next rounds.
     const auto byte = static_cast<unsigned char>(text.front());
     out += {'\\', 'x', kHex[byte >> 4], kHex[byte & 15]};
     text.remove_prefix(1);
@@ -112,9 +112,9 @@ std::string visible_json(std::string_view json) {
     if (c.bytes != 0 && is_visible(c.value)) {
       out += json.substr(0, c.bytes);
     } else if (c.bytes == 0) {
-      put(0xFFFD);  // valid JSON has none
+      put(0xFFFD);  // does not occur in valid JSON
     } else if (c.value < 0x20) {
-      out += ' ';  // raw controls stand between tokens only
+      out += ' ';  // raw controls occur between tokens only
     } else if (c.value < 0x10000) {
       put(c.value);
     } else {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Owner of one file descriptor; -1 is empty. Moved-from is empty.
+/// Owns one file descriptor; -1 is empty. Moved-from is empty.
 #pragma once
 
 #include <fcntl.h>
@@ -33,9 +33,9 @@ class UniqueFd {
   int fd_ = -1;
 };
 
-/// The same file behind a descriptor that is none of 0, 1 and 2. A program may run with one of those closed, and the
-/// next file that is opened takes its number: what the program then prints would go there. Empty when `fd` is, or with
-/// errno set when there is no other number for it.
+/// Moves the file to a descriptor other than 0, 1 and 2. A program may run with one of those closed; the next file
+/// opened gets its number, and the program's output would go there. Empty if `fd` is, or with errno set if there is no
+/// other number.
 inline UniqueFd above_stdio(UniqueFd fd) noexcept {
   if (!fd || fd.get() > STDERR_FILENO) return fd;
   UniqueFd above(::fcntl(fd.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));

@@ -134,7 +134,7 @@ bool takes(const Command& command, const Option& option) noexcept {
 
 // ---- help ----------------------------------------------------------------------------------------------------------
 
-/// "  LEFT   RIGHT", where further lines of RIGHT stand under the first.
+/// "  LEFT   RIGHT", with further lines of RIGHT aligned under the first.
 void add_row(std::string& out, std::string_view left, std::string_view right) {
   constexpr std::size_t kColumn = 28;
   std::string row = "  " + std::string(left);
@@ -202,7 +202,7 @@ const Command* find_command(std::string_view word) noexcept {
   return nullptr;
 }
 
-/// The command line as it is written: which options with which values, and the words.
+/// The raw command line: the options given, with their values, and the words.
 struct Line {
   struct Given {
     std::string value;
@@ -210,12 +210,12 @@ struct Line {
   };
   std::array<std::optional<Given>, kOptions.size()> options;
   const Command* command = nullptr;
-  std::vector<std::string> words;  // behind the command
+  std::vector<std::string> words;  // after the command
 
   const std::string* value(Option::Id id) const { return options[id] ? &options[id]->value : nullptr; }
 };
 
-/// The option that `argument` names, and its value where that is in the same argument.
+/// The option that `argument` names, and its value if it is in the same argument.
 std::pair<const Option*, std::optional<std::string_view>> find_option(std::string_view argument) {
   const bool long_name = argument.starts_with("--");
   const std::string_view name = long_name ? argument.substr(0, argument.find('=')) : argument.substr(0, 2);
@@ -227,7 +227,7 @@ std::pair<const Option*, std::optional<std::string_view>> find_option(std::strin
   return {nullptr, std::nullopt};
 }
 
-/// Empty, or what is wrong.
+/// Empty, or an error message.
 std::string read_line(std::span<const char* const> arguments, Line& line) {
   bool options_end = false;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
@@ -260,7 +260,7 @@ std::string read_line(std::span<const char* const> arguments, Line& line) {
   return {};
 }
 
-/// Empty, or which option is not for this command, or not in this place.
+/// Empty, or a message about an option that this command does not take, or not in this position.
 std::string check_options(const Line& line) {
   for (const Option& option : kOptions) {
     const auto& given = line.options[option.id];
@@ -278,7 +278,8 @@ bool looks_like_a_number(std::string_view text) noexcept {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
-/// The rule of arguments.hpp. Empty: `out.build` is set and `words` has the arguments after BUILD.
+/// Implements the rule of arguments.hpp. Empty on success: `out.build` is set and `words` has the arguments after
+/// BUILD.
 std::string find_build(const std::string* given, const char* environment, std::vector<std::string>& words,
                        Arguments& out) {
   std::string text, from;
@@ -286,7 +287,7 @@ std::string find_build(const std::string* given, const char* environment, std::v
     text = *given;
     from = "--build ";
   } else if (!words.empty() && words.front().empty()) {
-    // An unset variable of a script, in all likelihood: it must not turn the next argument into another thing.
+    // Most likely an unset variable in a script: it must not change the meaning of the next argument.
     return "the first argument is empty: BUILD is a whole number (an empty NAME needs --build)";
   } else if (!words.empty() && looks_like_a_number(words.front())) {
     text = words.front();

@@ -22,7 +22,7 @@
 namespace stepstash::cli {
 namespace {
 
-/// Values are written in parts of this size, so that progress can be shown between them.
+/// Values are written in parts of this size, so that progress can be shown in between.
 constexpr std::size_t kPart = 4 * 1024 * 1024;
 
 std::string datum(const Arguments& a) {
@@ -36,8 +36,8 @@ std::string place(const std::string& file, const char* standard) { return file =
 /// The input of `set`.
 struct Input {
   int fd = STDIN_FILENO;
-  /// What a regular file says that it holds from `start` on, where it is too much to be collected first. A hint only:
-  /// files of /sys say 4096 bytes and have four, and any file may grow or shrink while it is read.
+  /// The remaining size of a regular file from `start` on, if it is too large for the library to collect first. Only a
+  /// hint: files in /sys claim 4096 bytes and have four, and any file may grow or shrink while it is read.
   std::uint64_t hint = Client::kUnknownLength;
   off_t start = 0;
   ~Input() {
@@ -45,7 +45,7 @@ struct Input {
   }
 };
 
-/// The library collects as much before it announces anything, and so knows the length of a value that is shorter.
+/// The library collects this much before it announces anything, so it knows the length of shorter values.
 constexpr off_t kCollected = 64 * 1024;
 
 int open_input(const Arguments& a, Input& input) {
@@ -75,10 +75,10 @@ int open_input(const Arguments& a, Input& input) {
   return kDone;
 }
 
-/// What became of the input in a set that was announced with a length, or without.
+/// Outcome of copying the input into a set, announced with a length or without.
 enum class Copied { whole, unmet, of_another_length, failed };
 
-/// Copies until the end of the input, or until `length` bytes are there. `failed`: errno says why.
+/// Copies until the end of the input, or until `length` bytes have been copied. `failed`: see errno.
 Copied copy_input(const Input& input, std::uint64_t length, Writer& writer, Progress& progress, std::uint64_t& total) {
   while (total != length) {
     const auto room = writer.buffer();
@@ -107,7 +107,7 @@ int set(Client& client, const Arguments& a) {
     return complain(kIoError, place(a.file, "standard input") + ": cannot read: " + why);
   };
 
-  // Twice at most: what is not announced ends where the input ends.
+  // At most twice: a set without an announced length ends where the input ends.
   for (std::uint64_t length = input.hint;; length = Client::kUnknownLength) {
     auto writer = client.begin(a.build, *a.name, length, a.source, options);
     if (!writer) return unmet();
@@ -195,7 +195,7 @@ int print_deleted(const Arguments& a, std::uint64_t count) {
   return print("deleted " + std::to_string(count) + (count == 1 ? " entry\n" : " entries\n"));
 }
 
-// The C++ face speaks of system_clock, which ends 292 years from 1970; every number of seconds is legal here.
+// The C++ API uses system_clock, which ends 292 years from 1970; here every number of seconds is legal.
 
 void finish(Client& client, const Arguments& a) {
   const std::int64_t at = a.at.value_or(STEPSTASH_NOW);
@@ -249,7 +249,7 @@ int run_with(Client& client, const Arguments& a, OutputFile& file) {
       const std::string json = client.stats();
       return print(a.json ? stats_json(json) : stats_text(json));
     }
-    case Verb::help:  // answered by parse_arguments()
+    case Verb::help:  // handled by parse_arguments()
       break;
   }
   return kSoftware;
@@ -264,7 +264,7 @@ int run(const Arguments& a) {
   } else if (a.build != 0) {
     doing += " build " + std::to_string(a.build);
   }
-  // Before anything is done that cannot be told, and before any descriptor of ours has a number in /dev/fd.
+  // Before doing anything whose result could not be printed, and before a descriptor of ours gets a number in /dev/fd.
   if (prints(a) && !open_for_writing(STDOUT_FILENO)) {
     return complain(kIoError, std::string("standard output: ") + std::strerror(EBADF));
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What each subcommand does. Returns the exit status; complaints are on stderr by then.
+/// The subcommands. Returns the exit status; error messages have been written to stderr by then.
 #pragma once
 
 #include "cli/arguments.hpp"

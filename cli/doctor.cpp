@@ -10,11 +10,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// A commit is due after the flush interval, a fraction of a second; a slow disk may take some.
+/// A commit is due after the flush interval, a fraction of a second; a slow disk may take several seconds.
 constexpr double kDirtySeconds = 60;
-/// The daemon looks ten times a second.
+/// The daemon checks the disk ten times a second.
 constexpr double kDiskSeconds = 10;
-/// Normally the log stays near 32 MiB.
+/// The log normally stays near 32 MiB.
 constexpr std::uint64_t kLogBytes = std::uint64_t{64} << 20;
 
 std::uint64_t number(const Json& at, const char* name) {
@@ -27,7 +27,7 @@ double seconds(const Json& at, const char* name) {
   return found != at.end() && found->is_number() ? found->get<double>() : 0;
 }
 
-// What the daemon says is visible() already; of another program on its socket nobody knows.
+// The daemon's texts are visible() already; another program on its socket may send anything.
 
 std::string text(const Json& at, const char* name) {
   const auto found = at.find(name);
@@ -107,8 +107,8 @@ std::vector<Finding> diagnose(const std::string& stats) {
                      "some process never releases its views; \"open_views\" counts them"});
   }
   const std::uint64_t bytes = number(segment, "total_bytes");
-  const std::uint64_t written_off = number(segment, "written_off_bytes");  // as much is wanted once more
-  const std::uint64_t tmpfs = number(segment, "tmpfs_bytes");              // 0: it has no bound
+  const std::uint64_t written_off = number(segment, "written_off_bytes");  // this much is needed once more
+  const std::uint64_t tmpfs = number(segment, "tmpfs_bytes");              // 0: unlimited
   const std::uint64_t room = number(segment, "backed_bytes") + number(segment, "tmpfs_free_bytes");
   const char* const enlarge =
       "enlarge it (mount -o remount,size=; for a container --shm-size), or make the segment smaller (segment_size)";

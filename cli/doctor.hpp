@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What is wrong with a stepstash, told from the daemon's figures.
+/// Diagnoses problems of a stepstash from the daemon's figures.
 #pragma once
 
 #include <string>
@@ -8,14 +8,16 @@
 namespace stepstash::cli {
 
 struct Finding {
-  std::string what;    ///< what is the case, with its numbers
+  std::string what;    ///< the problem, with its figures
   std::string advice;  ///< what to do about it
 };
 
-/// Reads what Client::stats() gave. Figures that an older daemon does not have are passed over.
+/// Reads the result of Client::stats(). Figures that an older daemon does not report are ignored.
 std::vector<Finding> diagnose(const std::string& stats);
 
-/// "WHAT\n  ADVICE\n" each; a line that says so where there is none.
+/// "WHAT
+///   ADVICE
+/// " each; a single line if there are none.
 std::string findings_text(const std::vector<Finding>& findings);
 /// An array of {"what", "advice"}.
 std::string findings_json(const std::vector<Finding>& findings);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// stepstash: a shell's way to the build data of this host. stepstash(1) describes it.
+/// stepstash: the shell's access to the build data of this host, described in stepstash(1).
 #include <signal.h>
 #include <unistd.h>
 
@@ -15,9 +15,9 @@
 int main(int argc, char** argv) {
   using namespace stepstash::cli;
   if (!stepstash::fill_standard_descriptors()) return kIoError;
-  // A reader that goes away is an error of ours (74), so that no partial read looks like a whole one.
+  // A reader that goes away is reported as an error (74), so that a partial read never looks complete.
   ::signal(SIGPIPE, SIG_IGN);
-  ::signal(SIGXFSZ, SIG_IGN);  // so is a file that becomes too large for `ulimit -f`
+  ::signal(SIGXFSZ, SIG_IGN);  // likewise a file that exceeds `ulimit -f`
   try {
     const Parsed parsed = parse_arguments(argc, argv, std::getenv("STEPSTASH_BUILD"));
     if (parsed.arguments) return end_output(run(*parsed.arguments));

@@ -23,11 +23,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 std::string dump(const Json& json) {
-  // Names are valid UTF-8 by contract; should one not be, it is shown with U+FFFD rather than not at all.
+  // Names are valid UTF-8 by contract; an invalid one is shown with U+FFFD rather than not at all.
   return visible_json(json.dump(-1, ' ', false, Json::error_handler_t::replace)) + "\n";
 }
 
-/// The status and what the reader can do about it.
+/// The exit status and advice for the user.
 struct Verdict {
   int status;
   const char* advice;
@@ -78,7 +78,7 @@ std::string padded(std::string text, std::size_t width) {
   return text;
 }
 
-/// Columns of one width; the first `numbers` of them end at the right.
+/// Columns of equal width; the first `numbers` of them are right-aligned.
 template <std::size_t N>
 std::string table(const std::vector<std::array<std::string, N>>& rows, std::size_t numbers) {
   std::array<std::size_t, N> widths{};
@@ -97,7 +97,7 @@ std::string table(const std::vector<std::array<std::string, N>>& rows, std::size
   return out;
 }
 
-/// Seconds since 1970 as a date of UTC; the number where there is no such date.
+/// Seconds since 1970 as a UTC date; the number itself if there is no such date.
 std::string date(std::int64_t seconds) {
   const std::time_t time = seconds;
   std::tm parts{};
@@ -126,14 +126,14 @@ int complain(const Error& error, std::string_view what) {
 }
 
 int print(std::string_view text) {
-  // Nothing to write is no reason not to notice that it could not be written.
+  // Report a closed stdout even if there is nothing to write.
   const int error = !open_for_writing(STDOUT_FILENO) ? EBADF : write_all(STDOUT_FILENO, text.data(), text.size());
   if (error == 0) return kDone;
   return complain(kIoError, std::string("standard output: ") + std::strerror(error));
 }
 
 int end_output(int status) {
-  // A network file system may tell only now that something was not written.
+  // A network file system may report a failed write only at close.
   if (::close(STDOUT_FILENO) == 0 || errno == EINTR) return status;
   return complain(kIoError, std::string("standard output: ") + std::strerror(errno));
 }
@@ -216,7 +216,9 @@ void sort_builds(std::vector<Build>& builds, Sort by) {
     if (by == Sort::bytes && a.resident_bytes + a.evicted_bytes != b.resident_bytes + b.evicted_bytes) {
       return a.resident_bytes + a.evicted_bytes > b.resident_bytes + b.evicted_bytes;
     }
-    if (by == Sort::time && a.complete_at != b.complete_at) return a.complete_at > b.complete_at;  // none is the least
+    if (by == Sort::time && a.complete_at != b.complete_at)
+      return a.complete_at > b.complete_at;  // no time sorts
+                                             // lowest
     return a.build < b.build;
   });
 }

@@ -25,7 +25,7 @@
 namespace stepstash::cli {
 namespace {
 
-/// The temporary file to remove when a signal ends us; empty: none. Written only while the signals are blocked.
+/// The temporary file to remove when a signal ends the process; empty: none. Written only while signals are blocked.
 char doomed[64];
 int doomed_in = -1;
 
@@ -35,7 +35,7 @@ void remove_and_die(int signal_number) {
   ::raise(signal_number);
 }
 
-/// Blocks all signals while it lives.
+/// Blocks all signals for its lifetime.
 class SignalsBlocked {
  public:
   SignalsBlocked() noexcept {
@@ -61,7 +61,7 @@ void remove_on_signals(int directory, const std::string& name) noexcept {
   doomed_in = directory;
   for (int s = 1; s <= SIGRTMAX; ++s) {
     struct sigaction now {};
-    if (!ends_the_process(s) || ::sigaction(s, nullptr, &now) != 0) continue;  // or the C library's own
+    if (!ends_the_process(s) || ::sigaction(s, nullptr, &now) != 0) continue;  // or one reserved by the C library
     if (now.sa_handler == SIG_IGN) continue;  // nohup, or a background job of a plain shell
     now.sa_handler = remove_and_die;
     now.sa_flags = 0;
@@ -76,7 +76,7 @@ bool same_file(const struct stat& a, const struct stat& b) noexcept {
 }
 
 struct Place {
-  std::string directory;  // fit to be put before a name: empty, or with a slash at its end
+  std::string directory;  // prefix for a name: empty, or with a trailing slash
   std::string name;
 };
 
@@ -88,7 +88,7 @@ Place split(const std::string& path) {
 
 std::string to_open(const std::string& directory) { return directory.empty() ? "." : directory; }
 
-/// The descriptor of this process that the name stands for, open or not; -1: none.
+/// The descriptor of this process that the name refers to, open or not; -1: none.
 int own_descriptor(const Place& place) noexcept {
   if (place.name.empty() || place.name.size() > 9) return -1;
   if (!std::all_of(place.name.begin(), place.name.end(), [](char c) { return c >= '0' && c <= '9'; })) return -1;
@@ -121,8 +121,8 @@ UniqueFd open_directory(const std::string& directory) {
   return UniqueFd(::open(to_open(directory).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
-/// The rule of fs.protected_symlinks (proc_sys_fs(5)), whatever that is set to here: in a directory where everybody may
-/// make names, such as /tmp, a link is followed only for the one who made it, and where the directory's owner made it.
+/// The rule of fs.protected_symlinks (proc_sys_fs(5)), whatever its setting here: in a directory where everybody may
+/// create names, such as /tmp, a link is followed only if its owner is the current user or the directory's owner.
 bool may_follow(const struct stat& link, int directory) noexcept {
   struct stat status {};
   if (::fstat(directory, &status) != 0) return false;
@@ -130,7 +130,7 @@ bool may_follow(const struct stat& link, int directory) noexcept {
   return !everybody || link.st_uid == ::geteuid() || link.st_uid == status.st_uid;
 }
 
-/// Nothing else can be given a name over it.
+/// A mount point cannot be renamed over.
 bool is_mount_point(int directory, const std::string& name) noexcept {
   struct statx status {};
   return ::statx(directory, name.c_str(), AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &status) == 0 &&
@@ -164,7 +164,7 @@ bool attributes_of(int fd, std::map<std::string, std::string>& out) {
   return true;
 }
 
-/// Gives `to` owner, group, mode and extended attributes (ACLs are among them) of `from`. False: not all of it is
+/// Copies owner, group, mode and extended attributes (including ACLs) from `from` to `to`. False: not all of it is
 /// possible.
 bool copy_facts(int from, const struct stat& status, int to) {
   struct stat now {};
@@ -180,10 +180,10 @@ bool copy_facts(int from, const struct stat& status, int to) {
     if (found != there.end() && found->second == value) continue;
     if (::fsetxattr(to, name.c_str(), value.data(), value.size(), 0) != 0) return false;
   }
-  for (const auto& [name, value] : there) {  // such as an ACL that the directory gave
+  for (const auto& [name, value] : there) {  // such as a default ACL of the directory
     if (!wanted.contains(name) && !belongs_to_the_content(name) && ::fremovexattr(to, name.c_str()) != 0) return false;
   }
-  // Without the bits that lend an identity: writing to the file takes them away, too.
+  // Without setuid and setgid: writing to the file clears them, too.
   return ::fchmod(to, status.st_mode & 01777) == 0;
 }
 
@@ -273,9 +273,8 @@ void Progress::at(std::uint64_t bytes) {
 std::string OutputFile::inspect(const std::string& path) {
   path_ = path;
   constexpr int kLinks = 40;  // the kernel's own limit
-  // `at` follows the links from name to name, to find out of what kind they are. Others can change names meanwhile, so
-  // each link is judged and read through one descriptor, and what the kernel says of the whole path below is not needed
-  // for that.
+  // `at` follows the links name by name to find out their kinds. Others may change names in the meantime, so each link
+  // is checked and read through one descriptor, independently of what the kernel finds for the whole path below.
   std::string at = path;
   bool by_link = false, of_process = false;
   for (int links = 0;; ++links) {
@@ -327,7 +326,7 @@ std::string OutputFile::place_new(const std::string& path, bool by_link) {
   return {};
 }
 
-/// False: no name is known under which another file could take the place of this one.
+/// False: no name is known at which another file could replace this one.
 bool OutputFile::place_existing(const std::string& path, bool by_link, const struct ::stat& target) {
   Place place = split(path);
   if (by_link) {
@@ -363,7 +362,7 @@ std::string OutputFile::open() {
 
 std::string OutputFile::open_in_place() {
   do {
-    // O_CREAT: the kernel's rules for what others made in /tmp (fs.protected_fifos) are to hold as for a shell.
+    // O_CREAT: the kernel's rules for other users' files in /tmp (fs.protected_fifos) must apply as for a shell.
     file_.reset(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666));
   } while (!file_ && errno == EINTR);  // a FIFO waits for its reader
   struct stat status {};
@@ -376,17 +375,18 @@ std::string OutputFile::open_replacement() {
   UniqueFd existing;
   struct stat status {};
   do {  // another process may replace it between the two calls
-    // O_CREAT: as a shell's redirection, so that the kernel's rules for /tmp (fs.protected_regular) hold here, too.
+    // O_CREAT: as for a shell's redirection, so that the kernel's rules for /tmp (fs.protected_regular) apply here,
+    // too.
     constexpr int kFlags = O_CLOEXEC | O_NOCTTY | O_NOFOLLOW | O_NONBLOCK;
     existing.reset(::openat(directory_.get(), name_.c_str(), kFlags | O_WRONLY | O_CREAT, 0666));
-    // A program that runs: it cannot be written, but replaced.
+    // A running program: it cannot be written, but replaced.
     if (!existing && errno == ETXTBSY) existing.reset(::openat(directory_.get(), name_.c_str(), kFlags | O_RDONLY));
     if (!existing || ::fstat(existing.get(), &status) != 0) return reason(errno);
   } while (status.st_nlink == 0);
   const int error = S_ISREG(status.st_mode) && status.st_nlink == 1 ? make_temporary(0600) : EPERM;
   if (error == 0 && copy_facts(existing.get(), status, file_.get())) return {};
   if (error != 0 && error != EACCES && error != EPERM && error != EROFS) return reason(error);
-  // It can be written, but no other file can take its place.
+  // It can be written, but no other file can replace it.
   drop_temporary();
   way_ = Way::in_place;
   return open_in_place();
@@ -424,8 +424,8 @@ void OutputFile::drop_temporary() noexcept {
 OutputFile::~OutputFile() { drop_temporary(); }
 
 int OutputFile::commit() {
-  // A network file system may tell only when it is closed that something was not written. A file without a name must
-  // not be closed yet: a second descriptor serves as well.
+  // A network file system may report a failed write only at close. A file without a name must not be closed yet:
+  // closing a second descriptor serves as well.
   const bool nameless = (way_ == Way::created || way_ == Way::replaced) && temporary_name_.empty();
   const int last = nameless ? ::fcntl(file_.get(), F_DUPFD_CLOEXEC, 3) : file_.release();
   if (last < 0 || (::close(last) != 0 && errno != EINTR)) return errno;
@@ -438,7 +438,7 @@ int OutputFile::give_name() noexcept {
   };
   if (temporary_name_.empty() && way_ == Way::created) {
     if (link_as(name_)) return 0;
-    if (errno != EEXIST) return errno;  // else somebody made one meanwhile, and ours takes its place
+    if (errno != EEXIST) return errno;  // else somebody created one in the meantime, and ours replaces it
   }
   const SignalsBlocked blocked;
   while (temporary_name_.empty()) {
@@ -449,7 +449,6 @@ int OutputFile::give_name() noexcept {
       return errno;
     }
   }
-  // Where this fails the destructor removes it.
   if (::renameat(directory_.get(), temporary_name_.c_str(), directory_.get(), name_.c_str()) != 0) {
     const int error = errno;
     drop_temporary();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Moving values between the segment and files, pipes and terminals.
+/// Copies values between the segment and files, pipes and terminals.
 #pragma once
 
 #include <sys/stat.h>
@@ -15,18 +15,19 @@
 
 namespace stepstash::cli {
 
-/// Writes everything, waiting where the descriptor does not block. 0 or an errno; `done` receives the bytes written.
+/// Writes everything; waits if the descriptor is non-blocking. Returns 0 or an errno; `done` receives the bytes
+/// written.
 int write_all(int fd, const void* data, std::size_t bytes, std::size_t* done = nullptr) noexcept;
-/// As read(2), but waits where the descriptor does not block. -1 with errno for errors.
+/// Like read(2), but waits if the descriptor is non-blocking. Returns -1 with errno on errors.
 ssize_t read_some(int fd, void* data, std::size_t bytes) noexcept;
 
-/// Whether the descriptor is open, and open for writing.
+/// Whether the descriptor is open for writing.
 bool open_for_writing(int fd) noexcept;
 
-/// A line on stderr that follows a transfer of more than a second, when stderr is a terminal; nothing otherwise.
+/// A progress line on stderr for transfers of more than a second, if stderr is a terminal; otherwise nothing.
 class Progress {
  public:
-  /// `total` 0: not known.
+  /// `total` 0: unknown.
   Progress(std::string_view what, std::uint64_t total);
   ~Progress();
   Progress(const Progress&) = delete;
@@ -43,23 +44,24 @@ class Progress {
   bool shown_ = false;
 };
 
-/// Where `get -o FILE` writes. What is done follows from what FILE is, links followed as the kernel follows them:
+/// The destination of `get -o FILE`. What happens depends on what FILE is, with links followed as the kernel does:
 ///
-///   - nothing yet, also at the end of a link: a file that appears whole or not at all;
-///   - a regular file: replaced as a whole, owner, group, mode, ACL and other extended attributes kept;
-///   - a descriptor of this process (/dev/stdout, /dev/fd/N, a link to one): that descriptor, where it stands;
-///   - a device, a FIFO, a file that has other hard links, that something is mounted on, that is reached by a link of
-///     another process in /proc, that lies in a directory where nothing can be made, or whose owner or attributes
-///     cannot be given to another one: written in place, after it was emptied, as a shell's `> FILE` does;
-///   - a directory or a socket: refused.
+/// - does not exist, also as the target of a link: a file that appears whole or not at all;
+/// - a regular file: replaced as a whole; owner, group, mode, ACL and other extended attributes are kept;
+/// - a descriptor of this process (/dev/stdout, /dev/fd/N, a link to one): that descriptor, at its present offset;
+/// - a device, a FIFO, a file with other hard links, a mount point, one reached through another process's link in
+///   /proc, one in a directory where nothing can be created, or one whose owner or attributes cannot be given to
+///   another file: written in place after truncation, as a shell's `> FILE` does;
+/// - a directory or a socket: refused.
 ///
-/// What is not yet whole has no name (O_TMPFILE), so that nothing is left whatever ends the process. Replacing needs a
-/// name between link(2) and rename(2), with all signals blocked: only SIGKILL between the two leaves it there. On file
-/// systems without O_TMPFILE it has a name from the start, which signal handlers remove. One at a time in a process.
+/// An incomplete file has no name (O_TMPFILE), so nothing is left behind however the process ends. Replacing needs a
+/// temporary name between link(2) and rename(2), with all signals blocked: only SIGKILL between the two leaves it
+/// behind. On file systems without O_TMPFILE the file has a temporary name from the start, which signal handlers
+/// remove. One at a time per process.
 class OutputFile {
  public:
   enum class Temporary {
-    without_name,  ///< where the file system has that
+    without_name,  ///< if the file system supports it
     with_name,
   };
   explicit OutputFile(Temporary temporary = Temporary::without_name) noexcept : temporary_(temporary) {}
@@ -67,13 +69,13 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
   ~OutputFile();
 
-  /// Finds out what `path` is, and changes nothing. To be called before the process opens anything else: a number in
-  /// /dev/fd means a descriptor that it was given. Empty, or why it cannot be written.
+  /// Determines what `path` is, and changes nothing. Call before the process opens anything else: a number in /dev/fd
+  /// means a descriptor that was passed to it. Returns empty, or why the file cannot be written.
   std::string inspect(const std::string& path);
-  /// Opens it. Empty, or why not; then nothing was changed.
+  /// Opens it. Returns empty, or why not; then nothing was changed.
   std::string open();
   int fd() const noexcept { return file_.get(); }
-  /// Closes it, and gives a new file its name. 0 or an errno.
+  /// Closes it, and gives a new file its name. Returns 0 or an errno.
   int commit();
 
  private:
@@ -91,7 +93,7 @@ class OutputFile {
   const Temporary temporary_;
   std::string path_;
   Way way_ = Way::in_place;
-  UniqueFd directory_;  // created, replaced: where the file is, under name_
+  UniqueFd directory_;  // created, replaced: the file's directory, in which it is name_
   std::string name_;
   UniqueFd file_;
   std::string temporary_name_;  // in directory_; empty: the new file has no name yet

@@ -12,9 +12,9 @@
 namespace stepstash::daemon {
 namespace {
 
-/// Entries deleted in one turn of the loop: one to three milliseconds.
+/// Entries deleted per event-loop turn: one to three milliseconds.
 constexpr std::uint64_t kDropAtOnce = 256;
-/// After a question that the database did not answer.
+/// Delay after a query that the database did not answer.
 constexpr auto kAskAgain = std::chrono::seconds(1);
 
 bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
@@ -47,7 +47,7 @@ void Builds::adopt() {
     record.completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
     STEPSTASH_CRASH_POINT("daemon.adopt.clock.stored");
   }
-  // Nothing tells whether the database knows a build's facts already; writing them again is harmless.
+  // Nothing records whether the database already has a build's facts; writing them again is harmless.
   if (loader_.database().unusable()) return;
   for (const auto& [id, build] : catalog_.builds()) {
     flusher_.mark_dirty(*build);
@@ -88,7 +88,7 @@ std::int64_t Builds::clamped_wall_seconds() const {
 
 std::int64_t Builds::on_boot_clock(std::int64_t complete_at) const {
   const std::int64_t now = clamped_wall_seconds();
-  // Within a century, so that no complete_at, however odd, overflows.
+  // Clamped to a century, so that no complete_at can overflow.
   constexpr std::int64_t kCentury = 100LL * 365 * 86400;
   const std::int64_t age = now - std::clamp(complete_at, now - kCentury, now);
   return (clock_.boot_time() - std::chrono::seconds(age)).count();
@@ -96,7 +96,7 @@ std::int64_t Builds::on_boot_clock(std::int64_t complete_at) const {
 
 void Builds::set_complete(BuildState& build, std::int64_t complete_at) {
   const bool first = !build.finished();
-  // What a wall clock that jumps says later is compared with this.
+  // Used later for comparison when the wall clock jumps.
   build.record->completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.finish.clock.stored");
   build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
@@ -131,18 +131,18 @@ awaitable<std::uint64_t> Builds::delete_all(std::vector<BuildState*> builds) {
   std::vector<shm::BuildRecord*> records;
   records.reserve(builds.size());
   for (BuildState* build : builds) {
-    // Where another deletion of this build is under way, its entries count there; but this one, too, has an end only
-    // when they are gone.
+    // If another deletion of this build is under way, that one counts its entries; but this one also ends only when
+    // they are gone.
     count += build->sums.entries;
     records.push_back(build->record);
-    ++build->dropping;  // keeps the record, and `build`
+    ++build->dropping;  // keeps the record and `build` alive
   }
-  // The instant: from here on they are deleted for everybody, and a crash completes the deletion. What checks whether a
-  // build may be deleted has just been looked at, for nobody else has had the loop.
+  // The instant: from here on the entries are deleted for everyone, and a restart after a crash completes the deletion.
+  // The caller's check that the builds may be deleted still holds: nothing else has run on the loop since.
   const std::uint64_t upto = segment_.begin_deletion(records);
   STEPSTASH_CRASH_POINT("daemon.drop.fact.stored");
   for (BuildState* build : builds) catalog_.leave_out(*build, upto);
-  // They leave the index in slices: 100,000 entries would hold the loop for a second.
+  // Remove them from the index in slices: 100,000 entries would block the loop for a second.
   std::uint64_t in_slice = 0;
   for (BuildState* build : builds) {
     for (;;) {
@@ -151,7 +151,7 @@ awaitable<std::uint64_t> Builds::delete_all(std::vector<BuildState*> builds) {
         segment_.reclaim_if_due();
         co_await asio::post(loop_, asio::use_awaitable);
       }
-      if (build->entries.empty() || build->entries.begin()->first > upto) break;  // set since
+      if (build->entries.empty() || build->entries.begin()->first > upto) break;  // set after the instant
       forget(*build->entries.begin()->second);
     }
     --build->dropping;
@@ -174,8 +174,8 @@ awaitable<Result<std::uint64_t>> Builds::drop(BuildId build) {
 }
 
 awaitable<Result<std::uint64_t>> Builds::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
-  // Builds that are made from now on have only just begun, or been said to be complete by somebody who was not waiting
-  // for this: a prune that waited for them, too, could wait for ever.
+  // Ignore queries that start from now on: their builds are new, or somebody who did not wait for this prune finished
+  // them. Waiting for those as well could take forever.
   const std::uint64_t asked = last_question_;
   while (!merging_.empty() && *merging_.begin() <= asked && !waiter.gone() && !expired(deadline)) {
     if (waiter.dismissed()) co_return Errc::shutting_down;
@@ -192,7 +192,7 @@ awaitable<Result<std::uint64_t>> Builds::prune(std::int64_t older_than, Waiter& 
 }
 
 bool Builds::prunable(const BuildState& build, std::int64_t older_than) noexcept {
-  // Not before the database has had its say: it may know that the build is held.
+  // Not before the database has answered: it may know that the build is held.
   return build.merged() && build.finished() && !build.held() && build.sums.entries > 0 &&
          build.record->complete_at.load(std::memory_order_relaxed) < older_than;
 }
@@ -202,7 +202,7 @@ awaitable<void> Builds::prune_expired() {
   pruning_ = true;
   const auto horizon = std::chrono::duration_cast<std::chrono::seconds>(*horizon_).count();
   const std::int64_t older_than = clock_.wall_seconds() - horizon;
-  // Complete for that long by both clocks: a wall clock that jumps ahead prunes nothing that has just completed.
+  // Complete for that long by both clocks: if the wall clock jumps ahead, builds that have just completed stay.
   const std::int64_t latest = (clock_.boot_time() - *horizon_).count();
   std::vector<BuildState*> builds;
   for (const auto& [id, build] : catalog_.builds()) {
@@ -230,14 +230,14 @@ awaitable<void> Builds::merge_from_database(BuildId build, std::uint64_t questio
   const Result<std::optional<persist::StoredBuild>> known = co_await loader_.run(job);
   merging_.erase(question);
   BuildState* state = catalog_.find_build(build);
-  // A record that was given up and made again meanwhile has a question of its own.
+  // A record released and created again in the meantime has a query of its own.
   if (state != nullptr && state->asking != question) state = nullptr;
   if (state != nullptr) {
     state->asking = 0;
     if (!known) unanswered_.push_back(build);  // maintain() asks again
   }
   if (state != nullptr && known && known.value()) {
-    // What was said here since is newer than what the database knows.
+    // Facts set here since then are newer than those in the database.
     if (known.value()->complete_at && !state->finished()) {
       set_complete(*state, *known.value()->complete_at);
     }
@@ -255,7 +255,7 @@ awaitable<void> Builds::merge_from_database(BuildId build, std::uint64_t questio
 void Builds::release_if_idle(BuildState& build) {
   if (build.dirty.dirty() || !build.entries.empty() || build.dropping > 0) return;
   shm::BuildRecord& record = *build.record;
-  // Without its database nobody has marked what an earlier daemon was told: only the record knows it.
+  // Without a database, adopt() marks nothing dirty: facts that an earlier daemon accepted may be in the record only.
   const bool known = build.finished() || record.hold.load(std::memory_order_relaxed) != shm::Hold::unknown ||
                      record.drop_upto.load(std::memory_order_relaxed) != 0;
   if (known && loader_.database().unusable()) return;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Builds: when they were finished, whether they are held, what the database knows of them, and the deletion of what
-/// they hold (drop, prune, the horizon).
+/// Builds: when each was finished, whether it is held, what the database knows of it, and the deletion of its entries
+/// (drop, prune, horizon).
 ///
-/// Owns the questions to the database (`ask`) and the judgement of clocks. Called by Store for requests, by the
-/// flusher's callbacks when a build's row is written, by Server for the horizon. Across a co_await a build may go and
-/// come back: only `dropping` keeps its state in place.
+/// Owns the queries to the database (`ask`) and the checks against clock jumps. Called by Store for requests, by the
+/// flusher's callbacks when a build's row has been written, and by Server for the horizon. A build may be removed and
+/// created again across a co_await; only `dropping` keeps its state in place.
 #pragma once
 
 #include <chrono>
@@ -29,7 +29,7 @@
 
 namespace stepstash::daemon {
 
-/// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it.
+/// Thread safety: the loop's thread only. Lifetime: everything it refers to outlives it.
 class Builds {
  public:
   struct Counters {
@@ -41,40 +41,42 @@ class Builds {
   Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Loader& loader, Flusher& flusher, Room& room,
          Listings& listings, DamageList& damage, const Clock& clock);
 
-  /// Call once, after the catalogue has all entries: completes what an earlier daemon knew only by its wall clock, and
-  /// asks the database about every build. O(builds).
+  /// Call once, when the catalogue has all entries: completes records for which an earlier daemon knew only the wall
+  /// time, and queries the database about every build. O(builds).
   void adopt();
 
   // ---- requests ----
 
   Result<std::int64_t> finish(BuildId build, std::optional<std::int64_t> complete_at);
   Result<> hold(BuildId build, bool held);
-  /// Deletes what is there now; what is set meanwhile stays. Returns how many entries went, when all of them have.
+  /// Deletes the entries that exist now; entries set in the meantime stay. Returns the number deleted, once all are
+  /// gone.
   awaitable<Result<std::uint64_t>> drop(BuildId build);
-  /// Deletes what all the builds hold at one instant; returns how many entries that were. Waits until the database has
-  /// answered for the builds that there are now.
+  /// Deletes the entries of all builds concerned as of one instant; returns how many. Waits until the database has
+  /// answered for the builds that exist now.
   awaitable<Result<std::uint64_t>> prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline);
-  /// One page, in the order of the builds' numbers, as of one instant. O(log builds + page).
+  /// One page, in order of build number, as of one instant. O(log builds + page).
   protocol::BuildsPage page(const protocol::Builds& request) const;
 
   // ---- for the store ----
 
-  /// The build's state, with a record in the segment. `spare`: for what must work in a full table, too.
+  /// The build's state, with a record in the segment. `spare`: may use the slots kept for requests that must succeed
+  /// even in a full table.
   Result<BuildState*> ensure(BuildId build, bool spare);
-  /// As ensure(), and the database is asked about a build that is new here.
+  /// Like ensure(); for a new build it also queries the database.
   Result<BuildState*> ensure_asked(BuildId build, bool spare);
-  /// Takes an entry out of the segment and of everything that knows it.
+  /// Removes an entry from the segment and from every structure that refers to it.
   void forget(Node& node);
-  /// Gives the record up where nothing needs it any more.
+  /// Releases the record if nothing needs it any more.
   void release_if_idle(BuildState& build);
 
   // ---- upkeep ----
 
   void set_horizon(std::optional<std::chrono::milliseconds> horizon) { horizon_ = horizon; }
-  /// Prunes builds complete for longer than the horizon, unless that is being done already; what stays undone is done
-  /// the next time.
+  /// Prunes builds that have been complete for longer than the horizon. Does nothing while such a run is under way; the
+  /// next call catches up.
   awaitable<void> prune_expired();
-  /// Asks again what the database did not answer. Call it a few times a second.
+  /// Repeats queries that the database did not answer. Call a few times a second.
   void maintain();
   const Counters& counters() const noexcept { return counters_; }
 
@@ -98,12 +100,12 @@ class Builds {
   const Clock& clock_;
   std::optional<std::chrono::milliseconds> horizon_;
   std::chrono::nanoseconds start_on_boot_clock_;
-  std::int64_t wall_at_start_;  // or when the database had been written to last, if the clock says more
+  std::int64_t wall_at_start_;  // wall time at start, or of the last database write if that is earlier
   bool pruning_ = false;
   WaitList merged_;
-  std::set<std::uint64_t> merging_;  // questions to the database that are under way
+  std::set<std::uint64_t> merging_;  // queries under way
   std::uint64_t last_question_ = 0;
-  std::vector<BuildId> unanswered_;  // builds that the database could not be asked about
+  std::vector<BuildId> unanswered_;  // builds whose query failed
   std::chrono::nanoseconds ask_again_{0};
   Counters counters_;
 };

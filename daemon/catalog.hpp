@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The daemon's own view of what the segment holds: per build, by id, by last use. All of it is derived and rebuilt at
-/// attach; the segment has the facts.
+/// The daemon's own index of the segment's contents: per build, by id, by last use. All of it is derived and rebuilt at
+/// attach; the segment holds the facts.
 #pragma once
 
 #include <boost/intrusive/list.hpp>
@@ -18,10 +18,10 @@
 
 namespace stepstash::daemon {
 
-/// Where something stands in the flusher's queue. `bytes` is what it counts for.
+/// Position in the flusher's queue. `bytes`: its share of the dirty bytes.
 struct DirtyMark {
-  std::uint64_t seq = 0;       ///< its place; 0: clean
-  std::uint64_t next_seq = 0;  ///< set again while the former state is being committed: its next place
+  std::uint64_t seq = 0;       ///< position in the queue; 0: clean
+  std::uint64_t next_seq = 0;  ///< set again while the previous state is being committed: its next position
   bool in_flight = false;
   std::uint64_t bytes = 0;
   bool dirty() const noexcept { return seq != 0; }
@@ -35,9 +35,9 @@ struct Node : boost::intrusive::list_base_hook<boost::intrusive::link_mode<boost
   std::uint64_t id = 0;
   BuildState* build = nullptr;
   DirtyMark dirty;
-  bool loading = false;  ///< its value is on its way back from the database
+  bool loading = false;  ///< its value is being read back from the database
   bool resident = false;
-  std::uint64_t length = 0;  ///< of its value, as its build counts it
+  std::uint64_t length = 0;  ///< of its value, as counted for its build
 };
 
 struct BuildState {
@@ -45,10 +45,10 @@ struct BuildState {
   shm::BuildRecord* record = nullptr;
   std::map<std::uint64_t, Node*> entries;  ///< by id
   DirtyMark dirty;
-  std::uint64_t asking = 0;  ///< not 0: the number of the question under way, what the database knows of this build
-  unsigned dropping = 0;     ///< deletions under way: entries up to record->drop_upto are on their way out
+  std::uint64_t asking = 0;  ///< number of the database query under way for this build; 0: none
+  unsigned dropping = 0;     ///< deletions under way: entries up to record->drop_upto are being removed
 
-  /// What its entries come to, kept up to date by the Catalog; without those that are on their way out.
+  /// Totals of its entries, kept up to date by the Catalog. Entries that are being removed do not count.
   struct Sums {
     std::uint64_t entries = 0;
     std::uint64_t resident_bytes = 0;
@@ -59,9 +59,9 @@ struct BuildState {
   bool finished() const noexcept {
     return record->complete_at.load(std::memory_order_relaxed) != shm::kNotComplete;  // the loop's own stores
   }
-  /// The record holds all that the database knew.
+  /// The record holds everything the database knew.
   bool merged() const noexcept { return record->merged.load(std::memory_order_relaxed) != 0; }
-  /// The entry with this id has been deleted, though its turn to leave the index may not have come.
+  /// The entry with this id has been deleted, though it may not have left the index yet.
   bool dropped(std::uint64_t entry) const noexcept {
     return dropping > 0 && entry <= record->drop_upto.load(std::memory_order_relaxed);
   }
@@ -71,7 +71,7 @@ struct BuildState {
 /// Thread safety: the loop's thread only.
 class Catalog {
  public:
-  // Clients choose builds, and by what they keep and delete also ids and blocks.
+  // Clients choose builds, and indirectly ids and blocks, by what they keep and delete: hence the keyed hash.
   using Builds = std::unordered_map<BuildId, std::unique_ptr<BuildState>, shm::SecretHash>;
   using Nodes = std::unordered_map<std::uint64_t, std::unique_ptr<Node>, shm::SecretHash>;
 
@@ -112,7 +112,7 @@ class Catalog {
     count(*node, entry);
     return *node;
   }
-  /// Its record is another one now: `entry`, which is at `block`.
+  /// The entry's record is now `entry`, at `block`.
   void move(Node& node, const shm::Entry& entry, shm::Offset block) {
     by_block_.erase(node.block);
     node.block = block;
@@ -127,31 +127,31 @@ class Catalog {
     nodes_.erase(node.id);
   }
 
-  /// All entries with ids up to `id` are deleted, though they are still here: they do not count any more.
+  /// All entries with ids up to `id` are deleted, though still present: they no longer count.
   void leave_out(BuildState& build, std::uint64_t id) {
     build.sums = {};
     build.uncounted_upto = id;
     for (auto at = build.entries.upper_bound(id); at != build.entries.end(); ++at) add_to_sums(*at->second);
     if (build.sums.entries == 0) with_data_.erase(build.id);
   }
-  /// The builds whose sums are not zero, in the order of their numbers.
+  /// The builds whose sums are not zero, in order of build number.
   const std::map<BuildId, const BuildState*>& with_data() const noexcept { return with_data_; }
 
-  /// Clean resident entries, the one to evict first in front: of finished builds, then of the others.
+  /// Clean resident entries, next to be evicted first: of finished builds, then of the others.
   using UseList = boost::intrusive::list<Node, boost::intrusive::constant_time_size<false>>;
   UseList& finished() noexcept { return finished_; }
   UseList& running() noexcept { return running_; }
 
-  /// The entry was used just now, or became evictable: it goes to the back of its list.
+  /// The entry was just used, or became evictable: moves it to the back of its list.
   void touch(Node& node) {
     node.unlink();
     (node.build->finished() ? finished_ : running_).push_back(node);
   }
-  /// The entry is dirty or evicted: it is on no list.
+  /// The entry is dirty or evicted: takes it off its list.
   static void unlist(Node& node) { node.unlink(); }
 
   const Nodes& nodes() const noexcept { return nodes_; }
-  /// Entries whose values are in the database alone.
+  /// Entries whose values are in the database only.
   std::uint64_t evicted() const noexcept { return evicted_; }
   std::uint64_t resident() const noexcept { return nodes_.size() - evicted_; }
   const Builds& builds() const noexcept { return builds_; }
@@ -178,7 +178,7 @@ class Catalog {
     if (--sums.entries == 0) with_data_.erase(node.build->id);
   }
 
-  // Lists first: nodes unlink themselves when they go.
+  // Lists first: nodes unlink themselves in their destructors.
   UseList finished_;
   UseList running_;
   Builds builds_;
@@ -188,7 +188,7 @@ class Catalog {
   std::uint64_t evicted_ = 0;
 };
 
-/// The entry as of now: none while it is being deleted.
+/// The current entry; none while it is being deleted.
 inline const shm::Entry* current_entry(const shm::Writer& segment, Catalog& catalog, BuildId build,
                                        std::string_view name) noexcept {
   const shm::Entry* entry = segment.find(build, name);

@@ -44,7 +44,7 @@ constexpr Unit kSizeUnits[] = {{"TiB", std::uint64_t{1} << 40},
                                {"KiB", std::uint64_t{1} << 10},
                                {"B", 1}};
 constexpr Unit kTimeUnits[] = {{"d", 86'400'000}, {"h", 3'600'000}, {"min", 60'000}, {"s", 1000}, {"ms", 1}};
-// Longer spans are slips, and milliseconds of them must not overflow when they are made nanoseconds.
+// Longer spans are typos; in milliseconds they could overflow when converted to nanoseconds.
 constexpr std::uint64_t kMaxMilliseconds = std::uint64_t{36'500} * 86'400'000;
 
 constexpr Text kSizeExample = "a size is a whole number with B, KiB, MiB, GiB or TiB, such as 256MiB";
@@ -55,7 +55,7 @@ struct Amount {
   Text unit;  // as written; empty: none
 };
 
-/// Splits `12 MiB`; one blank may stand between. nullopt: no digits first, or more than 64 bits.
+/// Splits `12 MiB`; one blank is allowed in between. nullopt: no digits first, or more than 64 bits.
 std::optional<Amount> split_amount(Text text) {
   Amount amount{};
   const char* end = text.data() + text.size();
@@ -82,7 +82,7 @@ std::string lower(Text text) {
   return out;
 }
 
-/// The unit somebody who wrote `name` may have meant: KB, kb, k and kib all suggest KiB.
+/// The unit that `name` was probably meant to be: KB, kb, k and kib all suggest KiB.
 Text suggested_size_unit(Text name) {
   const std::string word = lower(name);
   for (const Unit& unit : kSizeUnits) {
@@ -171,7 +171,7 @@ Configured<std::uint32_t> parse_mode(Text text) {
   return mode;
 }
 
-/// Looks a name up with a buffer that grows until the entry fits; -1: no such name, or NSS failed.
+/// Looks up a name with a buffer that grows until the entry fits; -1: no such name, or NSS failed.
 template <class Entry, class Lookup>
 std::int64_t look_up(Lookup lookup, const std::string& name, std::uint32_t Entry::*id) {
   std::vector<char> buffer(1024);
@@ -194,7 +194,7 @@ Configured<Principal> parse_principal(Text text, PrincipalKind kind) {
   std::uint32_t number = 0;
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, number);
-  // (uid_t)-1 means "no change" to chown(2) and is nobody's number.
+  // (uid_t)-1 means "no change" to chown(2) and is no user's number.
   if (error == std::errc{} && stop == end && number != std::numeric_limits<std::uint32_t>::max())
     return Principal{std::string(text), number};
   const std::string name(text);
@@ -206,7 +206,7 @@ Configured<Principal> parse_principal(Text text, PrincipalKind kind) {
   return Principal{name, static_cast<std::uint32_t>(id)};
 }
 
-/// A list as it travels between sources: elements separated by commas.
+/// A list in its text form: elements separated by commas.
 Configured<std::vector<Principal>> parse_principals(Text text, PrincipalKind kind) {
   std::vector<Principal> list;
   if (text.empty()) return list;
@@ -259,11 +259,11 @@ struct Setting {
   Text help;
   bool reloadable;
   bool is_list;
-  bool text_only;  // an integer in the file would mean something else than it looks like (0o660 is 432)
-  /// Reads the text into the configuration. The message of its error does not name the key; the caller does.
+  bool text_only;  // an integer in the file would be misleading (0o660 is 432)
+  /// Parses the text into the configuration. Its error message does not contain the key; the caller adds it.
   Configured<> (*apply)(Config& config, Text text);
   std::string (*print)(const Config& config);  // as a TOML value
-  bool may_be_empty = false;                   // an empty text means something, and the manual says what
+  bool may_be_empty = false;                   // an empty text has a meaning, given in the manual
 };
 
 using namespace std::chrono_literals;
@@ -320,7 +320,8 @@ std::string print_groups(const Config& config) {
 constexpr std::uint64_t kKiB = 1024;
 constexpr std::uint64_t kMiB = 1024 * kKiB;
 constexpr std::uint64_t kTiB = kMiB * 1024 * 1024;
-constexpr std::uint64_t kMinSegment = 4 * kMiB;   // below, tables and one staging ring's worth of values do not fit
+constexpr std::uint64_t kMinSegment = 4 * kMiB;   // below this, tables and one staging ring's worth of values do not
+                                                  // fit
 constexpr std::uint64_t kMaxSegment = 64 * kTiB;  // 2^46: offsets have 48 bits (shm/layout.hpp)
 constexpr long long kHour = 3'600'000;
 constexpr long long kDay = 24 * kHour;
@@ -372,7 +373,7 @@ constexpr Setting kSettings[] = {
      [](const Config& config) { return toml_string(config.segment_directory); }},
     {"segment_size", "SIZE", "bytes of shared memory", kRestart, false, false,
      [](Config& config, Text text) -> Configured<> {
-       // Whole pages, as the segment will have: what is compared with it later is what it can be.
+       // Whole pages, as in the segment: it is later compared with the segment's actual size.
        constexpr std::uint64_t kPage = 4 * kKiB;
        config.segment_size = (STEPSTASH_TRY(parse_size_in(text, kMinSegment, kMaxSegment)) + kPage - 1) / kPage * kPage;
        return boost::outcome_v2::success();
@@ -456,7 +457,7 @@ std::string option_of(Text key) {
   return name;
 }
 
-/// Levenshtein's distance, one row at a time: the texts are a few dozen characters.
+/// Levenshtein distance, one row at a time: the texts are a few dozen characters.
 std::size_t edit_distance(Text word, Text candidate) {
   std::vector<std::size_t> row(candidate.size() + 1);
   for (std::size_t i = 0; i < row.size(); ++i) row[i] = i;
@@ -472,7 +473,7 @@ std::size_t edit_distance(Text word, Text candidate) {
   return row.back();
 }
 
-/// `; did you mean "flush_interval"?` or nothing.
+/// `; did you mean "flush_interval"?`, or empty.
 std::string did_you_mean(Text key) {
   std::string word = lower(key);
   std::replace(word.begin(), word.end(), '-', '_');
@@ -489,11 +490,11 @@ std::string errno_text(int error) { return std::system_category().message(error)
 struct Assignment {
   std::string text;
   std::string origin;
-  bool empty_list = false;  ///< `[]` in the file: somebody wrote that nobody is meant
+  bool empty_list = false;  ///< `[]` in the file: explicitly nobody
 };
 using Assignments = std::map<std::string, Assignment, std::less<>>;
 
-/// The text of one TOML element that stands alone; nullopt for kinds that no setting has (tables, floats, dates, ...).
+/// The text of a single TOML element; nullopt for kinds that no setting has (tables, floats, dates, ...).
 std::optional<std::string> scalar_text(const toml::node& node, bool text_only) {
   if (const auto* text = node.as_string()) return text->get();
   if (const auto* number = node.as_integer(); number && !text_only) return std::to_string(number->get());
@@ -519,9 +520,10 @@ Configured<std::string> value_text(const Setting& setting, const toml::node& nod
                          setting.is_list ? "[\"buildbot\", 1001]" : setting.print(Config{})));
 }
 
-/// The text of the file. What cannot be read, for whatever reason, is an error with that reason, never an empty file.
+/// The text of the file. If it cannot be read, for whatever reason, that is an error with the reason, never an empty
+/// file.
 Configured<std::string> file_text(const std::string& path) {
-  constexpr std::size_t kMost = 1 << 20;  // a slip of the keyboard must not read a disk
+  constexpr std::size_t kMost = 1 << 20;  // a mistyped path must not read a whole disk
   const auto cannot = [&](const std::string& why) { return bad(fmt::format("{}: cannot be read: {}", path, why)); };
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY));
   struct stat status {};
@@ -565,14 +567,14 @@ Text find_variable(const Inputs& inputs, Text name) {
   return found == inputs.environment.end() ? Text() : Text(found->second);
 }
 
-/// The first directory of a variable of systemd's, which separates several by colons; empty unless absolute.
+/// The first directory of a systemd variable, which may contain several separated by colons; empty unless absolute.
 std::string service_directory(const Inputs& inputs, Text name) {
   Text value = find_variable(inputs, name);
   value = value.substr(0, value.find(':'));
   return value.starts_with('/') ? std::string(value) : std::string();
 }
 
-/// A directory from a variable of the XDG specification: all of it is the path, and a relative one is ignored.
+/// A directory from a variable of the XDG specification: the whole value is the path; a relative one is ignored.
 std::string xdg_directory(const Inputs& inputs, Text name) {
   const Text value = find_variable(inputs, name);
   return value.starts_with('/') ? std::string(value) : std::string();
@@ -580,11 +582,11 @@ std::string xdg_directory(const Inputs& inputs, Text name) {
 
 struct Home {
   std::string path;         ///< empty: there is none to use
-  std::string passed_over;  ///< for people
+  std::string passed_over;  ///< message for the user
 };
 
-/// $HOME, else the user database's. A directory of somebody else's is not this user's home, whatever says so: HOME
-/// stays behind with su -m, sudo -E and setpriv(1).
+/// $HOME, or else the user database's entry. A directory owned by another user is never this user's home: su -m, sudo
+/// -E and setpriv(1) leave HOME unchanged.
 Home home_directory(const Inputs& inputs) {
   Home home;
   const auto take = [&](Text from, const std::string& path) {
@@ -622,7 +624,7 @@ bool is_service(const Inputs& inputs) {
   return inputs.uid == 0 || (inputs.uid < kFirstLoginUser && from_systemd);
 }
 
-/// Which file to read; nullopt: none. One that somebody named need not be looked for: reading it reports what is wrong.
+/// Which file to read; nullopt: none. An explicitly named file is not checked here: reading it reports what is wrong.
 Configured<std::optional<std::string>> choose_file(const Inputs& inputs) {
   if (inputs.config_file) return inputs.config_file;
   if (const auto named = inputs.environment.find("STEPSTASH_CONFIG"); named != inputs.environment.end()) {
@@ -639,21 +641,21 @@ Configured<std::optional<std::string>> choose_file(const Inputs& inputs) {
     }
     candidate = base + "/stepstash/stepstashd.conf";
   }
-  // Only what is not there at all means "not configured". Anything else that keeps it from being read is an error, or
-  // rights and places would silently be others than those that somebody wrote down.
+  // Only a file that does not exist means "not configured". Any other reason why it cannot be read is an error;
+  // otherwise rights and paths would silently differ from the written configuration.
   struct stat status {};
   if (::stat(candidate.c_str(), &status) == 0 || errno != ENOENT) return std::optional<std::string>(candidate);
-  // A link that leads nowhere, the file's own or one on the way, is not nothing.
+  // A dangling link, at the file or on the way to it, is not a missing file.
   for (std::filesystem::path at(candidate); at.has_relative_path(); at = at.parent_path()) {
     if (::lstat(at.c_str(), &status) != 0) continue;
     if (S_ISLNK(status.st_mode) && ::stat(at.c_str(), &status) != 0)
       return bad(fmt::format("{}: cannot be read: {} is a link that leads nowhere", candidate, at.string()));
-    break;  // there, and what is below it is not
+    break;  // this component exists, and the rest below it does not
   }
   return std::optional<std::string>();
 }
 
-/// Places that depend on who runs the daemon and under what. `notes`: by key, what was passed over, and why.
+/// Paths that depend on the daemon's user and environment. `notes`: by key, what was ignored, and why.
 void fill_in_places(const Inputs& inputs, Config& config, std::map<std::string, std::string, std::less<>>& notes) {
   Place place = place_to_listen(inputs.uid, service_directory(inputs, "RUNTIME_DIRECTORY"),
                                 find_variable(inputs, "XDG_RUNTIME_DIR"));
@@ -680,7 +682,7 @@ void fill_in_places(const Inputs& inputs, Config& config, std::map<std::string, 
   config.segment_name = is_service(inputs) ? "stepstash" : fmt::format("stepstash-{}", inputs.uid);
 }
 
-/// What only the whole can tell.
+/// Checks that involve several settings.
 Configured<> check_whole(const Assignments& assignments, Text no_home, Config& config) {
   const auto origin = [&](Text key) {
     const auto found = assignments.find(key);
@@ -710,7 +712,7 @@ bool has_right(const Principals& principals, uid_t peer, std::span<const gid_t> 
   });
 }
 
-/// mkdir -p, with `mode` for what is missing.
+/// mkdir -p, with `mode` for missing components.
 Configured<> make_directories(const std::string& path, mode_t mode) {
   const std::filesystem::path whole(path);
   std::filesystem::path so_far;
@@ -721,17 +723,17 @@ Configured<> make_directories(const std::string& path, mode_t mode) {
       if (S_ISDIR(status.st_mode)) continue;
       return bad(fmt::format("{} is not a directory", so_far.string()));
     }
-    // The mode a second time: the daemon's umask takes away what others need to reach the socket.
+    // Set the mode again: the umask removes bits that other users need to reach the socket.
     if (::mkdir(so_far.c_str(), mode) == 0 && ::chmod(so_far.c_str(), mode) == 0) continue;
-    // EEXIST: somebody else was faster, which is as good; whether it is a directory shows in the next step.
+    // EEXIST: another process was faster, which is just as good; the next step shows whether it is a directory.
     if (errno != EEXIST)
       return bad(fmt::format("cannot make the directory {}: {}", so_far.string(), errno_text(errno)));
   }
   return boost::outcome_v2::success();
 }
 
-/// Sees to it that nobody else reaches the database through its directory: one of our own is narrowed, whatever mode an
-/// earlier version gave it; of another it is said what others could do there.
+/// Makes sure that nobody else reaches the database through its directory: a directory of our own is restricted,
+/// whatever mode an earlier version gave it; for any other, returns warnings about what others could do there.
 Configured<std::vector<std::string>> close_to_others(const std::string& path, uid_t own, bool own_place) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   struct stat status {};
@@ -871,7 +873,7 @@ Configured<Reading> read_config(const Inputs& inputs) {
     constexpr Text kPrefix = "STEPSTASH_";
     if (!name.starts_with(kPrefix)) continue;
     const std::string key = lower(Text(name).substr(kPrefix.size()));
-    // Clients' variables (STEPSTASH_BUILD) may stand here as well, so that a stranger is no error.
+    // Clients' variables (STEPSTASH_BUILD) may be set here as well, so an unknown one is not an error.
     if (find_setting(key) != nullptr && name == variable_of(key)) {
       assignments.insert_or_assign(key, Assignment{value, "environment " + name});
     } else if (const std::string hint = did_you_mean(key); !hint.empty()) {
@@ -884,7 +886,7 @@ Configured<Reading> read_config(const Inputs& inputs) {
     const auto found = assignments.find(setting.key);
     reading.origins[std::string(setting.key)] = found == assignments.end() ? "default" : found->second.origin;
     if (found == assignments.end()) continue;
-    // What is empty is a variable that was not set where somebody wrote `$IT`, and not a wish for the default.
+    // An empty text usually comes from an unset variable (`$IT`); it is not a request for the default.
     const bool missing = found->second.text.empty() && !found->second.empty_list && !setting.may_be_empty;
     const Configured<> applied =
         missing ? bad(fmt::format("is empty{}", setting.is_list ? ": [] in the file is nobody" : ""))
@@ -917,7 +919,7 @@ std::string print_config(const Reading& reading) {
 
 Configured<Reload> reload_config(const Config& running, const Inputs& inputs) {
   Reading reading = STEPSTASH_TRY(read_config(inputs));
-  // A default that follows the segment's size follows the one that serves, not one that waits for a restart.
+  // A default derived from the segment's size uses the running segment's, not one that waits for a restart.
   if (reading.origins["max_dirty"] == "default") reading.config.max_dirty = running.segment_size / 4 * 3;
   reading.config.max_dirty = std::min(reading.config.max_dirty, running.segment_size);
   Reload reload;
@@ -959,7 +961,7 @@ Configured<std::vector<std::string>> prepare_directories(const Config& config, u
     const char* path = config.private_directory.c_str();
     if (::mkdir(path, 0700) != 0 && errno != EEXIST)
       return bad(fmt::format("cannot make the directory {}: {}", path, errno_text(errno)));
-    // Anybody can make this name first, and the socket in it could then be swapped for another.
+    // Anybody can create this name first, and could then swap the socket in it for another.
     if (!is_private_directory(config.private_directory, own))
       return bad(
           fmt::format("{} is not a directory of user {} alone (mode 0700): remove it, or set XDG_RUNTIME_DIR, or "

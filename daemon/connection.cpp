@@ -23,20 +23,20 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// Pieces are this part of the ring: while one is copied out, others are filled.
+/// A piece is this fraction of the ring: while one is copied out, others are filled.
 constexpr std::uint32_t kPiecesPerRing = 8;
-/// Copied and hashed in slices that stay in the second-level cache, so that hashing does not fetch them again.
+/// Copied and hashed in slices that fit the second-level cache, so that hashing does not fetch them again.
 constexpr std::size_t kSlice = 128 * 1024;
-/// Room for a value of unknown length to begin with.
+/// Initial room for a value of unknown length.
 constexpr std::uint64_t kFirstGuess = 1 << 20;
-/// What an idle connection keeps as its receive buffer.
+/// Receive buffer of an idle connection.
 constexpr std::size_t kIdleBuffer = 4096;
-/// A set that is begun and gets nothing for this long is given up: it keeps room from others.
+/// A set that receives nothing for this long is aborted: it occupies room that others may need.
 constexpr auto kStagedIdle = 5min;
-/// How often a set that waits for a ring looks whether somebody keeps one for nothing.
+/// How often a set waiting for a ring looks for a connection that keeps one unused.
 constexpr auto kRingPause = 100ms;
-/// How long somebody who attaches waits for the page that he needs, on a full tmpfs: Hello names no deadline, and a
-/// client's usual one is 10 s.
+/// How long an attaching client waits for its pin page on a full tmpfs: Hello carries no deadline, and the usual client
+/// deadline is 10 s.
 constexpr auto kPagePatience = 2s;
 constexpr std::uint32_t kDefaultDeadlineMs = 10'000;
 
@@ -103,7 +103,7 @@ bool Connection::shed_ring(bool slow_too) {
   if (!ring_ || closed_) return false;
   if (staged_ && !(slow_too && give_up_set())) return false;
   boost::system::error_code ignored;
-  if (!staged_ && (busy() || socket_.available(ignored) > 0)) return false;  // it has asked for something
+  if (!staged_ && (busy() || socket_.available(ignored) > 0)) return false;  // a request has arrived
   if (staged_ && work_ != Work::answering) {
     std::vector<std::byte> frame;
     protocol::encode(protocol::Reply(*staged_->failure), frame);
@@ -115,7 +115,7 @@ bool Connection::shed_ring(bool slow_too) {
 
 bool Connection::shed_set() { return staged_ && staged_->draft && give_up_set(); }
 
-/// False when its client is not to blame.
+/// False if the client is not to blame.
 bool Connection::give_up_set() {
   if (staged_->failure) return true;
   const auto& since = staged_->waiting_since;
@@ -129,14 +129,14 @@ bool Connection::give_up_set() {
 }
 
 /// Asio's reactor completes wait_error when the kernel reports EPOLLHUP, which a unix stream socket does when its peer
-/// is gone: also while a request of that peer waits for something.
+/// is gone, even while a request of that peer is waiting.
 void Connection::watch_for_hang_up() {
   socket_.async_wait(Socket::wait_error, [self = shared_from_this()](const boost::system::error_code& error) {
     if (!error) self->waiter_.hang_up();
   });
 }
 
-/// A frame that was begun has to be whole, and a reply read, within the frame timeout; idling between frames is free.
+/// A frame must be complete, and a reply read, within the frame timeout; idling between frames is unlimited.
 void Connection::arm_frame_timer(std::chrono::milliseconds timeout) {
   frame_timer_.expires_after(timeout);
   frame_timer_.async_wait([self = shared_from_this()](const boost::system::error_code& error) {
@@ -146,7 +146,7 @@ void Connection::arm_frame_timer(std::chrono::milliseconds timeout) {
 
 awaitable<void> Connection::run() {
   watch_for_hang_up();
-  // Not one condition with an empty body: g++ 12 makes an illegal instruction of that.
+  // Not one condition with an empty body: g++ 12 compiles that to an illegal instruction.
   for (bool go_on = true; go_on && !closed_;) {
     go_on = co_await read_frames();
   }
@@ -161,18 +161,18 @@ awaitable<void> Connection::run() {
   if (!closed_) close();
 }
 
-/// The peer may have sent more than was read when it was refused something.
+/// The peer may have sent more than had been read when its request was refused.
 awaitable<void> Connection::take_leave() {
   arm_frame_timer(kFarewell);
   co_await drain(socket_);
   frame_timer_.cancel();
 }
 
-/// Reads once and handles every whole frame that is there, each when it is this connection's turn, and nothing is read
-/// before they are answered: what a client sends ahead gives it nothing. False when the connection is to end.
+/// Reads once and handles every complete frame received, each when it is this connection's turn, and reads no more
+/// until they are answered: sending ahead gains a client nothing. False when the connection is to end.
 awaitable<bool> Connection::read_frames() {
   std::size_t wanted = kIdleBuffer;
-  if (in_used_ >= protocol::kHeadBytes) {  // a frame was begun: its head has been checked below
+  if (in_used_ >= protocol::kHeadBytes) {  // a partial frame: its head was checked below
     const auto head =
         protocol::decode_head(std::span<const std::byte, protocol::kHeadBytes>(in_.data(), protocol::kHeadBytes));
     wanted = std::max(wanted, protocol::kHeadBytes + head.value().payload_bytes);
@@ -182,7 +182,7 @@ awaitable<bool> Connection::read_frames() {
     in_.shrink_to_fit();
   }
   if (in_used_ == 0) {
-    // Between frames idling is free, but not with room reserved that others may need.
+    // Idling between frames is unlimited, except while reserved room may be needed by others.
     if (staged_) {
       arm_frame_timer(kStagedIdle);
     } else {
@@ -190,7 +190,7 @@ awaitable<bool> Connection::read_frames() {
     }
     frame_begun_ = false;
   } else if (!frame_begun_) {
-    frame_begun_ = true;  // the whole frame has this long, however many reads it takes
+    frame_begun_ = true;  // the limit is for the whole frame, however many reads it takes
     arm_frame_timer(services_.config.frame_timeout);
   }
   boost::system::error_code error;
@@ -212,7 +212,7 @@ awaitable<bool> Connection::read_frames() {
     if (in_used_ - at < frame) break;
     frame_timer_.cancel();
     frame_begun_ = false;
-    if (pieces_.empty()) {  // a piece behind another belongs to the same turn
+    if (pieces_.empty()) {  // consecutive pieces share a turn
       if (head.value().type == protocol::kPieceType) stop_clock();
       work_ = Work::queued;  // from here on it is answered, whatever else ends
       co_await waiter_.yield();
@@ -227,7 +227,7 @@ awaitable<bool> Connection::read_frames() {
     at += frame;
     if (const auto* piece = std::get_if<protocol::Piece>(&request.value())) {
       pieces_.push_back(*piece);
-      // Pieces that came together are copied together; more than the ring holds cannot be out at once.
+      // Pieces that arrived together are copied together; more than the ring holds cannot be outstanding.
       if (pieces_.size() < kPiecesPerRing && next_is_piece(at)) continue;
       go_on = co_await on_pieces();
     } else {
@@ -240,7 +240,7 @@ awaitable<bool> Connection::read_frames() {
   co_return go_on;
 }
 
-/// What its client has sent is waiting for us.
+/// The client has sent data that the daemon has yet to handle: stops its stall clock.
 void Connection::stop_clock() {
   if (!staged_ || !staged_->waiting_since) return;
   staged_->patience -= std::chrono::steady_clock::now() - *std::exchange(staged_->waiting_since, std::nullopt);
@@ -379,9 +379,9 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
     ok.pin_page = hello.resume_page;
     co_return co_await send(protocol::Reply(ok));
   }
-  // A client keeps its page as long as it likes, connected or not: pages have a bound of their own. Those that are held
-  // no more count until they are reaped, ten times a second: asking the kernel about each page is for who would be
-  // refused.
+  // A client may keep its page as long as it likes, connected or not: pages have their own limit. Abandoned pages count
+  // until the reaper finds them, ten times a second. Asking the kernel about each page is worthwhile only before a
+  // refusal.
   const std::size_t per_user = 2 * std::size_t{services_.config.max_connections_per_user};
   const std::size_t in_all = 2 * std::size_t{services_.config.max_connections};
   if (segment.pins().pages_of(peer_.uid) >= per_user || segment.pins().pages() >= in_all) segment.pins().reap();
@@ -401,7 +401,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
                     : Result<shm::PinRegistry::NewPage>(readable.error());
   };
   auto page = create();
-  // Whoever comes to free something when the tmpfs is full needs a page, too (I9).
+  // A client that comes to free something when the tmpfs is full needs a page, too (I9).
   const TimePoint patience = std::chrono::steady_clock::now() + kPagePatience;
   while (!page && page.error() == std::errc::no_space_on_device) {
     if (!services_.free_page()) {
@@ -428,7 +428,7 @@ Result<> Connection::make_ring() {
   ring.fd = UniqueFd(::memfd_create("stepstash-ring", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!ring.fd) return last_errno();
   STEPSTASH_CRASH_POINT("daemon.ring.made");
-  // Reserved, like all memory that others can make us touch (I8); sealed, so that a client cannot cut it off under us.
+  // Reserved, like all memory that others can make us touch (I8); sealed, so that a client cannot truncate it under us.
   if (const int error = ::posix_fallocate(ring.fd.get(), 0, static_cast<off_t>(bytes)); error != 0) {
     return std::error_code(error, std::system_category());
   }
@@ -482,7 +482,7 @@ awaitable<bool> Connection::on_set_begin(protocol::SetBegin begin) {
   co_return sent;
 }
 
-/// Copies what pieces_ announces, on another thread, and answers each.
+/// Copies the pieces in pieces_ on another thread and replies to each.
 awaitable<bool> Connection::on_pieces() {
   if (!staged_) {
     co_await send_failure(Errc::protocol_error, "Piece without SetBegin");
@@ -539,8 +539,8 @@ awaitable<bool> Connection::on_pieces() {
   co_return co_await write_out();
 }
 
-/// Runs `job` on a copier's thread, and again after each time that it found no pages for the first `bytes` bytes of
-/// `draft`, until it has them.
+/// Runs `job` on a copier's thread; repeats it whenever it found no pages for the first `bytes` bytes of `draft`, until
+/// it has them.
 template <class Job>
 awaitable<Result<>> Connection::with_pages(Job job, OwnedDraft& draft, std::uint64_t bytes) {
   const Staged& staged = *staged_;
@@ -555,7 +555,7 @@ awaitable<Result<>> Connection::with_pages(Job job, OwnedDraft& draft, std::uint
   }
 }
 
-/// A set that keeps room does not wait for more for ever, whatever its client said.
+/// A set that occupies room does not wait forever for more, whatever deadline its client gave.
 TimePoint Connection::growth_deadline() const {
   return std::min(deadline_after(staged_->params.deadline_ms), std::chrono::steady_clock::now() + kStagedIdle);
 }
@@ -575,7 +575,7 @@ Result<> Connection::copy_pieces() {
     for (std::size_t done = 0; done < piece.bytes;) {
       const std::size_t slice = std::min<std::size_t>(kSlice, piece.bytes - done);
       std::memcpy(to.data() + at, from + done, slice);
-      // The copy is hashed, not the ring: its owner may change that at any time.
+      // Hash the copy, not the ring: the client may change the ring at any time.
       staged.hash.update(to.subspan(at, slice));
       STEPSTASH_CRASH_POINT("daemon.staged.slice.copied");
       at += slice;
@@ -585,8 +585,8 @@ Result<> Connection::copy_pieces() {
   return success();
 }
 
-/// Makes sure that the draft holds `needed` bytes: in place where the room behind it is free, else twice as large
-/// elsewhere.
+/// Makes sure that the draft holds `needed` bytes: in place if the memory behind it is free, otherwise elsewhere at
+/// twice the size.
 awaitable<Result<>> Connection::grow(std::uint64_t needed) {
   Staged& staged = *staged_;
   if (needed <= staged.draft->capacity) co_return success();
@@ -658,7 +658,7 @@ awaitable<bool> Connection::send(const protocol::Reply& reply) {
   co_return co_await write_out();
 }
 
-/// g++ 12 destroys a temporary aggregate of a co_await expression twice, so no Failure is made in one.
+/// g++ 12 destroys a temporary aggregate in a co_await expression twice, so no Failure is created in one.
 awaitable<bool> Connection::send_failure(std::error_code code, std::string_view message) {
   const protocol::Reply reply = protocol::Failure{wire_code(code), std::string(message)};
   co_return co_await send(reply);
@@ -666,7 +666,7 @@ awaitable<bool> Connection::send_failure(std::error_code code, std::string_view 
 
 awaitable<bool> Connection::write_out() {
   STEPSTASH_CRASH_POINT("daemon.reply.due");
-  // Nearly always the socket takes it at once: no timer, no trip through the reactor.
+  // The socket nearly always takes it at once: no timer, no trip through the reactor.
   const ssize_t sent = ::send(socket_.native_handle(), out_.data(), out_.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   const std::size_t done = sent > 0 ? static_cast<std::size_t>(sent) : 0;
   STEPSTASH_CRASH_POINT("daemon.reply.sent");
@@ -697,7 +697,8 @@ awaitable<bool> Connection::send_with_descriptors(const protocol::Reply& reply, 
   header->cmsg_len = CMSG_LEN(descriptors.size_bytes());
   std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size_bytes());
   STEPSTASH_CRASH_POINT("daemon.descriptors.due");
-  // The client has read every earlier reply, so the socket's buffer is empty: a few dozen bytes go at once or never.
+  // The client has read every earlier reply, so the socket's buffer is empty: a few dozen bytes are sent whole or not
+  // at all.
   const ssize_t sent = ::sendmsg(socket_.native_handle(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
   STEPSTASH_CRASH_POINT("daemon.descriptors.sent");
   co_return sent == static_cast<ssize_t>(out_.size());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// One client's socket: reads frames, asks the store, answers. Its end gives back all that it held.
+/// One client's socket: reads frames, calls the store, replies. Its destruction releases everything it held.
 #pragma once
 
 #include <sys/types.h>
@@ -28,7 +28,7 @@
 
 namespace stepstash::daemon {
 
-/// What all connections share. Loop's thread only.
+/// Shared by all connections. Loop's thread only.
 struct Services {
   Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, shm::Writer& segment_, const Config& config_,
            const Clock& clock)
@@ -41,14 +41,15 @@ struct Services {
   const Config& config;  ///< changes at reload
   Turns turns;
   SharedText stats;
-  asio::thread_pool copiers{2};  ///< fill blocks from staging rings; two, for one long copy must not hold up all others
-  std::uint64_t rings = 0;       ///< staging rings that exist now
-  WaitList ring_ended;           ///< those who wait for one
-  std::function<bool()> free_page;  ///< gives a page of the tmpfs up that was kept for this; false when none is left
-  std::function<bool()> shed_ring;  ///< ends a connection that has a ring and is idle or slow; false: there is none
+  asio::thread_pool copiers{2};     ///< fill blocks from staging rings; two, so that one long copy does not hold up all
+                                    ///< others
+  std::uint64_t rings = 0;          ///< staging rings that exist now
+  WaitList ring_ended;              ///< those waiting for a ring
+  std::function<bool()> free_page;  ///< gives up a tmpfs page reserved for this; false when none is left
+  std::function<bool()> shed_ring;  ///< closes a connection that has a ring and is idle or slow; false: there is none
 };
 
-/// Who is on the other side, as the kernel says, at the time of connect(2).
+/// The peer's credentials as reported by the kernel, taken at connect(2).
 struct Peer {
   pid_t pid = 0;
   uid_t uid = 0;
@@ -56,19 +57,17 @@ struct Peer {
   static Result<Peer> of(int socket);
 };
 
-/// How long, and over how many bytes, a connection that the daemon ends is still read from. Closed with bytes unread in
-/// it, a unix socket is reset: the peer's next write fails with EPIPE, before it has read the reason that it was given.
-/// So the daemon stops writing, which the peer sees as the end of the stream, and drops what comes until the peer
-/// hangs up.
+/// How long, and for how many bytes, the daemon keeps reading from a connection that it ends. A unix socket closed with
+/// unread bytes is reset: the peer's next write fails with EPIPE before the peer has read the reason. So the daemon
+/// shuts down its sending side, which the peer sees as end of stream, and discards input until the peer hangs up.
 inline constexpr auto kFarewell = std::chrono::seconds(1);
 inline constexpr std::size_t kFarewellBytes = std::size_t{1} << 20;
 
-/// Reads and drops what comes until the peer hangs up, `socket` is closed by somebody else, or kFarewellBytes came; the
-/// caller minds kFarewell.
+/// Reads and discards until the peer hangs up, something else closes `socket`, or kFarewellBytes have arrived; the
+/// caller enforces kFarewell.
 awaitable<void> drain(asio::local::stream_protocol::socket& socket);
 
-/// How long a client may keep a set waiting where others wait for its room or its ring, once and then as long again as
-/// the bytes that it sends would take at the pace below.
+/// Stall budget of a client whose set holds room or a ring that others need: 5 s, refilled by 1 s per MiB received.
 inline constexpr auto kStagedPatience = std::chrono::seconds(5);
 inline constexpr std::uint64_t kStagedBytesPerSecond = std::uint64_t{1} << 20;
 
@@ -76,22 +75,22 @@ class Connection : public std::enable_shared_from_this<Connection> {
  public:
   using Socket = asio::local::stream_protocol::socket;
 
-  /// `right` is not none: such a peer gets no connection.
+  /// `right` is not none: a peer without rights gets no connection.
   Connection(Services& services, Socket socket, Peer peer, Right right);
 
   /// Serves until the peer hangs up, breaks the protocol, or close() is called.
   awaitable<void> run();
   void close();
-  /// The daemon stops: what waits for something that may not come before is answered with shutting_down, and so is what
-  /// comes from now on, but for the rest of a set under way. The client asks the next daemon.
+  /// The daemon is stopping: requests that wait for something that may never happen get shutting_down, as do new
+  /// requests, except the rest of a set under way. The client retries with the next daemon.
   void dismiss();
-  /// Ends the connection when it has a ring and is idle, or keeps a set waiting with `slow_too`: its client connects
-  /// anew when it needs to.
+  /// Closes the connection if it has a ring and is idle or, with `slow_too`, stalls a set. Its client reconnects when
+  /// it needs to.
   bool shed_ring(bool slow_too);
-  /// Ends the set under way when its client keeps it waiting, and gives back its room.
+  /// Aborts the set under way if its client stalls it, and frees its room.
   bool shed_set();
   uid_t uid() const noexcept { return peer_.uid; }
-  /// A request is being answered, or waits for its turn.
+  /// A request is being answered or is queued.
   bool busy() const noexcept { return work_ != Work::none; }
 
  private:
@@ -104,7 +103,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     std::uint64_t length;  // or kUnknownLength
     OwnedDraft draft;
     std::uint64_t received = 0;
-    // The client's turn: since when, and how long it may take where others wait. Unset while it is ours.
+    // Since when the client has been holding up the set (unset while the daemon is), and how long it may do so if
+    // others wait.
     std::optional<TimePoint> waiting_since = std::chrono::steady_clock::now();
     std::chrono::nanoseconds patience = kStagedPatience;
     shm::StreamHash hash;
@@ -153,14 +153,14 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool frame_begun_ = false;  // and the frame timer is running
   bool closed_ = false;
   enum class Work { none, queued, answering };
-  Work work_ = Work::none;  // queued: a whole request was read, and others have their turns first
+  Work work_ = Work::none;  // queued: a whole request has been read, and other requests run first
   std::vector<std::byte> in_;
   std::size_t in_used_ = 0;
   std::vector<std::byte> out_;
   std::optional<Ring> ring_;
   std::optional<Staged> staged_;
-  Listings::Handle listing_;             // a list that has more pages, for as long as nothing else is asked
-  std::vector<protocol::Piece> pieces_;  // announced, not copied yet
+  Listings::Handle listing_;             // a list with more pages; dropped at the next request of another kind
+  std::vector<protocol::Piece> pieces_;  // announced, not yet copied
 };
 
 }  // namespace stepstash::daemon

@@ -10,7 +10,7 @@
 namespace stepstash::daemon {
 namespace {
 
-/// Damaged values kept by name for `stats`.
+/// Limit on damaged values listed for `stats`.
 constexpr std::size_t kMostLines = 10'000;
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The values that are damaged now: found so in memory, or known to the database as lost.
+/// Values that are damaged now: found damaged in memory, or recorded as lost in the database.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace stepstash::daemon {
 /// Thread safety: the loop's thread only.
 class DamageList {
  public:
-  /// Logs the entry and keeps a line for `stats`; the first 10,000 damaged entries are kept by name.
+  /// Logs the entry and keeps a line for `stats`. Ignored once 10,000 entries are listed.
   void add(const shm::Entry& entry);
   /// The entry was set again, reloaded or deleted.
   void remove(std::uint64_t id) { lines_.erase(id); }

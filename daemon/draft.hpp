@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A block for a value that is being set or reloaded, and what it counts for until it is published or discarded.
+/// A block for a value that is being set or reloaded, and its share of the accounting until it is published or
+/// discarded.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +11,7 @@
 
 namespace stepstash::daemon {
 
-/// An amount that counts in a sum while this lives.
+/// An amount that counts in a sum for the lifetime of this object.
 class Share {
  public:
   Share() = default;
@@ -75,9 +76,9 @@ class OwnedDraft {
     staged_.reset();
     promised_.reset();
   }
-  /// Has its capacity, as it is now, counted in `sum` while it lives.
+  /// Counts its present capacity in `sum` for its lifetime.
   void count_in(std::uint64_t& sum) noexcept { staged_.set(sum, draft_.capacity); }
-  /// Has the pages that the first `bytes` bytes of its value lack now counted in `sum` while it lives.
+  /// Counts the pages that the first `bytes` bytes of its value lack at present in `sum` for its lifetime.
   void promise(std::uint64_t& sum, std::uint64_t bytes) noexcept {
     promised_.set(sum, segment_->unreserved_bytes(draft_, std::min(bytes, draft_.capacity)));
   }

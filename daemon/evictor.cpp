@@ -12,25 +12,25 @@
 namespace stepstash::daemon {
 namespace {
 
-/// Values evicted in one call: about a millisecond on the loop. As many are evicted as pay for the two scans of the pin
-/// pages that this takes, one to choose and one to reclaim: 8 for each page, so that an idle client costs a set next to
-/// nothing; or this part of the segment, when the values are large.
+/// Values evicted per call: about a millisecond on the loop. The batch is large enough to pay for the two scans of the
+/// pin pages that it takes, one to choose and one to reclaim: 8 for each page, so that an idle client costs a set next
+/// to nothing; or this fraction of the segment, when the values are large.
 constexpr std::size_t kEvictAtOnce = 1024;
 constexpr std::size_t kEvictPerPage = 8;
 constexpr std::size_t kEvictAtLeast = 16;
 constexpr std::uint64_t kAheadPart = 64;
-/// Values that are looked at for that: many may be pinned, which is seen in a few nanoseconds each.
+/// Values examined for that: many may be pinned; skipping one takes a few nanoseconds.
 constexpr std::size_t kLookAtOnce = 32 * 1024;
-/// The hints of so many pages are read at most once in so long: 8,000 hints, half a millisecond.
+/// Hints of at most this many pages are read per interval: 8,000 hints, half a millisecond.
 constexpr std::size_t kHintPages = 128;
 constexpr std::chrono::milliseconds kHintInterval{100};
-/// Entries evicted or moved in one call to clear one run: about five milliseconds.
+/// Entries evicted or moved per call to clear one run: about five milliseconds.
 constexpr std::size_t kClearAtOnce = 1024;
-/// Of the blocks of a segment that holds very many, so that clearing takes a bounded number of walks over them.
+/// Fraction of the blocks of a very full segment, so that clearing takes a bounded number of walks over them.
 constexpr std::size_t kClearPart = 64;
-/// Memory given back to the tmpfs in one call: unmapping 16 MiB takes about a millisecond.
+/// Memory given back to the tmpfs per call: unmapping 16 MiB takes about a millisecond.
 constexpr std::uint64_t kPunchAtOnce = 16 << 20;
-/// After a walk over all blocks that found nothing the loop does other things for this many times as long.
+/// After a walk over all blocks that found nothing, the loop runs other work for this many times as long.
 constexpr int kWalkPause = 9;
 
 }  // namespace
@@ -47,7 +47,7 @@ bool Evictor::evict(std::uint64_t bytes, bool for_pages) {
     return (freed >= bytes && (freed >= ahead || evicted >= batch)) || evicted >= kEvictAtOnce ||
            looked_at >= kLookAtOnce;
   };
-  // Whether there was a record for each.
+  // False when there was no room for an entry's record.
   const auto sweep = [&](Catalog::UseList& list, auto&& stays) {
     const Node* last = list.empty() ? nullptr : &list.back();
     for (bool more = last != nullptr; more && !list.empty() && !over();) {
@@ -56,7 +56,7 @@ bool Evictor::evict(std::uint64_t bytes, bool for_pages) {
       ++looked_at;
       const shm::Entry& entry = segment_.entry_at(node.block);
       const std::uint64_t gain = segment_.evictable_bytes(entry);
-      if (gain == 0) {  // its record alone is as large: it frees nothing, now or later
+      if (gain == 0) {  // its record alone is as large: evicting it frees nothing, now or later
         Catalog::unlist(node);
         continue;
       }
@@ -76,12 +76,12 @@ bool Evictor::evict(std::uint64_t bytes, bool for_pages) {
   const auto pinned = [&](shm::Offset block) { return scan.pinned(block); };
   const auto wanted = [&](shm::Offset block) { return scan.pinned(block) || scan.recent.contains(block); };
   for (auto* list : {&catalog_.finished(), &catalog_.running()}) {
-    // First those that no hint speaks of. A hint may be any number, and stay for ever: what has one goes before a value
-    // of a build that is not finished, and before a set is refused.
+    // First the values that no hint names. A hint is untrusted and may stay forever, so hinted values still go before a
+    // value of a build that is not finished, and before a set is refused.
     if (!sweep(*list, wanted) || (freed < bytes && !sweep(*list, pinned))) return evicted > 0;
   }
-  // What only closed pages hold stays for them as it is, and is written off: nobody else has to wait for it. It keeps
-  // its pages: where those are what is lacking, nothing comes of it.
+  // A value that only closed pages pin stays intact for them and is written off: nobody else has to wait for it. It
+  // keeps its pages, so this does not help when pages are what is missing.
   if (!for_pages && !scan.closed.empty() && freed < bytes) {
     looked_at = 0;
     const auto served = [&](shm::Offset block) { return scan.serving.contains(block); };
@@ -92,7 +92,7 @@ bool Evictor::evict(std::uint64_t bytes, bool for_pages) {
   return evicted > 0;
 }
 
-/// What readers touched goes to the back. A hint may be any number: only blocks of entries count.
+/// Moves what readers used to the back. A hint may be any number: only those that name entry blocks count.
 void Evictor::note_hints() {
   const auto now = clock_.monotonic();
   if (now < next_hints_) return;
@@ -104,7 +104,7 @@ void Evictor::note_hints() {
   segment_.pins().recent(touch, kHintPages);
 }
 
-/// The entry is this record now: its value was evicted, or it was moved.
+/// The entry's record is now `record`: its value was evicted, or it was moved.
 void Evictor::note_moved(Node& node, const shm::Entry& record, bool evicted) {
   catalog_.move(node, record, segment_.offset_of(record));
   Catalog::unlist(node);
@@ -118,11 +118,11 @@ Evictor::Compacted Evictor::compact(std::uint64_t bytes, bool evictable) {
   struct Block {
     shm::Offset at;
     std::uint64_t bytes;
-    Node* node;          // to be evicted or moved; null where the block is free
-    std::uint64_t cost;  // bytes that leave memory, or move
+    Node* node;          // to be evicted or moved; null if the block is free
+    std::uint64_t cost;  // bytes that are evicted or moved
   };
   const shm::PinScan& scan = segment_.pinned_now();
-  // The cheapest run of neighbours, `bytes` bytes or more, none of which has to stay: a window from `first` on.
+  // The cheapest contiguous run of at least `bytes` bytes in which nothing has to stay: a window from `first` on.
   std::vector<Block> window;
   std::size_t first = 0;
   std::uint64_t length = 0, cost = 0, best_cost = UINT64_MAX;
@@ -175,7 +175,7 @@ Evictor::Compacted Evictor::compact(std::uint64_t bytes, bool evictable) {
   return done > 0 || slab_moved ? Compacted::progress : Compacted::unchanged;
 }
 
-/// Evicts the entry's value, or moves its record, to where keep_clear() allows; false where there is no room for the
+/// Evicts the entry's value, or moves its record, to where keep_clear() allows; false if there is no room for the
 /// record.
 bool Evictor::move_away(Node& node) {
   const shm::Entry& entry = segment_.entry_at(node.block);
@@ -203,7 +203,7 @@ bool Evictor::compact_records() {
     if (free || size == 0) return;
     Node* node = catalog_.at_block(at);
     const bool record = node != nullptr && !scan.pinned(at) && segment_.entry_at(at).value_offset == 0;
-    // Granules within a block hold nothing else.
+    // Granules in the interior of a block hold nothing else.
     for (const std::uint64_t number : {at / kGranule, (at + size - 1) / kGranule}) {
       if (!record) {
         stays.insert(number);
@@ -236,7 +236,7 @@ bool Evictor::compact_records() {
     for (std::size_t i = 0; i < count && room; ++i) {
       segment_.keep_clear(cheapest[i]->at, cheapest[i]->at + kGranule);
       for (const auto& [node, at] : cheapest[i]->records) {
-        if (node->block == at) room = room && move_away(*node);  // else it went with the granule before
+        if (node->block == at) room = room && move_away(*node);  // else it moved with the previous granule
       }
     }
     segment_.keep_clear(0, 0);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Takes clean values out of memory, and moves what is left together: eviction and compaction.
+/// Eviction and compaction: removes clean values from memory and moves what remains together.
 ///
-/// Who asks is Room alone. Each call does a bounded part and says what came of it, so that the loop serves others
-/// between two calls. Nothing is evicted that the database could not give back (the caller's `may_evict`).
+/// Only Room calls it. Each call does a bounded amount of work and reports the result, so that the loop can run other
+/// work between two calls. It evicts only what the database can give back (the caller's `may_evict`).
 #pragma once
 
 #include <chrono>
@@ -14,7 +14,7 @@
 
 namespace stepstash::daemon {
 
-/// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it.
+/// Thread safety: the loop's thread only. Lifetime: everything it refers to outlives it.
 class Evictor {
  public:
   struct Counters {
@@ -25,26 +25,27 @@ class Evictor {
   Evictor(Catalog& catalog, shm::Writer& segment, const Clock& clock)
       : catalog_(catalog), segment_(segment), clock_(clock) {}
 
-  /// Evicts values from the front of the use lists, a bounded number, until `bytes` are retired, and some more ahead so
-  /// that the next sets need not scan the pin pages; returns whether any went. `for_pages`: the tmpfs lacks them.
+  /// Evicts values from the front of the use lists, a bounded number, until `bytes` are retired, plus some ahead so
+  /// that the next sets need not scan the pin pages. Returns whether it evicted any. `for_pages`: the tmpfs is short of
+  /// pages.
   bool evict(std::uint64_t bytes, bool for_pages);
 
   enum class Compacted {
     progress,
     impossible,  // every run of blocks holds one that must stay, whatever is evicted
-    unchanged,   // there is a run, but nothing in it went
+    unchanged,   // there is a run, but nothing in it could be moved
   };
-  /// Free memory is enough for a block of `bytes` bytes, but scattered: clears the contiguous run that costs least, a
-  /// bounded part of it at a time. O(blocks); after `impossible` the next walk waits for nine times as long as this one
-  /// took. `evictable`: values may be evicted, not only records moved.
+  /// For when free memory suffices for a block of `bytes` bytes but is scattered: clears the cheapest contiguous run, a
+  /// bounded part per call. O(blocks); after `impossible` the next walk waits for nine times as long as this one took.
+  /// `evictable`: values may be evicted; otherwise only records may move.
   Compacted compact(std::uint64_t bytes, bool evictable);
-  /// No value can be evicted, and records lie scattered, each of which keeps a granule's pages: moves records together,
-  /// a bounded part of them at a time. False where the tmpfs gets nothing of it, and then the next walk waits.
+  /// For when no value can be evicted and records lie scattered, each keeping a granule's pages allocated: moves
+  /// records together, a bounded number per call. False if the tmpfs gains nothing; the next walk then waits.
   /// O(blocks).
   bool compact_records();
 
   const Counters& counters() const noexcept { return counters_; }
-  /// Changes with each value evicted, record moved, or byte that compact_records() gave back.
+  /// Changes with each value evicted, record moved, or byte that compact_records() gives back.
   std::uint64_t progress() const noexcept { return progress_; }
 
  private:
@@ -56,7 +57,7 @@ class Evictor {
   shm::Writer& segment_;
   const Clock& clock_;
   std::chrono::nanoseconds next_hints_{0};
-  std::chrono::nanoseconds next_compact_{0};  // for as much as the last walk found nothing for
+  std::chrono::nanoseconds next_compact_{0};  // for requests no smaller than the one the last walk failed for
   std::uint64_t compacted_for_ = 0;
   std::chrono::nanoseconds next_compact_records_{0};
   std::uint64_t progress_ = 0;

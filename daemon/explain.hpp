@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The sentences that clients get with an error: what happened, with which numbers, and what to do.
+/// The text that clients get with an error: what happened, with which figures, and what to do.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace stepstash::daemon {
 
-/// A sentence with the numbers that make `error` understandable; `length` is the value's.
+/// A sentence with the figures that explain `error`; `length` is the value's.
 std::string explain(std::error_code error, std::uint64_t length, const shm::Writer& segment, const Room& room,
                     const Flusher& flusher);
 

@@ -17,9 +17,9 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// Pages given back to the file system in one step between batches: about 10 ms.
+/// Pages given back to the file system per step between batches: about 10 ms.
 constexpr std::uint64_t kVacuumPages = 256;
-/// A log that a reader held back is tried again this often while nothing else is to be done.
+/// How often a log that a reader held back is checkpointed again while the flusher is idle.
 constexpr auto kCheckpointPause = 1s;
 
 }  // namespace
@@ -31,7 +31,7 @@ Flusher::Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingS
       clock_(clock),
       interval_(interval),
       loop_(loop),
-      files_(store.look()),  // before anybody is served
+      files_(store.look()),  // before any client is served
       files_seen_(std::chrono::steady_clock::now()),
       look_(loop),
       wake_(loop),
@@ -40,7 +40,7 @@ Flusher::Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingS
 // ---- the queue -----------------------------------------------------------------------------------------------------
 
 std::uint64_t Flusher::mark(DirtyMark& mark, Item item, std::uint64_t bytes) {
-  dirty_bytes_ += bytes - mark.bytes;  // modulo 2^64: the sum comes out right when it shrinks, too
+  dirty_bytes_ += bytes - mark.bytes;  // modulo 2^64: the sum is correct when it shrinks, too
   mark.bytes = bytes;
   std::uint64_t& place = mark.in_flight ? mark.next_seq : mark.seq;
   if (place == 0) {
@@ -163,8 +163,8 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
       flight.complete_at = record.complete_at.load(std::memory_order_relaxed);  // the loop's own stores, here and below
       flight.hold = record.hold.load(std::memory_order_relaxed);
       const std::uint64_t drop_upto = record.drop_upto.load(std::memory_order_relaxed);
-      // While the segment's part of a deletion is under way its record has to stay, and what it deletes may be written
-      // once more: the build is marked again at the end.
+      // While the segment is still carrying out a deletion, its record has to stay, and entries being deleted may be
+      // written once more: the build is marked again at the end.
       if (item.build->dropping == 0) flight.drop_upto = drop_upto;
       item.build->dirty.in_flight = true;
       persist::BuildRow row{.buildid = item.build->id, .complete_at = {}, .held = {}, .drop_upto = drop_upto};
@@ -178,7 +178,7 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
   return flights;
 }
 
-/// On the flusher's thread. Reads values that are held in place; touches nothing else of the loop's.
+/// On the flusher's thread. Reads retained values in place; touches nothing else of the loop's.
 Flusher::Outcome Flusher::write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places) {
   Outcome outcome;
   const auto start = clock_.monotonic();
@@ -207,8 +207,8 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   const auto place = queue_.find(flight.seq);
   const Item item = place->second;
   if (item.node == nullptr && item.build == nullptr) {  // forgotten in flight
-    // The database may have an older value still: who waits for this place waits for the deletion now. Its build is
-    // there, for no commit has settled that yet.
+    // The database may still have an older value: a wait for this place is now a wait for the deletion. The build
+    // exists, because no commit has settled the deletion yet.
     if (committed && !damaged) {
       queue_.erase(place);
     } else {
@@ -219,7 +219,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   DirtyMark& mark = item.node != nullptr ? item.node->dirty : item.build->dirty;
   mark.in_flight = false;
   if (damaged ? mark.next_seq != 0 : !committed) {
-    // One place for both states, the older one: who waits for either waits for both.
+    // One place for both states, the older one: waiting for either now means waiting for both.
     if (const std::uint64_t next = std::exchange(mark.next_seq, 0); next != 0) {
       const std::uint64_t later = std::max(mark.seq, next);
       mark.seq = std::min(mark.seq, next);
@@ -254,7 +254,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   std::uint64_t dropped = flight.drop_upto;
   if (dropped != 0) {
     vacuum_due_ = true;
-    // Unless more was dropped meanwhile, no row of what was deleted is left.
+    // Unless more was dropped in the meantime, no row of a deleted entry is left.
     item.build->record->drop_upto.compare_exchange_strong(dropped, 0, std::memory_order_release,
                                                           std::memory_order_relaxed);
     STEPSTASH_CRASH_POINT("daemon.flush.drop.cleared");
@@ -262,7 +262,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
   if (!mark.dirty()) on_build_clean(*item.build);
 }
 
-/// With `builds_only` a success does not say that the database takes values again.
+/// With `builds_only`, success does not show that the database accepts values again.
 void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome, bool builds_only) {
   const bool committed = outcome.committed.has_value();
   if (!committed) {
@@ -310,7 +310,7 @@ bool Flusher::ids_low() const noexcept {
 
 awaitable<void> Flusher::reserve_ids() {
   shm::Header& header = segment_.header();
-  // Ids go on being given from the old range meanwhile: the new one begins behind it.
+  // Ids continue to be allocated from the old range in the meantime: the new range starts after it.
   const std::uint64_t at_least =
       std::max(header.next_id.load(std::memory_order_relaxed), header.id_limit.load(std::memory_order_relaxed));
   auto job = [this, at_least]() { return store_.reserve_ids(kIdRange, at_least); };
@@ -321,7 +321,7 @@ awaitable<void> Flusher::reserve_ids() {
     co_return;
   }
   STEPSTASH_CRASH_POINT("daemon.ids.reserved");
-  // Before any of them is given: a copy of the database that lacks this range is known by its count.
+  // Before any id of the range is used: a copy of the database without this range is recognized by its count.
   const std::uint64_t unsettled = header.commit_count.load(std::memory_order_relaxed) & shm::kUnsettled;
   header.commit_count.store(store_.commit_count() | unsettled, std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.ids.commit_count.stored");
@@ -331,8 +331,8 @@ awaitable<void> Flusher::reserve_ids() {
   STEPSTASH_CRASH_POINT("daemon.ids.id_limit.stored");
 }
 
-/// A file system call may hang with its disk, so a thread that does nothing else makes them, and the loop reads what it
-/// saw last.
+/// A file system call may hang with its disk, so a dedicated thread makes these calls; the loop reads its latest
+/// result.
 awaitable<void> Flusher::watch() {
   while (!look_.gone()) {
     const TimePoint start = std::chrono::steady_clock::now();
@@ -361,11 +361,11 @@ awaitable<void> Flusher::run() {
 
 awaitable<void> Flusher::flush() {
   auto backoff = 100ms;
-  // On a full disk values cannot be written, and what would make room must not wait for them.
+  // On a full disk values cannot be written; the deletions that make room must not wait for them.
   bool builds_first = false;
   while (!abandoned_) {
     if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) co_await reserve_ids();
-    if (abandoned_) break;  // while ids were asked for
+    if (abandoned_) break;  // while ids were reserved
     if (queue_.empty()) {
       kicked_ = false;
       if (give_up_) break;
@@ -401,7 +401,7 @@ awaitable<void> Flusher::flush() {
     auto places = std::make_unique<std::vector<std::uint64_t>>();
     const bool builds_only = std::exchange(builds_first, false);
     const std::vector<Flight> flights = take(*batch, *places, builds_only);
-    if (flights.empty()) {  // values alone
+    if (flights.empty()) {  // values only
       kicked_ = true;
       continue;
     }
@@ -411,10 +411,10 @@ awaitable<void> Flusher::flush() {
     settle(flights, outcome, builds_only);
     if (outcome.committed) {
       if (!builds_only) backoff = 100ms;
-      if (!queue_.empty() && !committed_.empty()) kicked_ = true;  // more than one batch was asked for
+      if (!queue_.empty() && !committed_.empty()) kicked_ = true;  // waiters need more than one batch
       continue;
     }
-    kicked_ = true;  // after the pause at once: whoever waits for it must not wait for the interval
+    kicked_ = true;  // right after the pause: a waiter must not wait for the interval
     const auto now = std::chrono::steady_clock::now();
     if (give_up_ && (now >= *give_up_ || store_.unusable() || database_damaged_)) break;
     co_await pause_.sleep_until(give_up_ ? std::min(*give_up_, now + 100ms) : now + backoff);

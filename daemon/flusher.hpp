@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Write-behind: takes what is dirty, in order of age, to the database in batches, on one thread of its own.
+/// Write-behind: commits dirty state to the database in batches, oldest first, on a thread of its own.
 ///
-/// Everything dirty has a place in one queue. "Committed up to place N" is what durable sets and flush barriers wait
-/// for. What is replaced before its turn keeps its place and is never written; what is replaced while its former
-/// state is being committed gets a second place. A failed commit changes nothing: the places stay.
+/// Everything dirty has a place (sequence number) in one queue. Durable sets and flush barriers wait for "committed up
+/// to place N". State that is replaced before its turn keeps its place and is never written; state that is replaced
+/// while its previous version is being committed gets a second place. A failed commit changes nothing: the places stay.
 #pragma once
 
 #include <chrono>
@@ -24,8 +24,8 @@
 
 namespace stepstash::daemon {
 
-/// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it, and run() has returned before it
-/// goes.
+/// Thread safety: the loop's thread only. Lifetime: everything it refers to outlives it, and run() has returned before
+/// it is destroyed.
 class Flusher {
  public:
   struct Counters {
@@ -33,45 +33,48 @@ class Flusher {
     std::uint64_t flush_errors = 0;
     std::uint64_t flushed_values = 0;
     std::uint64_t flushed_bytes = 0;
-    std::string last_error;  ///< empty once a commit succeeded again
+    std::string last_error;  ///< empty once a commit has succeeded again
     std::chrono::nanoseconds last_duration{0};
   };
 
   Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingStore& store, const Clock& clock,
           std::chrono::milliseconds interval);
 
-  /// Puts it into the queue and returns the place to wait for.
+  /// Queues it and returns the place to wait for.
   std::uint64_t mark_dirty(Node& node, std::chrono::nanoseconds since);
   std::uint64_t mark_dirty(BuildState& build);
   /// The node is about to be deleted, and its build is about to be marked dirty for that. The build takes over the
-  /// node's place: until the deletion is written the database has what was there before the deleted value, so it is as
-  /// late as that one was.
+  /// node's place: until the deletion is written, the database still has the value before the deleted one, so the
+  /// deletion is due when the deleted value was.
   void forget(Node& node);
 
   /// Waits until everything up to `place` is committed. Errors: Errc::not_durable at the deadline.
   awaitable<Result<>> committed(std::uint64_t place, Waiter& waiter, TimePoint deadline);
   std::uint64_t last_place() const noexcept { return last_seq_; }
-  /// Whether the value at `place` was found damaged instead of committed; to be asked right after committed().
+  /// Whether the value at `place` was found damaged instead of committed; ask right after committed().
   bool found_damaged(std::uint64_t place) const { return damaged_places_.contains(place); }
 
   /// Flushes without waiting for the interval.
   void kick();
   void set_interval(std::chrono::milliseconds interval);
 
-  /// Called after every batch with what it freed or failed; and with each value whose bytes no longer match.
+  /// Called on the loop: on_settled after every batch, committed or failed; on_clean and on_build_clean for what a
+  /// commit left clean; on_damaged for each value whose bytes do not match its checksum.
   std::function<void()> on_settled;
   std::function<void(Node&)> on_clean;
   std::function<void(BuildState&)> on_build_clean;
   std::function<void(Node&)> on_damaged;
-  /// The database turned out to be damaged: what it says is passed.
+  /// The database reported damage: called with its error text.
   std::function<void(const std::string&)> on_damaged_database;
 
-  /// The flush loop. Returns after stop() when everything is written, or when `give_up` has passed.
+  /// The flush loop. Returns after stop(), when everything is written, `give_up` has passed, or a commit fails and the
+  /// database is unusable or damaged.
   awaitable<void> run();
   void stop(TimePoint give_up);
-  /// Makes run() return after the batch under way, whatever waits.
+  /// Makes run() return after the batch under way, whatever is still queued.
   void abandon();
-  /// The database said at the last commit that it is damaged: what goes there may not come back.
+  /// The database has reported damage, and no batch of values has been committed since: what is written there may not
+  /// come back.
   bool database_damaged() const noexcept { return database_damaged_; }
   /// Ends the threads. Only after run() has returned.
   void stop_thread() {
@@ -79,26 +82,26 @@ class Flusher {
     watcher_.join();
   }
 
-  /// The database's files, as a thread of its own has seen them last, and how long ago it looked. It does so ten times
-  /// a second, for as long as the disk answers.
+  /// The database's files as last seen by a thread of their own, and how long ago it looked: ten times a second, as
+  /// long as the disk responds.
   const persist::BackingStore::Files& files() const noexcept { return files_; }
   std::chrono::nanoseconds files_age() const { return std::chrono::steady_clock::now() - files_seen_; }
-  /// Whether what is committed is in the database's place, as far as anybody knows.
+  /// Whether commits go to the file at the database's path, as far as is known.
   bool in_place() const { return files_.in_place && files_age() <= kDiskAnswers; }
 
   std::uint64_t dirty_bytes() const noexcept { return dirty_bytes_; }
   std::uint64_t dirty_values() const noexcept { return dirty_values_; }
-  /// Age of what waits longest; zero when nothing does.
+  /// Age of the oldest item queued; zero when there is none.
   std::chrono::nanoseconds oldest_age() const;
   bool empty() const noexcept { return queue_.empty(); }
   const Counters& counters() const noexcept { return counters_; }
 
-  /// A commit takes at most this many bytes (or one value): more makes later ones wait longer and gains nothing.
+  /// A commit takes at most this many bytes (or one value): more delays later ones and gains nothing.
   static constexpr std::uint64_t kBatchBytes = 64 << 20;
   static constexpr std::size_t kBatchItems = 8192;
-  /// Ids are reserved in ranges of this size; below half of one the next is asked for.
+  /// Ids are reserved in ranges of this size; the next is reserved when less than half of one is left.
   static constexpr std::uint64_t kIdRange = std::uint64_t{1} << 24;
-  /// How often the files are looked at, and how long a disk may take to tell.
+  /// How often the files are looked at, and how long a disk may take to respond.
   static constexpr auto kLookEvery = std::chrono::milliseconds(100);
   static constexpr auto kDiskAnswers = std::chrono::seconds(5);
 
@@ -107,27 +110,27 @@ class Flusher {
     Node* node = nullptr;  // both null: forgotten while in flight
     BuildState* build = nullptr;
     std::chrono::nanoseconds since{0};
-    BuildState* heir = nullptr;           // forgotten in flight: takes the place over if the commit fails
-    std::vector<std::uint64_t> merged{};  // places of later states that failed commits made one with this
+    BuildState* heir = nullptr;           // forgotten in flight: takes over the place if the commit fails
+    std::vector<std::uint64_t> merged{};  // places of later states that failed commits merged into this one
   };
   struct Flight {
     std::uint64_t seq;
     shm::Offset block = 0;
     std::uint64_t bytes = 0;
-    // A build's facts as they were taken.
+    // The build's facts at the time of take().
     std::int64_t complete_at = 0;
     shm::Hold hold{};
-    std::uint64_t drop_upto = 0;  // what the record may forget once it is committed
+    std::uint64_t drop_upto = 0;  // what the record may clear once this is committed
   };
   struct Outcome {
     Result<> committed = success();
-    std::optional<std::uint64_t> commit_count;  // none: nothing was there to commit
+    std::optional<std::uint64_t> commit_count;  // none: there was nothing to commit
     std::vector<std::uint64_t> damaged;         // places
     std::chrono::nanoseconds duration{0};
   };
 
   std::uint64_t mark(DirtyMark& mark, Item item, std::uint64_t bytes);
-  /// `place` is of what waits and is not in flight; the build keeps the older one of it and its own.
+  /// `place` belongs to an item that is not in flight; the build keeps the older of that place and its own.
   void hand_over(std::uint64_t place, BuildState& build);
   std::vector<Flight> take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places, bool builds_only);
   Outcome write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places);

@@ -25,7 +25,7 @@ Result<std::string> random_suffix() {
 
 constexpr std::size_t kRandomDigits = 16;
 
-/// Whether a directory of this name may be this instance's: "x.d.d" is that of an instance called "x.d".
+/// Whether a directory of this name may belong to this instance: "x.d.d" belongs to an instance called "x.d".
 bool is_directory_name(std::string_view name, std::string_view base) {
   if (name == base) return true;
   return name.size() == base.size() + 1 + kRandomDigits && name.starts_with(base) && name[base.size()] == '.' &&
@@ -38,8 +38,8 @@ bool has(const ObjectDirectory& directory, const std::string& name) {
   return directory.open_own(name, ObjectDirectory::Access::read_only).has_value();
 }
 
-/// Holds what only a daemon of ours has put there: the segment, one that is being made, or one that a restore has put
-/// aside.
+/// Contains what only a daemon of ours can have put there: the segment, one under construction, or one that a restore
+/// has set aside.
 bool has_segment(const ObjectDirectory& directory) {
   const std::string segment = kSegmentObject;
   if (has(directory, segment) || has(directory, segment + ".new")) return true;
@@ -47,8 +47,8 @@ bool has_segment(const ObjectDirectory& directory) {
   return aside && !aside.value().empty();
 }
 
-/// Somebody else's names are in it: it was theirs, and a tool run by root (systemd-tmpfiles) gave it to us as it was.
-/// They may be those that we need.
+/// It contains other users' names: it belonged to another user, and a tool run by root (systemd-tmpfiles) gave it to us
+/// with its contents. Those names may be ones that we need.
 bool was_foreign(const ObjectDirectory& directory) {
   const auto names = directory.list("");
   return names && std::any_of(names.value().begin(), names.value().end(), [&](const std::string& name) {
@@ -57,14 +57,14 @@ bool was_foreign(const ObjectDirectory& directory) {
          });
 }
 
-/// The directories of this instance that are ours, in order of their names.
+/// The directories of this instance that are ours, sorted by name.
 Result<std::vector<ObjectDirectory>> own_directories(const ObjectDirectory& parent, const std::string& base) {
   std::vector<ObjectDirectory> own;
   for (const std::string& name : STEPSTASH_TRY(parent.list(base))) {
     if (!is_directory_name(name, base)) continue;
     auto opened = parent.open_own_directory(name);
-    // Somebody else's, or no directory: none of ours. But one of ours that cannot be opened just now may hold what
-    // nothing else does.
+    // Another user's, or not a directory: skip it. But if one of ours cannot be opened just now, that is an error: it
+    // may hold the only copy of something.
     if (!opened && opened.error() != Errc::unsafe_object && opened.error() != std::errc::no_such_file_or_directory) {
       return opened.error();
     }
@@ -91,8 +91,8 @@ Result<LockFile> lock(const ObjectDirectory& directory, std::string& about) {
   return locked;
 }
 
-/// What an earlier version left of this instance in `parent`: its objects' names without NAME. Pin pages first: as
-/// long as the segment is where it was, its pages are looked for there, too.
+/// Objects of this instance that an earlier version left in `parent`: their names without NAME. Pin pages come first:
+/// while the segment is in its old place, its pages are also looked for there.
 Result<std::vector<std::string>> former_objects(const ObjectDirectory& parent, const std::string& name) {
   std::vector<std::string> pages;
   std::vector<std::string> rest;
@@ -108,13 +108,13 @@ Result<std::vector<std::string>> former_objects(const ObjectDirectory& parent, c
   return pages;
 }
 
-/// Frees the name that a former object is to get. There is something in its place only where an earlier version ran
-/// again after this one: what that left is newer.
+/// Frees the name that a former object is to get. It is taken only if an earlier version ran again after this one; what
+/// that version left is newer.
 Result<> clear_place(const ObjectDirectory& directory, const std::string& kind, std::vector<std::string>& notes) {
   const std::string object = kSegmentObject + kind;
   if (!has(directory, object)) return success();
   if (kind == ".new") return directory.remove(object);
-  if (kind.starts_with(".pin.")) {  // a page of the segment that is superseded, and told so under any number
+  if (kind.starts_with(".pin.")) {  // a page of the superseded segment: its client is notified under any number
     std::uint32_t number = 0;
     if (::getrandom(&number, sizeof number, 0) != sizeof number) return last_errno();
     return directory.rename(object, fmt::format("{}.pin.{}", kSegmentObject, number));
@@ -132,7 +132,7 @@ Result<> clear_place(const ObjectDirectory& directory, const std::string& kind, 
 Result<> move_in(const ObjectDirectory& parent, const std::string& name, Instance& instance, std::string& about) {
   const std::vector<std::string> kinds = STEPSTASH_TRY(former_objects(parent, name));
   if (kinds.empty()) return success();
-  // Where the lock is not ours no earlier version can hold it.
+  // If the lock file is not ours, no earlier version can hold it.
   const std::string lock_path = parent.path() + "/" + name + ".lock";
   std::optional<LockFile> former;
   if (has(parent, name + ".lock")) {
@@ -164,7 +164,7 @@ Result<Instance> open_instance(const std::string& parent_path, const std::string
   const auto served = std::find_if(own.begin(), own.end(), has_segment);
   ObjectDirectory directory = std::move(served == own.end() ? own.front() : *served);
   LockFile held = STEPSTASH_TRY(lock(directory, about));
-  // Two first starts at one time may have made a directory each: one of them, at least, sees the other's lock.
+  // Two concurrent first starts may each have created a directory: at least one of them sees the other's lock.
   for (const ObjectDirectory& other : STEPSTASH_TRY(own_directories(parent, base))) {
     if (other.path() == directory.path() || !has(other, "lock")) continue;
     if (auto free = lock(other, about); !free && free.error() == Errc::already_held) return free.error();

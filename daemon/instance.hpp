@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Where the objects of one instance lie: a directory of its own in the tmpfs, which no other user can make names in.
+/// Where the objects of one instance live: a private directory in the tmpfs, in which no other user can create names.
 ///
-/// Anybody can make names in /dev/shm. Were the objects called NAME, NAME.new and so on there, who makes the next one
-/// first could keep a later start from what it needs. So there is one name, NAME.d, mode 0700, made at the first start
-/// and kept: /dev/shm is sticky, and nobody else can remove it. Where somebody was faster even then, after a boot or
-/// before the very first start, the directory gets a name that nobody can know, NAME.d.RANDOM, and is found again by
-/// looking for what is ours.
+/// Anybody can create names in /dev/shm. If the objects were called NAME, NAME.new and so on there, another user could
+/// create the next name first and block a later start. So there is one name, NAME.d, mode 0700, created at the first
+/// start and kept: /dev/shm is sticky, and nobody else can remove it. If another user took even that name, after a boot
+/// or before the very first start, the directory gets an unpredictable name, NAME.d.RANDOM, and is found again by
+/// looking for a directory of ours.
 #pragma once
 
 #include <string>
@@ -17,19 +17,19 @@
 
 namespace stepstash::daemon {
 
-/// What the segment is called in its directory; its pin pages, and what is set aside, begin with it.
+/// The segment's name in its directory; the names of pin pages and of files set aside begin with it.
 inline constexpr const char* kSegmentObject = "segment";
 
 struct Instance {
   shm::ObjectDirectory directory;
-  LockFile lock;                   ///< held for as long as the instance is served
-  std::vector<std::string> notes;  ///< what an operator should know, a line each
+  LockFile lock;                   ///< held as long as the instance is served
+  std::vector<std::string> notes;  ///< for the operator, one line each
 };
 
-/// Finds or makes the directory of instance `name` in `parent`, locks it, and moves in what a stepstashd of an earlier
-/// version left under the names NAME, NAME.new, NAME.pin.N and NAME.damaged.N. `about`: the path that an error is
-/// about, and for Errc::already_held who holds it. Errors: Errc::already_held; those of opening `parent` and of making
-/// and locking what is ours in it (EACCES, ENOSPC, Errc::unsafe_object).
+/// Finds or creates the directory of instance `name` in `parent`, locks it, and moves in the objects that a stepstashd
+/// of an earlier version left under the names NAME, NAME.new, NAME.pin.N and NAME.damaged.N. `about`: the path that an
+/// error concerns and, for Errc::already_held, the holder. Errors: Errc::already_held; those of opening `parent` and of
+/// creating and locking our objects in it (EACCES, ENOSPC, Errc::unsafe_object).
 Result<Instance> open_instance(const std::string& parent, const std::string& name, std::string& about);
 
 }  // namespace stepstash::daemon

@@ -45,7 +45,7 @@ void Listings::remove(Listing& listing) {
     builds_.erase(found);
     return;
   }
-  // What ended before the first of the others began, none of them tells.
+  // No remaining list needs what ended before the oldest of them began.
   while (!build.by_end.empty() && build.by_end.front()->second.ended < build.listings.front()->at_) {
     bytes_ -= build.by_end.front()->second.bytes;
     build.formers.erase(build.by_end.front());
@@ -67,9 +67,9 @@ void Listings::about_to_change(const shm::Entry& entry) {
   const auto found = builds_.find(entry.buildid);
   if (found == builds_.end()) return;
   Build& build = found->second;
-  // The last list to begin knows the most: what is newer than it no list tells.
+  // The newest list sees the most: no list includes what is newer than it.
   if (entry.revision >= build.listings.back()->first_new_) return;
-  if (build.listings.size() == 1 && entry.id <= build.listings.front()->after_) return;  // told already
+  if (build.listings.size() == 1 && entry.id <= build.listings.front()->after_) return;  // sent already
   Former former{info_of(entry), moment_, 0};
   former.bytes = sizeof(Formers::value_type) + 64 + former.info.name.capacity() + former.info.source.capacity();
   bytes_ += former.bytes;
@@ -92,7 +92,7 @@ protocol::ListPage Listings::page(Listing& listing, const BuildState* state, std
     page.entries.push_back(std::move(info));
     return true;
   };
-  /// Adds what stood here then of the entries up to `id` that have changed since.
+  /// Adds the former states, valid when the list began, of entries up to `id` that have changed since.
   const auto add_formers = [&](std::uint64_t id) {
     for (; former != formers.end() && former->first <= id; ++former) {
       const bool then = former->second.info.revision < listing.first_new_ && former->second.ended >= listing.at_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Reads from the database, on one thread of its own, while the flusher writes on another.
+/// Reads from the database on a thread of its own, while the flusher writes on another.
 #pragma once
 
 #include <utility>  // before awaitable.hpp, which uses std::exchange without it in Boost 1.74
@@ -22,9 +22,9 @@ class Loader {
     auto on_thread = [this, &job] { return job(database_); };
     co_return co_await run_on(thread_, on_thread);
   }
-  /// What needs no thread: what the database says without input or output.
+  /// For queries that need no thread: those that do no I/O.
   const persist::BackingStore& database() const noexcept { return database_; }
-  /// Ends the thread after what it was given.
+  /// Ends the thread after its queued work.
   void stop() { thread_.join(); }
 
  private:

@@ -19,7 +19,7 @@ Result<LockFile> LockFile::acquire(const std::string& path, std::string& holder)
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) return last_errno();
   if (!S_ISREG(status.st_mode) || status.st_uid != ::geteuid() || status.st_nlink != 1) return Errc::unsafe_object;
-  // Who can open it can hold the lock, and keep the daemon from starting.
+  // Anybody who can open the file can hold the lock and keep the daemon from starting.
   if ((status.st_mode & 07777) != 0600 && ::fchmod(fd.get(), 0600) != 0) return last_errno();
   STEPSTASH_CRASH_POINT("daemon.lock.file.made");
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -31,7 +31,7 @@ Result<LockFile> LockFile::acquire(const std::string& path, std::string& holder)
     return Errc::already_held;
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
-  // For people only; the lock itself does not depend on it.
+  // Informational: the lock itself does not depend on it.
   if (::ftruncate(fd.get(), 0) != 0 || ::pwrite(fd.get(), pid.data(), pid.size(), 0) < 0) return last_errno();
   STEPSTASH_CRASH_POINT("daemon.lock.pid.written");
   return LockFile(std::move(fd));

@@ -22,7 +22,7 @@
 namespace stepstash::daemon {
 namespace {
 
-/// `<3>` and its like: what systemd reads priorities from (sd-daemon(3)).
+/// `<3>` and the like: the prefixes that systemd parses as priorities (sd-daemon(3)).
 class Priority final : public spdlog::custom_flag_formatter {
  public:
   void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
@@ -45,8 +45,8 @@ class Priority final : public spdlog::custom_flag_formatter {
   std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<Priority>(); }
 };
 
-/// The message, visible(): names, paths and texts of libraries stand in it, and a line feed of theirs must not begin a
-/// line.
+/// The message, passed through visible(): it contains names, paths and texts of libraries, and a line feed in them must
+/// not start a new line.
 class Message final : public spdlog::custom_flag_formatter {
  public:
   void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
@@ -69,7 +69,7 @@ bool journal_reads_stderr() {
 LogWriter::LogWriter(int fd, std::size_t most_bytes) : state_(std::make_shared<State>()) {
   state_->fd = fd;
   state_->most_bytes = most_bytes;
-  // Signals are the loop's, also while its own thread has them blocked (Server::stop).
+  // The loop handles signals, even while its own thread has them blocked (Server::stop).
   sigset_t all, former;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_BLOCK, &all, &former);
@@ -120,8 +120,8 @@ bool LogWriter::wait_written(std::chrono::milliseconds time) {
   return state_->changed.wait_for(lock, time, [&] { return state_->lines.empty() && !state_->writing; });
 }
 
-/// On a thread of its own, which may stand still in write(2) for ever: nobody waits for it without a deadline, and what
-/// it needs lives as long as it does.
+/// On its own thread, which may block in write(2) forever: nobody waits for it without a deadline, and its state lives
+/// as long as it does.
 void LogWriter::write_out(State& state) {
   std::unique_lock lock(state.mutex);
   for (;;) {
@@ -145,11 +145,11 @@ bool LogWriter::write_whole(int fd, std::string_view text) {
     const ssize_t written = ::write(fd, text.data(), text.size());
     if (written >= 0) {
       text.remove_prefix(static_cast<std::size_t>(written));
-    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {  // somebody made what we share with him non-blocking
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {  // another process made the shared descriptor non-blocking
       pollfd watched{fd, POLLOUT, 0};
       (void)::poll(&watched, 1, -1);
     } else if (errno != EINTR) {
-      return false;  // nobody is there any more, or its disk is full
+      return false;  // the reader is gone, or its disk is full
     }
   }
   return true;
@@ -157,9 +157,9 @@ bool LogWriter::write_whole(int fd, std::string_view text) {
 
 namespace {
 
-/// How long a process that dies of an exception waits for its last lines.
+/// How long a process that dies of an exception waits for its last lines to be written.
 constexpr auto kLastLines = std::chrono::seconds(1);
-/// Lines that wait for whoever reads them: some thousands.
+/// Limit on queued lines: room for some thousands.
 constexpr std::size_t kMostBytes = std::size_t{1} << 20;
 
 std::shared_ptr<LogWriter>& writer() {
@@ -169,7 +169,8 @@ std::shared_ptr<LogWriter>& writer() {
 
 std::terminate_handler former_terminate = nullptr;
 
-/// An exception ends the process: what it logged comes first, and then its own line, unless nobody takes that.
+/// An exception ends the process: first write what it has logged, then let the former handler write its own line,
+/// unless stderr accepts nothing.
 [[noreturn]] void last_words() {
   wait_for_log(kLastLines);
   pollfd watched{STDERR_FILENO, POLLOUT, 0};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Where log lines go: stderr, with priorities when the journal reads it and with the time otherwise.
+/// Destination of log lines: stderr, with priorities when the journal reads it and with timestamps otherwise.
 ///
-/// Whoever logs never waits. Standard error may be a pipe that nobody reads, or a terminal that was stopped, and
-/// write(2) to it may not return: a thread of its own does that. Lines wait for it, up to a number of bytes; those
-/// beyond are dropped, counted, and a line says so when the log goes on.
+/// Logging never blocks. Standard error may be a pipe that nobody reads or a stopped terminal, and write(2) to it may
+/// not return, so a separate thread writes. Lines queue for it up to a byte limit; lines beyond it are dropped and
+/// counted, and a line reports the count when the log continues.
 #pragma once
 
 #include <spdlog/sinks/base_sink.h>
@@ -25,16 +25,16 @@ namespace stepstash::daemon {
 /// A sink of spdlog. Thread safety: any thread.
 class LogWriter final : public spdlog::sinks::base_sink<std::mutex> {
  public:
-  /// Writes to `fd`, which stays open as long as the process lives. At most `most_bytes` wait.
+  /// Writes to `fd`, which stays open as long as the process lives. At most `most_bytes` are queued.
   LogWriter(int fd, std::size_t most_bytes);
-  /// Waits for nobody: lines that are not written yet still are, if `fd` takes them before the process ends.
+  /// Does not wait: queued lines are still written, if `fd` accepts them before the process ends.
   ~LogWriter() override;
   LogWriter(const LogWriter&) = delete;
   LogWriter& operator=(const LogWriter&) = delete;
 
-  /// Lines that nobody will read.
+  /// Lines lost.
   std::uint64_t dropped() const;
-  /// False when not everything was written in time.
+  /// False if not everything was written in time.
   bool wait_written(std::chrono::milliseconds time);
 
  protected:
@@ -48,9 +48,9 @@ class LogWriter final : public spdlog::sinks::base_sink<std::mutex> {
     mutable std::mutex mutex;
     std::condition_variable changed;
     std::deque<std::string> lines;
-    std::size_t bytes = 0;  // of `lines`, and of the one that is being written
+    std::size_t bytes = 0;  // of `lines`, and of the line being written
     std::uint64_t dropped = 0;
-    std::uint64_t told = 0;  // of those, by a line
+    std::uint64_t told = 0;  // drops already reported by a line
     bool writing = false;
     bool over = false;
   };
@@ -64,7 +64,7 @@ class LogWriter final : public spdlog::sinks::base_sink<std::mutex> {
 /// Call once, before the first line.
 void set_up_log(LogLevel level);
 void set_log_level(LogLevel level);
-/// Returns when everything was written, or the time has passed. Not while clients are served.
+/// Returns when everything has been written or the time has passed. Not to be called while clients are served.
 void wait_for_log(std::chrono::milliseconds time);
 std::uint64_t log_lines_dropped();
 

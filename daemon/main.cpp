@@ -27,7 +27,7 @@ namespace {
 constexpr int kExitOs = 71;
 constexpr int kExitIo = 74;
 
-/// Every connection is a descriptor: use all that the system lets us have.
+/// Every connection takes a descriptor: raise the soft limit to the hard one.
 void raise_descriptor_limit() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
@@ -35,7 +35,7 @@ void raise_descriptor_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/// However main() ends, its last lines are read, if anybody reads them.
+/// However main() returns, gives the last log lines time to be written.
 struct LogEnd {
   LogEnd() = default;
   LogEnd(const LogEnd&) = delete;
@@ -59,8 +59,9 @@ int main(int argc, char** argv) {
   ::umask(0077);
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGHUP, SIG_IGN);   // until there is something to reload
-  ::signal(SIGIO, SIG_IGN);    // somebody opens a pin page while we have it under a lease: we are about to close it
-  ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(2), not the end
+  ::signal(SIGIO, SIG_IGN);    // another process opens a pin page that we have under a lease: we are about to close it
+                               // anyway
+  ::signal(SIGXFSZ, SIG_IGN);  // makes a file size limit an error of write(2) instead of fatal
   raise_descriptor_limit();
   if (!command.restore.empty()) {
     const auto restored = restore(command.reading->config, command.restore);

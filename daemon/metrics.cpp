@@ -11,7 +11,7 @@
 namespace stepstash::daemon {
 namespace {
 
-/// The first few of many lines, each cut to a bearable length: the reply has to fit one frame.
+/// The first few lines, each cut to a bounded length: the reply has to fit in one frame.
 nlohmann::ordered_json first_lines(const std::vector<std::string>& lines) {
   constexpr std::size_t kLines = 32;
   constexpr std::size_t kBytes = 512;
@@ -20,7 +20,7 @@ nlohmann::ordered_json first_lines(const std::vector<std::string>& lines) {
   return some;
 }
 
-/// Of this process, the one that counts them not counted. O(descriptors) in the kernel.
+/// Of this process, without the one used for counting. O(descriptors) in the kernel.
 std::size_t open_descriptors() {
   std::error_code error;
   rlimit limit{};
@@ -130,7 +130,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
         {"set_aside", first_lines(startup.set_aside)},
         {"seconds", seconds(startup.duration)}}},
   };
-  // Names may hold any UTF-8; what is none (it cannot be, but `damaged` texts come from damage) is replaced.
+  // Names are UTF-8, but `damaged` texts come from damaged memory: invalid UTF-8 is replaced.
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The counters behind `stats`, as one JSON object. docs/operations.md says what to watch in it.
+/// The counters behind `stats`, as one JSON object. docs/operations.md says which ones to watch.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@
 
 namespace stepstash::daemon {
 
-/// What only the server knows.
+/// Figures that only the server has.
 struct ServerFigures {
   std::size_t connections = 0;
   std::uint64_t accepted = 0;

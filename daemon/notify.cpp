@@ -22,7 +22,7 @@
 namespace stepstash::daemon {
 namespace {
 
-/// A status line is one line, and systemctl shows it: messages of libraries and paths appear in it.
+/// A status must be one line, and systemctl displays it: it contains paths and texts of libraries.
 std::string one_line(const std::string& text) { return visible(text); }
 
 /// `a TCP socket on 127.0.0.1:80`.
@@ -66,8 +66,8 @@ Notifier::Notifier() {
   if (::sd_watchdog_enabled(0, &usec) > 0) watchdog_ = std::chrono::microseconds(usec / 2);
 }
 
-/// False when it cannot be told just now. sd_notify(3) would wait: systemd reads this socket when it comes to it, and a
-/// queue of ten messages is what the kernel gives it.
+/// False if the message cannot be sent without blocking. sd_notify(3) would block: systemd reads this socket when it
+/// gets round to it, and the kernel queues only ten messages.
 bool Notifier::send(const std::string& message) {
   const char* path = std::getenv("NOTIFY_SOCKET");
   if (path == nullptr) return true;
@@ -75,7 +75,7 @@ bool Notifier::send(const std::string& message) {
   address.sun_family = AF_UNIX;
   const std::size_t length = std::strlen(path);
   if ((*path != '/' && *path != '@') || length >= sizeof address.sun_path) {
-    return ::sd_notify(0, message.c_str()), true;  // none of the sockets that there are on this machine
+    return ::sd_notify(0, message.c_str()), true;  // not a unix socket
   }
   std::memcpy(address.sun_path, path, length);
   if (*path == '@') address.sun_path[0] = '\0';

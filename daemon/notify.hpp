@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What systemd is told, and what it hands over (sd_notify(3), sd_listen_fds(3)). Without systemd all of it is nothing.
+/// What systemd is sent, and what it passes (sd_notify(3), sd_listen_fds(3)). A no-op without systemd.
 ///
-/// Nothing here waits: where the manager does not read, what it has to know is told later, and the rest is left out.
+/// Nothing here blocks: if the manager does not read, essential messages are sent later and the rest are dropped.
 #pragma once
 
 #include <chrono>
@@ -16,18 +16,18 @@ namespace stepstash::daemon {
 class Notifier {
  public:
   Notifier();
-  void starting(const std::string& status);  ///< also asks for more time: recovery of many entries may be long
+  void starting(const std::string& status);  ///< also asks for more time: recovery of many entries may take long
   void ready(const std::string& status);
   void reloading();
   void stopping(const std::string& status);
-  void status(const std::string& text);  ///< sent only when it differs from the last
-  void alive();                          ///< feeds the watchdog
-  void catch_up();                       ///< tells what could not be told before; call it now and then
-  /// How often alive() is due: half of what the unit asks for; nullopt without a watchdog.
+  void status(const std::string& text);  ///< sent only if it differs from the last
+  void alive();                          ///< pings the watchdog
+  void catch_up();                       ///< sends messages that could not be sent before; call it regularly
+  /// How often to call alive(): half the interval the unit sets; nullopt without a watchdog.
   std::optional<std::chrono::microseconds> watchdog_interval() const noexcept { return watchdog_; }
 
-  /// The listening socket that the socket unit passed, if it did; empty: it did not. Call once. `what_is_wrong` is set
-  /// where something was passed that cannot be served, or more than one: nobody would ever answer there.
+  /// The listening socket that the socket unit passed; empty if there is none. Call once. Sets `what_is_wrong` if what
+  /// was passed cannot be served, or is more than one descriptor: clients there would never get an answer.
   static UniqueFd listening_socket(std::string& what_is_wrong);
 
  private:

@@ -50,8 +50,8 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
   command.inputs.uid = uid;
 
   CLI::App app("Keeps the data of builds in shared memory, and behind it in SQLite.", "stepstashd");
-  app.set_help_flag();  // --help is answered below, so that it is written where the caller wants it
-  app.allow_extras();   // named below, with a suggestion
+  app.set_help_flag();  // --help is handled below, so that the caller decides where it is written
+  app.allow_extras();   // reported below, with a suggestion
   app.footer(std::string(kEpilogue));
 
   bool help = false, version = false, check = false, print = false;
@@ -69,7 +69,7 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
   std::deque<std::string> known_words;  // likewise
   for (const SettingInfo& info : infos) {
     CLI::Option* option = app.add_option(option_name(info.key), texts.emplace_back(), info.help);
-    // One text per mention, so that nothing else on the line is taken for a second element.
+    // One text per occurrence, so that the next word is never taken as another element.
     option->type_name(info.placeholder)->expected(1);
     option->multi_option_policy(info.is_list ? CLI::MultiOptionPolicy::TakeAll : CLI::MultiOptionPolicy::TakeLast);
     option->allow_extra_args(false);
@@ -80,7 +80,7 @@ CommandLine parse_command_line(int argc, const char* const* argv, const char* co
   app.add_flag("--version", version, "print the version and exit");
   app.add_flag("-h,--help", help, "print this and exit");
 
-  // CLI11 takes the next word for the value of `--name=`.
+  // CLI11 takes the next word as the value of `--name=`.
   std::vector<const char*> words(argv, argv + argc);
   for (std::size_t i = 1; i < words.size(); ++i) {
     const std::string_view word = words[i];

@@ -54,7 +54,7 @@ awaitable<Result<>> Reloader::load(BuildId build, const std::string& name, Waite
     const auto failure = failures_.find(id);
     if (failure != failures_.end()) {
       const std::error_code error = failure->second;
-      // Others took the pages meanwhile: that is no answer before the deadline of the one who asks.
+      // Others took the pages meanwhile: not an answer for the caller before its deadline.
       auto again = co_await room_.wait_for_pages(error, length, waiter, deadline);
       if (!again) co_return again.error();
     }
@@ -71,7 +71,7 @@ Reloader::Reload::Reload(const shm::Entry& record) : name(shm::entry_name(record
   facts.state = shm::EntryState::clean;
 }
 
-/// What is to be loaded comes by value: by the time this runs, the entry may be gone or another one.
+/// `what` is passed by value: by the time this runs, the entry may be gone or replaced.
 awaitable<void> Reloader::reload(Reload what, OwnedDraft draft) {
   shm::Writer::EntryFacts& facts = what.facts;
   facts.name = what.name;
@@ -98,9 +98,9 @@ awaitable<void> Reloader::reload(Reload what, OwnedDraft draft) {
     ++counters_.reloads;
     damage_.remove(id);
   } else if (!loaded && loaded.error() == std::errc::no_space_on_device) {
-    failures_[id] = loaded.error();  // those who asked wait for pages (load)
+    failures_[id] = loaded.error();  // the callers wait for pages (load)
   } else if (!loaded && current) {
-    // A row that is gone, though nobody deleted it, is damage as much as bytes that changed.
+    // A row that is missing, though nobody deleted it, is damage just like changed bytes.
     const bool gone = loaded.error() == Errc::not_found;
     const std::error_code error = gone ? make_error_code(Errc::corrupt_value) : loaded.error();
     ++counters_.errors;

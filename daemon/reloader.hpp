@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Brings evicted values back from the database, each once however many ask.
+/// Reads evicted values back from the database, each once however many clients ask.
 ///
-/// Across a co_await the entry may be set again, dropped, or evicted again: a reload publishes only what is current.
+/// Across a co_await the entry may be set again, dropped, or evicted again: a reload publishes only a current value.
 #pragma once
 
 #include <chrono>
@@ -22,11 +22,11 @@
 
 namespace stepstash::daemon {
 
-/// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it.
+/// Thread safety: the loop's thread only. Lifetime: everything it refers to outlives it.
 class Reloader {
  public:
   struct Counters {
-    std::uint64_t asked = 0;  ///< gets that asked the daemon
+    std::uint64_t asked = 0;  ///< gets that went to the daemon
     std::uint64_t reloads = 0;
     std::uint64_t errors = 0;
   };
@@ -38,7 +38,7 @@ class Reloader {
   /// Returns when the value is resident. Errors: not_found, corrupt_value, segment_full, deadline_exceeded, the
   /// database's.
   awaitable<Result<>> load(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline);
-  /// Call it a few times a second: forgets failures that nobody waits for.
+  /// Call a few times a second: forgets failures that nobody waits for.
   void maintain() {
     if (loaded_.empty()) failures_.clear();
   }
@@ -50,7 +50,7 @@ class Reloader {
     explicit Reload(const shm::Entry& record);
     std::string name;
     std::string source;
-    shm::Writer::EntryFacts facts;  // its texts are set once this has come to rest
+    shm::Writer::EntryFacts facts;  // name and source are set when this object no longer moves
   };
   awaitable<void> reload(Reload what, OwnedDraft draft);
 

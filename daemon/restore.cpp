@@ -59,7 +59,7 @@ Configured<Instance> open_objects(const Config& config) {
               fmt::format("{}: {}", about, instance.error().message()));
 }
 
-/// A database of another user's is not restored: what is made here would be ours, and his daemon would refuse it.
+/// Refuses another user's database: files created here would belong to us, and that user's daemon would refuse them.
 Configured<> check_owner(const Config& config) {
   const std::string directory = std::filesystem::path(config.db).parent_path().string();
   struct stat status {};
@@ -78,8 +78,8 @@ bool same_file(const std::string& one, const std::string& other) noexcept {
          first.st_ino == second.st_ino;
 }
 
-/// The id below which the segment may have given all; 0 where there is none that can be believed. The database knows of
-/// them all unless it is damaged or another one.
+/// All ids that the segment may have given out are below this; 0 if there is no credible value. The database knows them
+/// all unless it is damaged or a different one.
 std::uint64_t given_ids(const shm::ObjectDirectory& directory) {
   const auto object = directory.open_own(kSegmentObject, shm::ObjectDirectory::Access::read_only);
   if (!object) return 0;
@@ -87,12 +87,13 @@ std::uint64_t given_ids(const shm::ObjectDirectory& directory) {
     std::uint64_t value = 0;
     return ::pread(object.value().get(), &value, sizeof value, static_cast<off_t>(offset)) == sizeof value ? value : 0;
   };
-  constexpr std::uint64_t kBelievable = std::uint64_t{1} << 62;  // ids end at 2^63, and nothing damaged may end them
+  constexpr std::uint64_t kBelievable = std::uint64_t{1} << 62;  // ids end at 2^63; a damaged value must not exhaust
+                                                                 // them
   const std::uint64_t id = std::max(word(offsetof(shm::Header, next_id)), word(offsetof(shm::Header, id_limit)));
   return word(offsetof(shm::Header, magic)) == shm::kSegmentMagic && id < kBelievable ? id : 0;
 }
 
-/// A start that died may have left a segment that is complete but for its name: what is there is one, under that name.
+/// A start that died may have left a segment that is complete except for its name: give it that name.
 Result<> settle_new_segment(const shm::ObjectDirectory& directory) {
   const std::string made = std::string(kSegmentObject) + ".new";
   const bool only = exists(directory.path() + "/" + made) && !exists(directory.path() + "/" + kSegmentObject);
@@ -152,8 +153,8 @@ Configured<std::string> restore(const Config& config, const std::string& file) {
   if (!closed) {
     return give_up(status_of(closed.error()), fmt::format("{}: {} ({})", config.db, closed.error().message(), why));
   }
-  // What was set since the backup is gone, and its ids and revisions are not to be given a second time: a client that
-  // has seen one takes it for what it was (if_revision).
+  // Everything set since the backup is gone, but its ids and revisions must not be given out again: a client that has
+  // seen one would take the new value for the old one (if_revision).
   if (const std::uint64_t id = std::max(closed.value(), given_ids(directory)); id > 0) {
     if (const auto skipped = persist::skip_ids(copy, id, why); !skipped) {
       return give_up(status_of(skipped.error()), fmt::format("{}: {} ({})", copy, skipped.error().message(), why));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/// `stepstashd --restore FILE`: a backup takes the place of the database, and what came after it goes.
+/// `stepstashd --restore FILE`: a backup replaces the database; everything newer is discarded.
 ///
-/// All of it happens, or nothing. The backup is copied to `DB-restoring` and checked there; the segment is renamed to
-/// `segment.restoring.N`, for it holds what came later; then the copy is renamed to `DB`, and that is the instant. A
-/// start that finds a restore cut short puts the segment back where that instant had not come, and removes it where it
-/// had.
+/// Atomic: all of it happens, or nothing. The backup is copied to `DB-restoring` and checked there. The segment, which
+/// holds the newer state, is renamed to `segment.restoring.N`. Then the copy is renamed to `DB`: the commit point. A
+/// start that finds an interrupted restore puts the segment back if that rename has not happened, and removes it if it
+/// has.
 #pragma once
 
 #include <string>
@@ -14,12 +14,12 @@
 
 namespace stepstash::daemon {
 
-/// Restores from `file`, and says what is there now. No daemon may run on segment or database: their locks are taken.
-/// Errors: 64 (`file` is the database itself), 73, 74 (`file` is damaged or cannot be read), 75 (a daemon or another
-/// program has the database), 77 (another user's database), 78 (a newer or foreign one).
+/// Restores from `file` and returns a summary of the restored database. No daemon may be running on the segment or the
+/// database: their locks are taken. Errors: 64 (`file` is the database itself), 73, 74 (`file` is damaged or cannot be
+/// read), 75 (a daemon or another program has the database), 77 (another user's database), 78 (a newer or foreign one).
 Configured<std::string> restore(const Config& config, const std::string& file);
 
-/// Ends what a restore that was cut short has begun. With the locks of segment and database in hand.
+/// Completes or undoes an interrupted restore. The caller holds the locks of segment and database.
 Configured<> settle_restore(const Config& config, const shm::ObjectDirectory& directory);
 
 }  // namespace stepstash::daemon

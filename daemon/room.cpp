@@ -11,15 +11,15 @@
 namespace stepstash::daemon {
 namespace {
 
-/// A scan of so many pin pages takes less than a tenth of a millisecond.
+/// A scan of this many pin pages takes less than a tenth of a millisecond.
 constexpr std::size_t kFewPages = 64;
-/// Memory given back to the tmpfs in one step: unmapping 16 MiB takes about a millisecond.
+/// Memory given back to the tmpfs per step: unmapping 16 MiB takes about a millisecond.
 constexpr std::uint64_t kPunchAtOnce = 16 << 20;
-/// After a scan of all pin pages that found nothing the loop does other things for this many times as long.
+/// After a scan of all pin pages that found nothing, the loop runs other work for this many times as long.
 constexpr int kScanPause = 9;
-/// How often a set whose key has no slot in the index looks again.
+/// How often a set retries when the index has no slot for its key.
 constexpr auto kSlotPause = std::chrono::milliseconds(20);
-/// Reclaim steps that a small value takes before others have the loop.
+/// Reclaim steps per event-loop turn for a small value.
 constexpr int kStepsAtOnce = 4;
 
 bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
@@ -39,10 +39,10 @@ Room::Room(Catalog& catalog, shm::Writer& segment, persist::BackingStore& databa
 
 // ---- reclaiming ----------------------------------------------------------------------------------------------------
 
-/// Not where what is evicted could not be brought back.
+/// False if evicted values could not be read back.
 bool Room::may_evict() const { return !database_.unusable() && !flusher_.database_damaged() && flusher_.in_place(); }
 
-/// What values have room in, whoever holds it: the smaller of the heap and its tmpfs.
+/// The memory that values share, whichever user holds it: the smaller of the heap and its tmpfs.
 std::uint64_t Room::total() const noexcept {
   const std::uint64_t capacity = segment_.heap().capacity();
   return tmpfs_.bounded() ? std::min(capacity, tmpfs_.total) : capacity;
@@ -52,7 +52,7 @@ std::uint64_t Room::max_value_bytes() const noexcept {
   return tmpfs_.bounded() ? segment_.max_value_bytes_on(tmpfs_.total) : segment_.max_value_bytes();
 }
 
-/// Bytes that the tmpfs lacks for `bytes` more besides what drafts were promised.
+/// Bytes that the tmpfs lacks for `bytes` more on top of what drafts were promised.
 std::uint64_t Room::lacking_pages(std::uint64_t bytes) const noexcept {
   const shm::Heap::FileSystem now = segment_.heap().file_system();
   const std::uint64_t needed = promised_pages_ + bytes;
@@ -65,10 +65,10 @@ std::uint64_t Room::punch() {
   return given;
 }
 
-/// Evicts and reclaims, a bounded part of it at a time; with `give_back` pages return to the tmpfs, first those of
-/// memory that is free anyway. False when nothing can go.
+/// One bounded step of eviction and reclaim; with `give_back` pages return to the tmpfs, first those of memory that is
+/// already free. False when nothing can go.
 bool Room::free_pages(std::uint64_t bytes, bool give_back) {
-  // First what was freed a moment ago: it has pages still, and may lie elsewhere.
+  // First what was freed a moment ago: it still has its pages, and may lie elsewhere.
   const std::uint64_t given = give_back ? punch() : 0;
   if (given >= bytes) return true;
   if (!may_evict() || !evictor_.evict(bytes - given, give_back)) {
@@ -81,7 +81,7 @@ bool Room::free_pages(std::uint64_t bytes, bool give_back) {
 
 bool Room::free_for_record(std::error_code error) { return free_pages(shm::kPageBytes, error != Errc::segment_full); }
 
-/// Scans all pin pages again; where the last scan found nothing, for at most a tenth of the loop's time.
+/// Scans all pin pages again; if the last scan found nothing, for at most a tenth of the loop's time.
 bool Room::rescan() {
   const auto start = clock_.monotonic();
   if (start < next_rescan_) return false;
@@ -119,37 +119,37 @@ Result<shm::Draft> Room::try_draft(const Wanted& value) {
       wanted = std::max(value.length, 2 * segment_.index().slots() * sizeof(shm::Slot));
       return slot.error();
     }
-    // A value finds room where the segment and its tmpfs both have it; memory that was used before lacks nothing. Asked
-    // before: what draft() reserves would be given back, and reserved, again and again.
+    // A value needs room in both the segment and its tmpfs; memory that was used before has its pages already. Check
+    // first: draft() would otherwise reserve pages and give them back again and again.
     const std::uint64_t unreserved = segment_.unreserved_for(value.name, value.source, value.length);
     const std::uint64_t lacking = unreserved == 0 ? 0 : lacking_pages(unreserved);
     if (lacking == 0) return segment_.draft(value.name, value.source, value.length);
     wanted = lacking;
     return std::make_error_code(std::errc::no_space_on_device);
   };
-  // A full tmpfs is a full segment: what is evicted gives its pages back.
+  // A full tmpfs counts as a full segment: evicted values give their pages back.
   const auto full = [](const Result<shm::Draft>& draft) {
     return !draft && (draft.error() == Errc::segment_full || draft.error() == std::errc::no_space_on_device);
   };
   auto draft = attempt();
   if (full(draft) && segment_.worth_reclaiming() && segment_.reclaim_new() > 0) draft = attempt();
   const auto reclaim_step = [&] {
-    // Record, name, source and padding of a value come on top of it.
+    // The value's record, name, source and padding come on top.
     const std::uint64_t block = shm::round_up(wanted, shm::kPageBytes) + 2 * shm::kPageBytes;
     const bool scattered = draft.error() == Errc::segment_full && segment_.heap().free_bytes() >= block;
     // A small value is not worth a walk over all blocks while something can be evicted.
     if (large && scattered) {
       const Evictor::Compacted compacted = evictor_.compact(block, may_evict());
       if (compacted == Evictor::Compacted::progress) return true;
-      // Where views are in the way of any run, what only closed pages hold can be written off still.
+      // If views block every run, what only closed pages hold can still be written off.
       if (compacted == Evictor::Compacted::impossible && segment_.pins().closed().empty()) return false;
     }
     if (free_pages(wanted, draft.error() != Errc::segment_full)) return true;
     return !large && scattered && evictor_.compact(block, may_evict()) == Evictor::Compacted::progress;
   };
-  // For a large value others have the loop after each step.
+  // A large value yields the loop after each step.
   for (int steps = large ? 1 : kStepsAtOnce; steps > 0 && full(draft) && reclaim_step(); --steps) draft = attempt();
-  // What was not worth a scan is worth it where nothing else helps.
+  // A scan that was not worthwhile before is worthwhile when nothing else helps.
   if (full(draft) && rescan()) draft = attempt();
   return draft;
 }
@@ -160,12 +160,12 @@ awaitable<Result<OwnedDraft>> Room::find(Wanted wanted, Waiter& waiter, TimePoin
   for (;;) {
     std::error_code why = queue_.why();
     if (place || !queue_.passes_over(wish)) {
-      // One value may exceed the limit when nothing else waits: it could never be set otherwise.
+      // One value may exceed the limit if nothing else waits: it could never be set otherwise.
       const bool limited = wanted.dirty_bytes != 0 && flusher_.dirty_bytes() != 0 &&
                            flusher_.dirty_bytes() + wanted.dirty_bytes > limits_.max_dirty;
       why = Errc::dirty_limit;
       if (!limited) {
-        // After a restart: what an earlier daemon had written off counts again, and all that the stand-in has would
+        // After a restart, what an earlier daemon had written off counts again, and everything in the stand-in would
         // have to go before there is room.
         const shm::Heap& heap = segment_.heap();
         if (heap.free_bytes() == 0 && heap.stand_in_used_bytes() > heap.written_off()) (void)close_greediest(waiter);
@@ -179,7 +179,7 @@ awaitable<Result<OwnedDraft>> Room::find(Wanted wanted, Waiter& waiter, TimePoin
         }
         why = draft.error();
         if (waiter.gone() || expired(deadline)) co_return why;
-        if (why == Errc::too_many) {  // no matter of room: others may find theirs
+        if (why == Errc::too_many) {  // not a lack of room: others may find theirs
           place.reset();
           if (waiter.dismissed()) co_return Errc::shutting_down;
           co_await waiter.sleep_until(std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
@@ -187,7 +187,7 @@ awaitable<Result<OwnedDraft>> Room::find(Wanted wanted, Waiter& waiter, TimePoin
         }
         const bool progressed = progress() != before;
         if (!progressed && abort_stalled_upload && abort_stalled_upload()) continue;
-        if (progressed || close_greediest(waiter)) {  // others have the loop, then the next try
+        if (progressed || close_greediest(waiter)) {  // yield the loop, then try again
           if (!place) {
             co_await waiter.yield();
             continue;
@@ -199,7 +199,8 @@ awaitable<Result<OwnedDraft>> Room::find(Wanted wanted, Waiter& waiter, TimePoin
       queue_.no_room_for(wish, why, limited);
       if (place) place->failed();
     } else if (why != Errc::dirty_limit && close_greediest(waiter)) {
-      // The one who found no room may have been the one who holds it, and nobody is closed for their own sake.
+      // The caller that found no room may have been the holder itself, and a user's own request never closes that
+      // user's pages.
       queue_.notify_all();
       continue;
     }
@@ -224,7 +225,7 @@ Result<bool> Room::extend(OwnedDraft& draft, std::uint64_t length) {
 awaitable<Result<>> Room::wait_for_pages(std::error_code error, std::uint64_t bytes, Waiter& waiter,
                                          TimePoint deadline) {
   if (error != std::errc::no_space_on_device) co_return error;
-  // Where nothing is lacking any more, another was faster, or something else is the matter: that takes its time.
+  // If nothing is lacking any more, another caller was faster or the cause is different: wait, which takes time.
   const std::uint64_t lacking = lacking_pages(bytes);
   const bool progressed = lacking > 0 && free_pages(lacking, /*give_back=*/true);
   co_return co_await wait(error, bytes, progressed, waiter, deadline);
@@ -237,8 +238,8 @@ awaitable<Result<>> Room::wait_for_slot(std::error_code error, Waiter& waiter, T
   co_return co_await wait(error, table, progress() != before, waiter, deadline);
 }
 
-/// The one way to wait for room, after a try that failed with `why`: returns when it is worth trying again, at once
-/// after progress. Errors: `why`, at the deadline and when the client is gone.
+/// The one way to wait for room after a try that failed with `why`: returns when a new try is worthwhile, at once after
+/// progress. Errors: `why`, at the deadline and when the client is gone.
 awaitable<Result<>> Room::wait(std::error_code why, std::uint64_t bytes, bool progress, Waiter& waiter,
                                TimePoint deadline) {
   if (waiter.dismissed()) co_return Errc::shutting_down;
@@ -247,7 +248,7 @@ awaitable<Result<>> Room::wait(std::error_code why, std::uint64_t bytes, bool pr
     co_await waiter.yield();
     co_return success();
   }
-  if (why == Errc::too_many) {  // the index has no slot for a key until maintain() allows it another table
+  if (why == Errc::too_many) {  // the index has no slot for the key until maintain() allows it another table
     co_await waiter.sleep_until(std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
     co_return success();
   }

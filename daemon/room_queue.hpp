@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Those who wait for room in the segment: one of them tries at a time.
+/// The queue for room in the segment: one waiter tries at a time.
 ///
-/// A try may cost a walk over all blocks, and thousands may wait. So there are rounds. A round begins when there may be
-/// room (notify_all), or 50 ms after the last one, for readers let go without notice. In it each tries once, users in
-/// turn and each user's in the order in which they came; after one who failed, those who want as much or more are
-/// passed over, also those who come new. Whoever is done, one way or the other, lets the next one try.
+/// A try may cost a walk over all blocks, and thousands may wait, so there are rounds. A round begins when there may be
+/// room (notify_all), or 50 ms after the last one, for readers that release memory without notice. In a round each
+/// waiter tries once: users take turns, and each user's waiters go in order of arrival. After a failed try, waiters
+/// that want as much or more are passed over, including new arrivals. When a waiter is done, successful or not, the
+/// next one tries.
 ///
 /// Thread safety: the loop's thread only.
 #pragma once
@@ -21,13 +22,13 @@ class RoomQueue {
  public:
   static constexpr auto kLookAgain = std::chrono::milliseconds(50);
 
-  /// What somebody wants: so many bytes of the segment, and so many of those that may wait for the database.
+  /// What a waiter needs: bytes of the segment, and bytes of the dirty limit.
   struct Wish {
     std::uint64_t bytes = 0;
     std::uint64_t dirty_bytes = 0;
   };
 
-  /// One who waits, from its first try in vain until it is destroyed. `waiter` outlives it.
+  /// A waiter, from its first failed try until it is destroyed. `waiter` outlives it.
   class Place {
    public:
     Place(RoomQueue& queue, Waiter& waiter, Wish wish)
@@ -40,10 +41,10 @@ class RoomQueue {
       const bool first = queue_.places_.front() == this;
       queue_.places_.erase(at_);
       if (queue_.trying_ == this) queue_.next();
-      if (first && !queue_.places_.empty()) queue_.places_.front()->waiter_.wake();  // it looks at the clock now
+      if (first && !queue_.places_.empty()) queue_.places_.front()->waiter_.wake();  // it watches the clock now
     }
 
-    /// Waits until it may try; false when the deadline, a hang-up or a dismissal came first.
+    /// Waits until it may try; false if the deadline, a hang-up or a dismissal comes first.
     awaitable<bool> turn(TimePoint deadline) {
       while (queue_.trying_ != this) {
         const TimePoint now = std::chrono::steady_clock::now();
@@ -55,10 +56,10 @@ class RoomQueue {
         }
         co_await waiter_.sleep_until(first ? std::min(deadline, queue_.again_) : deadline);
       }
-      co_await waiter_.yield();  // others have requests
+      co_await waiter_.yield();  // other connections have requests
       co_return true;
     }
-    /// It has tried in vain.
+    /// Its try has failed.
     void failed() {
       if (queue_.trying_ == this) queue_.next();
     }
@@ -79,13 +80,13 @@ class RoomQueue {
     again_ = std::chrono::steady_clock::now() + kLookAgain;
     next();
   }
-  /// Somebody who wanted that did not find it.
+  /// A try for `wish` failed for lack of room.
   void no_room_for(const Wish& wish, std::error_code why, bool dirty_limit) {
     why_ = why;
     std::uint64_t& from = dirty_limit ? limit_from_ : full_from_;
     from = std::min(from, dirty_limit ? wish.dirty_bytes : wish.bytes);
   }
-  /// That there is no room for it is known, and why. Where nobody waits nothing is known for long.
+  /// It is known that there is no room for `wish`, and why. When nobody waits, such knowledge is short-lived: false.
   bool passes_over(const Wish& wish) const noexcept {
     return !places_.empty() && (wish.bytes >= full_from_ || (wish.dirty_bytes > 0 && wish.dirty_bytes >= limit_from_));
   }
@@ -93,7 +94,7 @@ class RoomQueue {
   std::size_t waiting() const noexcept { return places_.size(); }
 
  private:
-  /// O(those who wait), without waking more than one of them.
+  /// O(waiters); wakes at most one of them.
   void next() {
     trying_ = nullptr;
     for (Place* place : places_) {
@@ -105,14 +106,14 @@ class RoomQueue {
     last_ = trying_->waiter_.uid();
     trying_->waiter_.wake();
   }
-  /// How far behind the user who tried last.
+  /// Distance from the user who tried last, in the order of turns.
   uid_t after(const Place* place) const noexcept { return place->waiter_.uid() - last_ - 1; }
 
   std::list<Place*> places_;
   Place* trying_ = nullptr;
   std::uint64_t round_ = 1;
-  std::uint64_t full_from_ = UINT64_MAX;   // in this round there is no room for so much, or more
-  std::uint64_t limit_from_ = UINT64_MAX;  // and no more may become dirty
+  std::uint64_t full_from_ = UINT64_MAX;   // in this round there is no room for this many bytes or more
+  std::uint64_t limit_from_ = UINT64_MAX;  // and no room under the dirty limit for this many or more
   std::error_code why_;
   uid_t last_ = 0;
   TimePoint again_{};

@@ -34,41 +34,42 @@ constexpr int kExitIo = 74;
 constexpr int kExitTemporary = 75;
 constexpr int kExitPermission = 77;
 
-/// How long a start waits for a database that is locked or cannot be read or written just now, and between two tries.
+/// How long a start waits for a database that is locked or temporarily unreadable or unwritable, and the pause between
+/// tries.
 constexpr auto kDatabasePatience = 60s;
 constexpr auto kDatabasePause = 500ms;
-/// How often retired blocks, dead clients and the watchdog are looked after.
+/// Interval for checking retired blocks, dead clients and the watchdog.
 constexpr auto kTick = 100ms;
-/// How long requests under way, and then the flush, may take when the daemon stops.
+/// How long requests under way, and then the final flush, may take at shutdown.
 constexpr auto kFinishRequests = 5s;
 constexpr auto kFinalFlush = 60s;
-/// Peers that were refused and have not hung up yet. Beyond that the one refused first is cut off: a flood of them must
-/// not cost more descriptors than this.
+/// Refused peers that have not hung up yet. Beyond this the oldest is cut off: a flood of them must not cost more
+/// descriptors than this.
 constexpr std::size_t kMostRefusing = 256;
-/// Of one user: what comes beyond is told why and closed at once, and takes no time from others who are refused.
+/// Per user: beyond this, peers get the reason and are closed at once, which leaves time to others that are refused.
 constexpr std::size_t kMostRefusingOfOne = 64;
-/// Connections are accepted for this long before others have the loop: so fast that a flood of them empties the queue,
-/// in which everybody else waits, too, more often than it fills it.
+/// Connections are accepted for this long per event-loop turn: fast enough to empty the queue, in which everybody else
+/// waits too, more often than a flood fills it.
 constexpr auto kAcceptSlice = 200us;
-/// Clients that go have the tick come early. This much of it is their share of the loop.
+/// Departing clients trigger the tick early: at most this often, and for at most a tenth of the loop's time.
 constexpr auto kEarlyTick = 5ms;
 constexpr int kEarlyTickPause = 9;
-/// What so few connections leave behind is not worth giving back.
+/// With fewer connections than this, trimming memory is not worthwhile.
 constexpr std::size_t kFewConnections = 256;
-/// Kept in the tmpfs for pin pages: with /dev/shm full so many more clients can come, to free something.
+/// tmpfs pages reserved for pin pages: with /dev/shm full, this many more clients can attach, to free something.
 constexpr std::uint64_t kPageReserve = 64 * shm::kPageBytes;
-/// After a connection could not be accepted.
+/// Pause after a failed accept.
 constexpr auto kAcceptPause = 100ms;
-/// So long a start waits until what it had to say was written; longer, and it is nobody's to wait for.
+/// A start waits this long for its log lines to be written; a slow reader must not hold it up longer.
 constexpr auto kStartLines = 200ms;
-/// Of what was set aside at the start; `stats` has the number.
+/// Lines logged about what the start set aside; `stats` has the total.
 constexpr std::size_t kLinesLogged = 1000;
-/// So soon a new database that is found damaged is not replaced once more: that is a broken disk.
+/// A replacement database found corrupt within this time is kept: assume a failing disk.
 constexpr auto kDamagedAgain = 60s;
 
 constexpr std::array kSignals = {SIGTERM, SIGINT, SIGHUP};
 
-/// On this thread.
+/// For this thread.
 void block_signals(int how) {
   sigset_t signals;
   ::sigemptyset(&signals);
@@ -97,7 +98,7 @@ int exit_status_of(std::error_code error) {
   return kExitCannotCreate;
 }
 
-/// Why a segment cannot be opened, for people.
+/// Why a segment cannot be opened, as a message for the operator.
 std::string reason(std::error_code error) {
   if (!lacks_descriptors(error)) return error.message();
   return error.message() +
@@ -171,8 +172,7 @@ Configured<> Server::open_database() {
     replace_database(why);
     return success();
   }
-  // Whoever went back a version has the values of the builds that run, and loses nothing by going forward again; nor
-  // does who names the wrong file.
+  // After a downgrade, or with a wrong --db, serve the segment and leave the file untouched.
   if (!opened && (opened.error() == Errc::newer_database || opened.error() == Errc::foreign_database)) {
     database_ = std::make_unique<persist::UnavailableStore>(opened.error(), why);
     return success();
@@ -185,8 +185,8 @@ Configured<> Server::open_database() {
   return success();
 }
 
-/// Another process may hold the database for a while, and a disk may be away for a moment: tries that again. Clients
-/// wait at the socket, and read on what they have. `why`: for people, of the last try.
+/// Another process may lock the database for a while, and a disk may be away for a moment: retries. Clients wait at the
+/// socket, and keep reading what they have. `why`: message about the last try.
 template <class Try, class Why>
 auto Server::patiently(Try attempt, Why why) -> decltype(attempt()) {
   auto result = attempt();
@@ -195,7 +195,7 @@ auto Server::patiently(Try attempt, Why why) -> decltype(attempt()) {
     spdlog::warn("database {}: {}; trying again", config_.db, why());
     notifier_.starting("waiting for the database: " + why());
     std::this_thread::sleep_for(kDatabasePause);
-    // Where signals are blocked (stop), one that asks for the end has it, as it would at any start.
+    // While signals are blocked (stop), a pending SIGTERM or SIGINT ends the process here, as it would in any start.
     sigset_t pending;
     ::sigpending(&pending);
     if (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1) block_signals(SIG_UNBLOCK);
@@ -204,8 +204,7 @@ auto Server::patiently(Try attempt, Why why) -> decltype(attempt()) {
   return result;
 }
 
-/// Keeps a damaged database under another name, and opens a new one.
-/// Where that cannot be, what is in the segment is served without one.
+/// Renames a damaged database aside and opens a new one. If that fails, the segment is served without a database.
 void Server::replace_database(const std::string& why) {
   database_.reset();
   const auto do_without = [this, &why](const std::string& obstacle) {
@@ -237,7 +236,7 @@ Configured<> Server::open_segment_and_store() {
         [this](const std::string& what) { notifier_.starting(what); }, set_aside_);
   };
   auto opened = patiently(open, [this] { return database_->last_error(); });
-  // Opening a database reads little of it: damage inside shows when its lists are read.
+  // Opening a database reads little of it: damage inside may first show when its lists are read.
   if (!opened && opened.error() == Errc::corrupt_database) {
     replace_database(database_->last_error());
     opened = open();
@@ -268,7 +267,7 @@ Configured<> Server::open_segment_and_store() {
     }
     spdlog::error("set aside: {}", startup_.set_aside[i]);
   }
-  wait_for_log(kStartLines);  // what is told here only may be all that is left of a value
+  wait_for_log(kStartLines);  // these lines may be the only trace of a lost value
   if (startup_.segment->bytes() != config_.segment_size) {
     spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is made anew", name,
                  format_size(startup_.segment->bytes()), format_size(config_.segment_size));
@@ -286,7 +285,7 @@ Configured<> Server::open_segment_and_store() {
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_, limits_of(config_));
   store_->adopt(startup_.all_dirty, startup_.lost);
   STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
-  // Last: killed before, the next start finds the old identity and marks everything again.
+  // Last: if killed before this, the next start finds the old identity and marks everything again.
   if (!alone()) {
     segment.header().store_id.store(database_->store_id());
     STEPSTASH_CRASH_POINT("daemon.server.store_id.stored");
@@ -308,8 +307,8 @@ Configured<> Server::open_segment_and_store() {
   return success();
 }
 
-/// Until here SIGTERM has ended the process at once: there is nothing to finish, and a start may wait for a minute.
-/// Where the server before this one started over, signals have been waiting since.
+/// Until here SIGTERM ends the process at once: there is nothing to finish, and a start may wait for a minute. If the
+/// previous server started over, signals have been pending since.
 Configured<> Server::catch_signals() {
   for (const int signal : kSignals) {
     boost::system::error_code error;
@@ -332,14 +331,14 @@ Configured<> Server::listen() {
     if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0 && address.sun_path[0] == '/') {
       path = address.sun_path;
     } else if (size > offsetof(sockaddr_un, sun_path) && address.sun_path[0] == 0) {
-      // An abstract one has no file, and no group: the lists, or the daemon's own group, say who may.
+      // An abstract socket has no file and no group: access follows the configured lists, or the daemon's own group.
       path = "@" + std::string(address.sun_path + 1, size - offsetof(sockaddr_un, sun_path) - 1);
     }
   } else {
     locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
     struct stat status {};
     if (::lstat(path.c_str(), &status) == 0) {
-      // With the lock in hand, a socket of ours that is still there was left by a daemon that died.
+      // We hold the lock, so a socket of ours that is still there was left by a daemon that died.
       if (!S_ISSOCK(status.st_mode) || status.st_uid != ::geteuid()) {
         return fail(kExitPermission, fmt::format("{}: in the way, and not a socket of this user's own", path));
       }
@@ -351,7 +350,7 @@ Configured<> Server::listen() {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     path.copy(address.sun_path, sizeof address.sun_path - 1);
-    // Mode 0 until owner and mode are right: nobody can connect in between.
+    // Mode 0 until owner and mode are right: nobody can connect before then.
     const mode_t mask = ::umask(0777);
     const int bound = ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
     const int error = errno;
@@ -387,7 +386,7 @@ int Server::run() {
     flusher_done_ = true;
     tick_.wake();
   };
-  // Handlers on other threads post back here: the loop must not end while one of them is at it.
+  // Handlers on other threads post back here: the loop must not end while one is running.
   auto work = asio::make_work_guard(loop_);
   const auto all = [this, &work]() -> awaitable<void> {
     co_await handle_signals();
@@ -430,7 +429,7 @@ awaitable<void> Server::accept() {
   }
 }
 
-/// Out of descriptors: with the spare one the caller is told, instead of being left in the queue while we spin.
+/// Out of descriptors: uses the spare one to refuse the caller, instead of leaving it in the queue while we spin.
 awaitable<void> Server::refuse_without_descriptors() {
   spare_fd_.reset();
   const int fd = ::accept4(acceptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -447,7 +446,7 @@ awaitable<void> Server::refuse_without_descriptors() {
   } else if (fd >= 0) {
     ::close(fd);
   }
-  // It has this long to read why; then its descriptor becomes the spare one again.
+  // The peer has this long to read the reason; then the descriptor becomes the spare one again.
   co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + kAcceptPause);
   socket->close(error);
   spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
@@ -484,7 +483,7 @@ void Server::greet(Connection::Socket socket) {
       loop_, [this, connection] { return serve(connection); }, kOrDie);
 }
 
-/// Says why, and waits for the peer to have read it (kFarewell). Costs no connection of those that are counted.
+/// Sends the reason and waits for the peer to read it (kFarewell). Refused peers do not count against max_connections.
 awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, uid_t uid, Errc code, std::string why) {
   if (stopping_) co_return;
   ++refused_;
@@ -526,12 +525,12 @@ awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
   --open_connections_;
   if (--per_user_[uid] == 0) per_user_.erase(uid);
   services_->ring_ended.notify_all();
-  // A client that is gone may have held blocks: its page is looked at now rather than at the next tick.
+  // A client that is gone may have held blocks: check its page now rather than at the next tick.
   tick_.wake();
 }
 
-/// Thousands of connections leave holes all over the allocator's heap, which it keeps. After most of them are gone they
-/// go back to the system; that takes some milliseconds, and each time half of the connections have to be gone.
+/// Thousands of connections fragment the allocator's heap, which keeps the memory. When most of them are gone, trim it;
+/// that takes some milliseconds, so each trim requires that half of the connections have gone.
 void Server::give_back_memory() {
   most_connections_ = std::max(most_connections_, open_connections_);
   if (most_connections_ < 2 * open_connections_ + kFewConnections) return;
@@ -545,7 +544,7 @@ bool Server::free_page() {
   return ::ftruncate(page_reserve_.get(), static_cast<off_t>(page_reserve_bytes_)) == 0;
 }
 
-/// Fills the reserve up again as soon as there is room.
+/// Refills the reserve as soon as there is room.
 void Server::keep_pages() {
   if (page_reserve_bytes_ == kPageReserve || !page_reserve_) return;
   if (::posix_fallocate(page_reserve_.get(), 0, static_cast<off_t>(kPageReserve)) == 0) {
@@ -553,8 +552,8 @@ void Server::keep_pages() {
   }
 }
 
-/// Asks one connection after the other, until one has given something up. Many may wait for that: after a round in vain
-/// the next one waits for the next tick.
+/// Asks one connection after another until one has given something up. Many callers may wait for that: after a round
+/// without success the next one waits for the next tick.
 template <class Shed>
 bool Server::shed(TimePoint& next_round, Shed shed_of) {
   const TimePoint now = std::chrono::steady_clock::now();
@@ -583,7 +582,7 @@ awaitable<void> Server::keep_time() {
     give_back_memory();
     keep_pages();
     if (now >= next_prune) {
-      // On its own: millions of entries take a while, and the watchdog waits for nobody.
+      // In a coroutine of its own: millions of entries take a while, and the watchdog must be fed in time.
       asio::co_spawn(
           loop_, [this] { return store_->builds().prune_expired(); }, kOrDie);
       next_prune = now + config_.prune_interval;
@@ -597,7 +596,7 @@ awaitable<void> Server::keep_time() {
       notifier_.alive();
       next_alive = now + *watchdog;
     }
-    // Those who go wake it early; with thousands of clients it looks at thousands of pages, so not for each of them.
+    // Departing clients wake it early. With thousands of clients a tick scans thousands of pages, so not for each one.
     const auto done = std::chrono::steady_clock::now();
     const auto next = now + kTick;
     const auto early =
@@ -618,7 +617,7 @@ awaitable<void> Server::handle_signals() {
       co_return;
     }
     notifier_.reloading();
-    auto read = [this]() { return reload_config(config_, inputs_); };  // off the loop: names of users are looked up
+    auto read = [this]() { return reload_config(config_, inputs_); };  // off the loop: it looks up user names
     auto job = [&read]() { return std::make_shared<Configured<Reload>>(read()); };
     const std::shared_ptr<Configured<Reload>> reloaded = co_await run_on(services_->copiers, job);
     if (!*reloaded) {
@@ -638,23 +637,23 @@ awaitable<void> Server::handle_signals() {
   }
 }
 
-/// Opening a database reads little of it: damage may show when something is written. Trying again does not mend it, nor
-/// does the next start find it. Clients notice what they notice of any restart.
+/// Opening a database reads little of it: damage may first show at a write. Retrying cannot help, and a plain restart
+/// would not detect it. To clients this looks like any restart.
 void Server::start_over(const std::string& damage) {
   if (stopping_ || !damage_.empty() || damaged_again_) return;
   if (!circumstances_.damage.empty() && std::chrono::steady_clock::now() - started_ < kDamagedAgain) {
     damaged_again_ = true;
-    flusher_->abandon();  // a later commit might meet sound pages, and prove nothing
+    flusher_->abandon();  // a later commit might touch only sound pages, and prove nothing
     spdlog::error("the new database is damaged already, and not replaced again before a restart: is the disk sound?");
     return;
   }
   damage_ = damage;
-  flusher_->abandon();  // nothing more goes there, or what is found to be written there would be forgotten
+  flusher_->abandon();  // no more writes: entries committed to a damaged database would count as clean
   boost::system::error_code ignored;
   signals_.cancel(ignored);
 }
 
-/// While nobody else waits for them.
+/// Collects signals while no one else waits for them.
 awaitable<void> Server::keep_signals() {
   while (!signals_kept_) {
     boost::system::error_code error;
@@ -674,16 +673,16 @@ std::optional<Server::Circumstances> Server::successor() {
   return next;
 }
 
-/// The order matters: nothing new, then what is under way, then everything to the database, then the rest.
+/// The order matters: stop accepting, finish what is under way, flush everything to the database, then the rest.
 awaitable<void> Server::stop() {
   stopping_ = true;
-  const bool over = !damage_.empty();  // and then neither requests nor the flush can end
+  const bool over = !damage_.empty();  // starting over: pending requests and the final flush cannot complete
   boost::system::error_code ignored;
   if (over) {
     notifier_.reloading();
     asio::co_spawn(
         loop_, [this] { return keep_signals(); }, kOrDie);
-    acceptor_.cancel(ignored);  // who connects waits in its queue for the next server
+    acceptor_.cancel(ignored);  // new connections wait in its queue for the next server
   } else {
     notifier_.stopping("finishing requests");
     if (socket_is_ours_) ::unlink(config_.socket.c_str());
@@ -700,11 +699,11 @@ awaitable<void> Server::stop() {
     }
     return false;
   };
-  // Who waits for room, or for a name, could wait for longer than this daemon lives; the next one can be asked.
+  // Requests that wait for room or for a name could outlive this daemon; their clients can retry with the next one.
   for (const auto& weak : connections_) {
     if (const auto connection = weak.lock()) connection->dismiss();
   }
-  if (!over) flusher_->kick();  // durable sets that wait need not wait for the interval
+  if (!over) flusher_->kick();  // waiting durable sets need not wait for the interval
   while (any_busy() && std::chrono::steady_clock::now() < requests_end) {
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
   }
@@ -717,7 +716,7 @@ awaitable<void> Server::stop() {
 
   if (!over) notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
   if (!over) flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
-  tick_.hang_up();  // nothing more is begun by the clock: the threads are about to end
+  tick_.hang_up();  // start no more periodic work: the threads are about to end
   do {
     notifier_.alive();
     co_await pause.sleep_until(std::chrono::steady_clock::now() + (over ? 10ms : kTick));
@@ -734,9 +733,9 @@ awaitable<void> Server::stop() {
   services_->copiers.join();
   flusher_->stop_thread();
   if (over) {
-    // No other thread is left that could take them: from here on they are pending, until the next server catches them.
+    // No other thread is left to take signals: from here on they stay pending until the next server catches them.
     block_signals(SIG_BLOCK);
-    co_await pause.sleep_until(std::chrono::steady_clock::now() + 50ms);  // those that are in the loop already
+    co_await pause.sleep_until(std::chrono::steady_clock::now() + 50ms);  // for those already in the loop
     signals_kept_ = true;
     for (const int signal : kept_signals_) ::kill(::getpid(), signal);
   }

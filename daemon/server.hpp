@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The daemon: owns everything, accepts connections, keeps time, and stops in order.
+/// The daemon: owns all components, accepts connections, runs the periodic work, and shuts down in order.
 #pragma once
 
 #include <boost/asio/local/stream_protocol.hpp>
@@ -24,27 +24,27 @@
 
 namespace stepstash::daemon {
 
-/// Thread safety: made, run and destroyed on one thread.
+/// Thread safety: created, run and destroyed on one thread.
 class Server {
  public:
-  /// What a process has besides its configuration.
+  /// What a server starts with besides its configuration.
   struct Circumstances {
-    UniqueFd listening_socket{};  ///< handed over by systemd, or by the server before this one
-    bool socket_is_ours = false;  ///< it was not systemd
-    std::string damage{};         ///< not empty: what is wrong with the database, found by the server before this one
+    UniqueFd listening_socket{};  ///< passed by systemd, or by the previous server
+    bool socket_is_ours = false;  ///< created by us, not passed by systemd
+    std::string damage{};         ///< not empty: the damage that the previous server found in the database
   };
 
-  /// Locks segment, database and socket, opens them, recovers, listens. `inputs` are kept for SIGHUP.
-  /// Errors are for people, with the exit status that fits (sysexits).
+  /// Locks segment, database and socket, opens them, recovers, listens. `inputs` are kept for SIGHUP. Errors are
+  /// messages for the operator, with the matching exit status (sysexits).
   static Configured<std::unique_ptr<Server>> open(Config config, Inputs inputs, Circumstances circumstances);
   ~Server();
 
-  /// Serves until SIGTERM or SIGINT, then stops: no new connections, requests finish, everything is flushed, SQLite
-  /// is closed, the segment stays. Returns the exit status: 74 when something could not be flushed (the segment
-  /// still has it).
+  /// Serves until SIGTERM or SIGINT, then stops: no new connections, requests finish, everything is flushed, SQLite is
+  /// closed, the segment stays. Returns the exit status: 74 if something could not be flushed (it is still in the
+  /// segment).
   int run();
-  /// After run(): with a value the database turned out to be damaged, and another server is to take over, which keeps
-  /// it aside and fills a new one. Signals that come meanwhile wait for it (catch_signals).
+  /// After run(): a value means that the database was found damaged, and another server is to take over, set it aside
+  /// and fill a new one. Signals that arrive in between stay pending for it (catch_signals).
   std::optional<Circumstances> successor();
   const Config& config() const noexcept { return config_; }
 
@@ -82,7 +82,7 @@ class Server {
   Inputs inputs_;
   Circumstances circumstances_;
   std::string damage_;          // not empty: starting over
-  bool damaged_again_ = false;  // and not starting over any more
+  bool damaged_again_ = false;  // damaged again: no more starting over
   bool signals_kept_ = false;
   std::vector<int> kept_signals_;  // for the next server
   std::vector<LockFile> locks_;
@@ -101,24 +101,24 @@ class Server {
   std::unique_ptr<Store> store_;
   std::unique_ptr<Services> services_;
   std::list<std::weak_ptr<Connection>> connections_;
-  std::list<std::shared_ptr<Connection::Socket>> refusing_;  // told why, and not gone yet
+  std::list<std::shared_ptr<Connection::Socket>> refusing_;  // refused, waiting for the peer to hang up
   std::map<uid_t, std::size_t> refusing_per_user_;
   std::map<uid_t, std::uint32_t> per_user_;
   std::size_t open_connections_ = 0;
-  std::size_t most_connections_ = 0;  // since the allocator gave memory back last
+  std::size_t most_connections_ = 0;  // since the allocator last gave memory back
   std::uint64_t accepted_ = 0;
   std::uint64_t refused_ = 0;
-  UniqueFd page_reserve_;  // a nameless object in the segment's tmpfs
+  UniqueFd page_reserve_;  // an unnamed file in the segment's tmpfs
   std::uint64_t page_reserve_bytes_ = 0;
-  UniqueFd spare_fd_;  // given up for a moment when no descriptor is left, to refuse instead of spinning
+  UniqueFd spare_fd_;  // released for a moment when no descriptor is left, to refuse a client instead of spinning
   gid_t socket_gid_ = 0;
-  bool socket_is_ours_ = false;  // made here, not handed over by systemd
+  bool socket_is_ours_ = false;  // created by us, not passed by systemd
   bool stopping_ = false;
   bool flusher_done_ = false;
   int exit_status_ = 0;
-  TimePoint next_idle_{};  // rounds of shed(): for rings of who is idle,
-  TimePoint next_slow_{};  // of who is slow,
-  TimePoint next_set_{};   // and for the room of slow sets
+  TimePoint next_idle_{};  // next round of shed(): rings of idle clients,
+  TimePoint next_slow_{};  // rings of slow clients,
+  TimePoint next_set_{};   // room of slow sets
   TimePoint started_ = std::chrono::steady_clock::now();
   Notifier notifier_;
   std::optional<shm::Served> served_;  // last: it ends before its segment

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A text that takes a while to put together and that many may ask for: put together at most ten times a second, and
-/// shared by all who asked meanwhile.
+/// A text that is expensive to build and that many clients may ask for: built at most ten times a second, and shared by
+/// all who asked in the meantime.
 ///
-/// Nobody gets one from before he asked: what a client sees in it includes what it did before.
-/// Thread safety: the loop's thread only.
+/// The text is never older than the request: it reflects everything the client did before asking. Thread safety: the
+/// loop's thread only.
 #pragma once
 
 #include <functional>
@@ -19,10 +19,10 @@ class SharedText {
  public:
   static constexpr auto kPause = std::chrono::milliseconds(100);
 
-  /// Puts it together.
+  /// Builds the text.
   std::function<std::string()> make;
 
-  /// Waits up to kPause; without a text of its own when the waiter hung up.
+  /// Waits up to kPause; returns an empty text if the waiter hung up.
   awaitable<std::shared_ptr<const std::string>> get(Waiter& waiter) {
     const TimePoint asked = std::chrono::steady_clock::now();
     bool waited = false;
@@ -49,7 +49,7 @@ class SharedText {
 
  private:
   std::shared_ptr<const std::string> text_;
-  TimePoint made_at_{};  // when what it says was the case
+  TimePoint made_at_{};  // when its contents were current
   TimePoint next_{};
   std::uint64_t times_made_ = 0;
   WaitList made_;

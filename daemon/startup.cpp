@@ -28,7 +28,7 @@ shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
   facts.length = entry.length;
   facts.value_hash = entry.value_hash;
   facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
-  // Dirty and evicted is a value that was lost (Writer::mark_lost); clean and evicted one that a database has.
+  // Dirty and evicted: a lost value (Writer::mark_lost). Clean and evicted: a value that a database has.
   facts.state = entry.value_offset == 0 ? entry.state.load() : shm::EntryState::dirty;
   return facts;
 }
@@ -39,7 +39,7 @@ void raise_next_id(shm::Writer& segment, const shm::Entry& entry) {
   STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
 }
 
-/// Publishes a copy of `entry` with this id and revision; its value, if it is there, is dirty.
+/// Publishes a copy of `entry` with this id and revision; its value, if present, is dirty.
 Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
   shm::Writer::EntryFacts facts = facts_of(entry);
   facts.id = id;
@@ -69,7 +69,7 @@ Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
   return success();
 }
 
-/// Writes an entry's value to the database under this id and revision, and publishes in our segment that it is there.
+/// Commits an entry's value to the database under this id and revision, and publishes its record in our segment.
 Result<> write_out(persist::BackingStore& database, shm::Writer& segment, const shm::Entry& entry, std::uint64_t id,
                    std::uint64_t revision) {
   shm::Writer::EntryFacts facts = facts_of(entry);
@@ -118,11 +118,11 @@ std::string not_saved(const shm::Entry& entry, const std::string& aside, std::er
                      printable(shm::entry_name(entry)), entry.id, aside, why.message());
 }
 
-/// What of another segment's entries is saved: what it alone may know, and besides it the records of evicted values,
-/// and values that are in a database.
+/// Which entries of another segment to copy: those that it alone may have; also records of evicted values; also values
+/// that are in a database.
 enum class Saved { dirty, and_evicted, and_clean };  // and_clean: in a second pass, after `dirty`
 
-/// Saves entries and all builds' facts out of another segment.
+/// Copies entries and all builds' facts out of another segment.
 void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup, Saved saved) {
   const auto entry = [&](const shm::Entry& found) {
     const bool clean = found.state.load() == shm::EntryState::clean;
@@ -131,7 +131,7 @@ void salvage(const shm::ObjectDirectory& directory, const std::string& aside, St
     if (startup.segment->find(found.buildid, shm::entry_name(found)) != nullptr) return;
     if (auto copied = copy_entry(*startup.segment, found)) {
       ++startup.entries_salvaged;
-    } else if (clean || saved != Saved::and_clean) {  // what is dirty was told by the first pass
+    } else if (clean || saved != Saved::and_clean) {  // the first pass reported dirty entries
       startup.set_aside.push_back(not_saved(found, aside, copied.error()));
     }
   };
@@ -143,8 +143,8 @@ void salvage(const shm::ObjectDirectory& directory, const std::string& aside, St
   }
 }
 
-/// Adds what the database knows and the segment does not. With `verify`, evicted entries that the database does not
-/// have are taken out: their values are gone.
+/// Adds what the database has and the segment does not. With `verify`, removes evicted entries that the database does
+/// not have: their values are gone.
 Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verify) {
   shm::Writer& segment = *startup.segment;
   Result<> failed = success();
@@ -219,7 +219,7 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   std::vector<const shm::Entry*> lost;
   struct Clash {
     const shm::Entry* entry;
-    bool id;  // not the revision alone
+    bool id;  // the id clashes, not just the revision
   };
   std::vector<Clash> renumbered;
   segment.for_each([&](const shm::Entry& entry) {
@@ -229,16 +229,16 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
         row->second.key_hash == shm::key_hash(shm::process_secret(), entry.buildid, shm::entry_name(entry));
     const bool same = same_key && row->second.revision == entry.revision && row->second.value_hash == entry.value_hash;
     if (same) return;
-    // Dirty and evicted is a value that is known to be lost: this database is yet to be told, by a row of its own.
+    // Dirty and evicted is a value known to be lost; a row of its own has yet to record that in this database.
     if (entry.value_offset == 0 && entry.state.load() == shm::EntryState::clean) {
       lost.push_back(&entry);
     } else if (const bool id = row != stored.end() && !same_key; id || revisions.contains(entry.revision)) {
       renumbered.push_back({&entry, id});
     }
   });
-  // Two databases that each began to count at 1: where both gave an id, to different names, ours gets another one, or
-  // the flush would write over the other's row. The same with revisions: by them the database knows what it has, and
-  // files the chunks of large values.
+  // Two databases that each began to count at 1: if both gave out an id, for different names, ours gets a new one;
+  // otherwise the flush would overwrite the other's row. Likewise for revisions: the database uses them to know what it
+  // has, and to file the chunks of large values.
   for (const auto& [entry, clash] : renumbered) {
     const std::uint64_t revision = next_id.fetch_add(1);
     const std::uint64_t id = clash ? revision : entry->id;
@@ -246,7 +246,8 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
     const std::string was =
         fmt::format("build {}, name \"{}\", id {}", entry->buildid, printable(shm::entry_name(*entry)), entry->id);
     auto moved = republish(segment, *entry, id, revision);
-    // Room for one more may lie scattered over the places of those that went before: then it waits in the database.
+    // The free space for one more may be scattered over the former places of earlier ones: then it goes to the
+    // database.
     if (!moved && moved.error() == Errc::segment_full) moved = write_out(database, segment, *entry, id, revision);
     STEPSTASH_TRY(moved);
     segment.reclaim();  // the former copy: room for one more is enough
@@ -264,13 +265,14 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   return success();
 }
 
-/// Whether values that a segment calls clean are in another database than this, or perhaps not in this copy of it.
+/// Whether values that a segment calls clean are in a different database, or may be missing from this copy of it.
 bool of_another(const persist::BackingStore& database, std::uint64_t store_id, std::uint64_t commit_count) {
   return store_id != database.store_id() || database.commit_count() < (commit_count & ~shm::kUnsettled);
 }
 
-/// Whether the configured size differs from the segment's and can be had: its dirty values must fit, and the clean ones
-/// must be in this very database. A segment that was made larger than configured for the sake of many entries stays.
+/// Whether the configured size differs from the segment's and is feasible: its dirty values must fit, and its clean
+/// ones must be in this very database. A segment enlarged beyond the configured size to hold many entries keeps its
+/// size.
 bool must_resize(const shm::Writer& segment, std::uint64_t bytes, std::uint64_t needed,
                  const persist::BackingStore& database) {
   if (shm::round_up(bytes, shm::kPageBytes) == segment.bytes() || needed > bytes) return false;
@@ -292,8 +294,8 @@ bool is_lack_of_room(std::error_code error) {
   return error == Errc::segment_full || error == Errc::too_many_builds || error == std::errc::no_space_on_device;
 }
 
-/// A segment of `bytes` bytes with what salvage() saves of `from`, whose name it is to get. None when that does not
-/// work out: `from` serves on, unchanged.
+/// Creates a segment of `bytes` bytes and copies the salvageable entries of `from`, whose name it is to get. nullopt if
+/// it does not fit; `from` is unchanged and continues to serve.
 std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
                                     std::uint64_t builds, const shm::Writer& from, Saved saved) {
   auto made = shm::Writer::create(directory, name, bytes, builds);
@@ -313,8 +315,8 @@ std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const
   return copy;
 }
 
-/// A segment of `bytes` bytes with what only `from` has, and the list of the database. None where there is no room for
-/// it beside `from`, which serves on, unchanged. Errors: those of the database.
+/// A segment of `bytes` bytes with what only `from` has, plus the database's list. nullopt if there is no room for it
+/// next to `from`, which is unchanged and continues to serve. Errors: those of the database.
 Result<std::optional<Startup>> resize(const shm::ObjectDirectory& directory, const std::string& name,
                                       std::uint64_t bytes, persist::BackingStore& database, const shm::Writer& from) {
   auto copy = copy_segment(directory, name, bytes, from.builds(), from, Saved::dirty);
@@ -326,8 +328,8 @@ Result<std::optional<Startup>> resize(const shm::ObjectDirectory& directory, con
   return std::optional<Startup>();
 }
 
-/// For a segment that has no room for what the database knows: a copy that has. All that is resident goes along, for
-/// it may be the only copy, and the records of what is not, for reconcile() to look for.
+/// For a segment too small for what the database has: copies it to a larger one. Copies everything resident, which may
+/// be the only copy, and the records of evicted values, for reconcile() to look up.
 std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, const std::string& name,
                                       std::uint64_t bytes, const persist::BackingStore::Census& census,
                                       const Startup& startup) {
@@ -335,7 +337,7 @@ std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, con
   std::uint64_t entries = census.entries;
   std::uint64_t text_bytes = census.text_bytes;
   std::uint64_t values = 0;
-  std::uint64_t largest = 0;  // room for one copy more (reconcile)
+  std::uint64_t largest = 0;  // room for one more copy (reconcile)
   from.for_each([&](const shm::Entry& entry) {
     ++entries;
     text_bytes += entry.name_bytes + entry.source_bytes;
@@ -353,8 +355,8 @@ std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, con
   return larger;
 }
 
-/// A new segment; with what is sound of a damaged one, where `damage` says what is the matter with that. With
-/// `with_clean` clean values go along where room is left.
+/// A new segment; if `damage` is set, with the sound entries of the damaged one. With `with_clean`, clean values are
+/// copied too, as far as there is room.
 Result<Startup> make_and_save(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
                               std::uint64_t builds, std::error_code damage, bool with_clean) {
   Startup startup;
@@ -366,16 +368,16 @@ Result<Startup> make_and_save(const shm::ObjectDirectory& directory, const std::
   return startup;
 }
 
-/// make_and_save() where there is no room for what is dirty and for the list of the database: first the list, for what
-/// is not in it could not be found; then what is dirty goes to the database at once. Where that cannot be, for it is
-/// another one or its disk is full, too, it goes where room is left.
+/// make_and_save() for when both the dirty entries and the database's list do not fit. The list goes first, because an
+/// entry missing from it could not be found; then dirty entries are committed to the database at once. If that is
+/// impossible, because the database is a different one or its disk is full too, they go wherever room is left.
 Result<Startup> make_and_write_out(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
                                    std::uint64_t builds, std::error_code damage, persist::BackingStore& database,
                                    bool other_database) {
   Startup startup;
   startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, bytes, builds));
   startup.set_aside.assign(1, fmt::format("segment {}: {}", name, damage.message()));
-  // Deletions, too: what they delete may still stand in the list.
+  // Including deletions: the list may still contain what they delete.
   const auto build = [&](const shm::BuildRecord& record) { save_build(startup, record, name); };
   STEPSTASH_TRY(shm::Writer::salvage(directory, name, nullptr, build));
   STEPSTASH_TRY(reconcile(database, startup, /*verify=*/false));
@@ -414,7 +416,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
                              std::vector<std::string>& told) {
   const auto start = std::chrono::steady_clock::now();
   Startup startup;
-  // First, for it may fail, and attaching changes what the next try would find.
+  // First, because it may fail, and attaching changes what the next try would find.
   const persist::BackingStore::Census census = STEPSTASH_TRY(database.census());
   shm::Recovery recovery;
   progress("attaching segment " + name);
@@ -432,7 +434,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     resized = copy.value().has_value();
     if (resized) {
       startup = std::move(*copy.value());
-      attached.value().reset();  // each pin page is opened once more by the new one
+      attached.value().reset();  // the new one opens each pin page again
     }
   }
   const bool warm = attached && !resized;
@@ -459,7 +461,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     }
     if (damage) progress("saving what is sound out of segment " + name);
     auto made = make_and_save(directory, name, size, builds, damage, other_database);
-    // What is believed of a damaged segment costs no start.
+    // Sizes read from a damaged header must not fail the start: retry with the configured size.
     if (!made && other_database) {
       size = std::max(bytes, needed);
       made = make_and_save(directory, name, size, census.builds_with_data, damage, other_database);
@@ -507,7 +509,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   const std::uint64_t next_id = header.next_id.load();
   const std::uint64_t id_limit = header.id_limit.load();
   if (replaced || other_database || id_limit < next_id + Flusher::kIdRange / 2) {
-    // A database that cannot be written now is no reason not to start: the flusher asks again.
+    // A database that cannot be written now must not fail the start: the flusher retries.
     if (auto first = database.reserve_ids(Flusher::kIdRange, std::max(next_id, id_limit))) {
       STEPSTASH_CRASH_POINT("daemon.startup.ids.reserved");
       header.next_id.store(first.value());
@@ -515,17 +517,17 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
       header.id_limit.store(first.value() + Flusher::kIdRange);
       STEPSTASH_CRASH_POINT("daemon.startup.ids.id_limit");
     } else if (other_database) {
-      header.id_limit.store(next_id);  // what another database has reserved counts for nothing here
+      header.id_limit.store(next_id);  // what another database has reserved does not count here
     }
   }
   if (replaced) {
-    // Only now, complete, does it take the place of what was there: killed before, the next start begins again.
+    // Only now, when complete, does it replace the former segment: if killed before this, the next start begins again.
     header.commit_count.store(database.commit_count());
     STEPSTASH_CRASH_POINT("daemon.startup.commit_count.stored");
     header.store_id.store(database.store_id());
     STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
     auto installed = startup.segment->install(/*keep_former=*/static_cast<bool>(damage));
-    if (!installed) {  // it may have its name already, and what was not saved would not be named again
+    if (!installed) {  // it may have been renamed already, and the next try would not report what was not saved
       told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
       return installed.error();
     }

@@ -13,9 +13,10 @@
 namespace stepstash::daemon {
 namespace {
 
-/// How long a list may wait for its client to ask for the next page.
+/// How long a list waits for its client to ask for the next page.
 constexpr auto kListPatience = std::chrono::seconds(10);
-/// Another table on account of such a key: not sooner after the last than this, nor than this many times what it took.
+/// Minimum interval between index tables built for a key without a slot: this long, and this many times as long as the
+/// last one took.
 constexpr auto kRekeyPause = std::chrono::milliseconds(100);
 constexpr int kRekeyPauseTimes = 20;
 
@@ -35,7 +36,7 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, per
       builds_(loop, catalog, segment, loader_, flusher, room_, *listings_, damage_, clock),
       reloader_(loop, catalog, segment, loader_, room_, damage_) {
   set_limits(limits);
-  // All callbacks of the daemon that go up, here and in Server::open_segment_and_store.
+  // All upward callbacks of the daemon are set here and in Server::open_segment_and_store.
   flusher_.on_settled = [this] { room_.freed(); };
   flusher_.on_clean = [this](Node& node) {
     if (segment_.entry_at(node.block).value_offset != 0) catalog_.touch(node);
@@ -50,7 +51,7 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
   std::vector<std::pair<std::uint64_t, Node*>> dirty;
   segment_.for_each([&](const shm::Entry& entry) {
     auto build = builds_.ensure(entry.buildid, /*spare=*/true);
-    if (!build) return;  // cannot be: every build with entries has its record
+    if (!build) return;  // cannot happen: every build with entries has its record
     Node& node = catalog_.add(entry, segment_.offset_of(entry), *build.value());
     segment_.bind(entry);
     const bool resident = entry.value_offset != 0;
@@ -69,8 +70,8 @@ void Store::adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost)
     if (segment_.entry_at(node->block).value_offset == 0) damage_.add(segment_.entry_at(node->block));
   }
   std::sort(dirty.begin(), dirty.end());
-  // Oldest first: the age of the queue's front is a published figure.
-  // A clock that was ahead (another boot's, another time namespace's) must not make anything wait.
+  // Oldest first: the age of the queue's front is a published figure. A clock that was ahead (of another boot or
+  // another time namespace) must not make anything wait.
   const auto now = clock_.monotonic();
   for (const auto& [since, node] : dirty) flusher_.mark_dirty(*node, std::min(now, std::chrono::nanoseconds(since)));
   builds_.adopt();
@@ -134,7 +135,7 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   facts.value_hash = value_hash;
   facts.set_at = clock_.monotonic();
   facts.state = shm::EntryState::dirty;
-  // On its way out, and its id with it: what is set now must not be deleted with it.
+  // The entry is being deleted, and its id with it: the new value must not be deleted as well.
   if (const shm::Entry* dropped = segment_.find(params.build, params.name); dropped != nullptr && old == nullptr) {
     builds_.forget(*catalog_.find(dropped->id));
   }
@@ -161,7 +162,7 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
 awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& params, OwnedDraft draft,
                                                  std::uint64_t length, std::uint64_t value_hash, Waiter& waiter,
                                                  TimePoint deadline) {
-  // The slot for a new name: others may have taken the one that was there when room was found.
+  // A new name needs a slot: others may have taken the one that was free when room was found.
   while (current_entry(segment_, catalog_, params.build, params.name) == nullptr) {
     const auto slot = segment_.make_room(params.build, params.name);
     if (slot) break;
@@ -198,7 +199,7 @@ awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params,
   const std::span<std::byte> room = segment_.value_bytes(*draft.value());
   if (!value.empty()) std::memcpy(room.data(), value.data(), value.size());
   STEPSTASH_CRASH_POINT("daemon.set.copied");
-  // Hashed where it will be read: what was copied is what is vouched for.
+  // Hash the copy that readers will see.
   const std::uint64_t hash = shm::hash_bytes(room.first(value.size()));
   co_return co_await commit(params, std::move(draft).value(), value.size(), hash, waiter, deadline);
 }
@@ -246,7 +247,7 @@ Result<protocol::ListPage> Store::list(const protocol::List& request, Listings::
     }
     page.entries.push_back(info_of(segment_.entry_at(at->second->block)));
   }
-  // Who goes on without having begun here gets what is there when it asks.
+  // A client that continues a list not begun here gets the present state.
   if (page.more && request.after_id == 0) {
     listing = listings_->begin(request.build, page.entries.back().id, clock_.monotonic());
   }
@@ -279,7 +280,7 @@ void Store::on_damaged(Node& node) {
   const shm::Entry& entry = segment_.entry_at(node.block);
   damage_.add(entry);
   auto record = segment_.mark_lost(entry);
-  // Deleted, it could come back from the database as what it was before: that is the last resort.
+  // If the entry were deleted, its older value could come back from the database: that is the last resort.
   if (!record && room_.free_for_record(record.error())) record = segment_.mark_lost(entry);
   STEPSTASH_CRASH_POINT("daemon.damaged.value.marked_lost");
   if (record) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Build data: set, get, list, wait. The one place where segment and database meet.
+/// Build data: set, get, list, wait. The only place where segment and database meet.
 ///
-/// Every acknowledged operation is a fact in the segment before its call returns; the flusher takes it to the database.
-/// What a value needs that the loop must not do (reserving and filling large blocks, SQLite) is done by callers on
+/// Every acknowledged operation is a fact in the segment before its call returns; the flusher writes it to the
+/// database. Work that must not run on the loop (reserving and filling large blocks, SQLite) is done by callers on
 /// other threads, between reserve() and commit().
 #pragma once
 
@@ -35,7 +35,7 @@
 
 namespace stepstash::daemon {
 
-/// Thread safety: the loop's thread only. Lifetime: all it refers to outlives it.
+/// Thread safety: the loop's thread only. Lifetime: everything it refers to outlives it.
 class Store {
  public:
   struct Limits {
@@ -46,35 +46,35 @@ class Store {
   Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
         Flusher& flusher, const Clock& clock, const Limits& limits);
 
-  /// Builds the catalogue from the segment and queues what is dirty. Call once, before anything else.
-  /// `all_dirty`: the database is not the one that "clean" speaks of. O(entries).
-  /// `lost`: entries whose values the database knows to be damaged.
+  /// Builds the catalogue from the segment and queues dirty entries. Call once, before anything else. `all_dirty`: the
+  /// database is not the one that the "clean" marks refer to. `lost`: entries whose values the database records as
+  /// damaged. O(entries).
   void adopt(bool all_dirty, const std::vector<persist::StoredEntry>& lost = {});
 
   // ---- setting ----
 
   /// Finds room for a value of `length` bytes, waiting for evictions and flushes until `deadline`. The tmpfs has the
-  /// pages for it beyond what other sets were promised, but they are not reserved yet. Errors: invalid_argument,
+  /// pages for it beyond those promised to other sets, but they are not reserved yet. Errors: invalid_argument,
   /// too_large (at once), segment_full, ENOSPC, dirty_limit, condition_failed.
   awaitable<Result<OwnedDraft>> reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
                                         TimePoint deadline);
-  /// Publishes a filled block: from here on every process sees it. With params.durable waits for the commit.
+  /// Publishes a filled block: from here on every process sees it. With params.durable, waits for the commit.
   awaitable<Result<protocol::SetOk>> commit(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
                                             std::uint64_t value_hash, Waiter& waiter, TimePoint deadline);
-  /// All of it for a value that is small enough to be copied on the loop.
+  /// Both steps, for a value small enough to be copied on the loop.
   awaitable<Result<protocol::SetOk>> set(const protocol::SetParams& params, std::span<const std::byte> value,
                                          Waiter& waiter, TimePoint deadline);
 
   // ---- reading ----
 
-  /// Brings an evicted value back (Reloader::load).
+  /// Reads an evicted value back (Reloader::load).
   awaitable<Result<>> load(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
     return reloader_.load(build, name, waiter, deadline);
   }
-  /// Waits until the name is there. Errors: deadline_exceeded.
+  /// Waits until the name exists. Errors: deadline_exceeded.
   awaitable<Result<>> wait(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline);
-  /// One page, in id order. O(log entries of the build + page). A list that takes more than one is kept in `listing`,
-  /// which is the connection's, and its next pages are of the same instant. Errors: deadline_exceeded: it was cut off.
+  /// One page, in id order. O(log entries of the build + page). A multi-page list is kept in `listing`, which belongs
+  /// to the connection; all its pages are as of the same instant. Errors: deadline_exceeded: it was cut off.
   Result<protocol::ListPage> list(const protocol::List& request, Listings::Handle& listing);
 
   // ---- what it is made of ----
@@ -90,11 +90,11 @@ class Store {
 
   // ---- upkeep ----
 
-  /// Frees what nobody looks at any more, and gives memory back. Call it a few times a second.
+  /// Frees what is no longer referenced, and gives memory back. Call a few times a second.
   void maintain();
   void set_limits(const Limits& limits);
   void stop_threads() { loader_.stop(); }
-  /// Sets that were published, ever.
+  /// Sets published by this daemon.
   std::uint64_t sets() const noexcept { return sets_; }
 
  private:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// How handlers wait without blocking the loop: for work on another thread, and for things to happen.
+/// How handlers wait without blocking the loop: for work on another thread, and for events.
 #pragma once
 
 #include <utility>  // before awaitable.hpp, which uses std::exchange without it in Boost 1.74
@@ -27,15 +27,15 @@ namespace asio = boost::asio;
 using asio::awaitable;
 using TimePoint = std::chrono::steady_clock::time_point;
 
-/// What co_spawn() calls when a coroutine that nobody waits for has ended. asio::detached would swallow what it threw,
-/// and the daemon would go on without it, say without accepting anybody. Memory that ran out ends the process instead,
-/// with a line on stderr, and the next one recovers.
+/// Completion handler for co_spawn() of coroutines that nobody awaits. asio::detached would swallow an exception, and
+/// the daemon would continue without the coroutine, for example without accepting connections. Running out of memory
+/// ends the process instead, with a line on stderr, and the next one recovers.
 inline constexpr auto kOrDie = [](const std::exception_ptr& thrown) noexcept {
   if (thrown) std::rethrow_exception(thrown);
 };
 
 /// Runs `work` on a thread of `pool` and resumes the coroutine on its own executor with the result. `work` must not
-/// throw, and what it refers to must live until then: a coroutine that waits here is never destroyed early.
+/// throw, and what it refers to must live until then: a coroutine waiting here is never destroyed early.
 template <class Work>
 awaitable<std::invoke_result_t<Work>> run_on(asio::thread_pool& pool, Work work) {
   using R = std::invoke_result_t<Work>;
@@ -51,20 +51,21 @@ awaitable<std::invoke_result_t<Work>> run_on(asio::thread_pool& pool, Work work)
                                                                                   std::move(work));
 }
 
-/// What one coroutine waits with: a timer that notice or hang-up cuts short. One wait at a time. Loop's thread only.
+/// What a coroutine waits with: a timer that a wake-up or hang-up cuts short. One wait at a time. Loop's thread only.
 class Waiter {
  public:
   explicit Waiter(asio::io_context& loop) : timer_(loop) {}
-  /// Of somebody who shares the loop with others: its turns are those of `uid`.
+  /// For a coroutine that shares the loop with others: its turns count for `uid`.
   Waiter(asio::io_context& loop, Turns& turns, uid_t uid) : timer_(loop), turns_(&turns), uid_(uid) {}
 
-  /// Ends the wait under way and all later ones: whoever waits gives up.
+  /// Ends the wait under way and all later ones: the waiting coroutine is to stop.
   void hang_up() {
     gone_ = true;
     timer_.cancel();
   }
   bool gone() const noexcept { return gone_; }
-  /// The daemon stops: ends waits for what may not come before that. Those for what the stop itself brings go on.
+  /// The daemon stops: ends waits for events that may not happen before that. Waits for what the shutdown itself
+  /// produces continue.
   void dismiss() {
     dismissed_ = true;
     timer_.cancel();
@@ -75,16 +76,16 @@ class Waiter {
   awaitable<void> sleep_until(TimePoint deadline) {
     if (gone_) co_return;
     timer_.expires_at(deadline);
-    boost::system::error_code ignored;  // cancelled or expired: the caller looks for itself
+    boost::system::error_code ignored;  // cancelled or expired: the caller checks
     co_await timer_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
   }
   void wake() { timer_.cancel(); }
-  /// Lets others have the loop, and goes on when it is this one's turn.
+  /// Yields the loop until it is this coroutine's turn.
   awaitable<void> yield() {
     if (turns_ != nullptr) co_return co_await turns_->next(uid_);
     co_await asio::post(timer_.get_executor(), asio::use_awaitable);
   }
-  /// For whom it waits: not for his sake are his views closed. 0 for the daemon itself.
+  /// The user it waits for, whose own views are never closed for this wait. 0 for the daemon itself.
   uid_t uid() const noexcept { return uid_; }
 
  private:
@@ -95,10 +96,10 @@ class Waiter {
   bool dismissed_ = false;
 };
 
-/// Those who wait for one thing. Waking is a hint to look again, never a promise. Loop's thread only.
+/// The waiters for one event. A wake-up is a hint to look again, never a promise. Loop's thread only.
 class WaitList {
  public:
-  /// Returns after notify_all(), at the deadline, or when the waiter hung up.
+  /// Returns after notify_all(), at the deadline, or when the waiter hangs up.
   awaitable<void> wait(Waiter& waiter, TimePoint deadline) {
     const auto place = waiters_.insert(waiters_.end(), &waiter);
     const Remove remove{waiters_, place};

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Whose request is handled next: users take turns, and each user's connections among themselves.
+/// Fair scheduling of requests: users take turns, and so do each user's connections.
 ///
-/// A coroutine that has work for the loop waits for its turn (next); a turn is what it then does until it waits for
+/// A coroutine that has work for the loop waits for its turn (next); a turn is what it does until it waits for
 /// something else. Deficit round robin (M. Shreedhar, G. Varghese, "Efficient Fair Queuing Using Deficit Round-Robin",
-/// IEEE/ACM ToN 4(3), 1996) over users: each may use the loop for kQuantum, and who has used more waits that many
-/// rounds. So a user with a thousand connections, or with dear requests, gets as much of the loop as one with a single
-/// connection, as long as both have something to do; who is alone has all of it. After kSlice others have the loop:
-/// the flusher, timers, and those whose bytes arrive.
+/// IEEE/ACM ToN 4(3), 1996) over users: each may use the loop for kQuantum, and a user that has used more waits for
+/// that many rounds. So a user with a thousand connections, or with expensive requests, gets no more of the loop than
+/// one with a single connection, as long as both have work; a user that is alone gets all of it. After kSlice the loop
+/// runs other work: the flusher, timers, and incoming data.
 ///
-/// Thread safety: the loop's thread only. Lifetime: outlives who waits.
+/// Thread safety: the loop's thread only. Lifetime: outlives all waiters.
 #pragma once
 
 #include <sys/types.h>
@@ -33,19 +33,19 @@ namespace stepstash::daemon {
 
 class Turns {
  public:
-  /// What one user may use of the loop before the next one is served: about ten sets.
+  /// Loop time for one user before the next one is served: about ten sets.
   static constexpr auto kQuantum = std::chrono::microseconds(250);
-  /// What all of them may use before the loop does something else.
+  /// Loop time for all users before the loop does something else.
   static constexpr auto kSlice = std::chrono::milliseconds(1);
-  /// More than this nobody has to wait for what he used: many others may be there.
+  /// Upper bound on a user's debt: with many other users, paying it off could take long.
   static constexpr auto kMostDebt = std::chrono::milliseconds(100);
 
-  /// `clock`: what turns are measured with; it outlives this.
+  /// `clock`: measures turns; it outlives this.
   Turns(boost::asio::io_context& loop, const Clock& clock) : loop_(loop), clock_(clock) {}
   Turns(const Turns&) = delete;
   Turns& operator=(const Turns&) = delete;
 
-  /// Returns when it is the caller's turn, after all of that user who came before.
+  /// Returns when it is the caller's turn, after all earlier callers of the same user.
   boost::asio::awaitable<void> next(uid_t uid) {
     auto start = [this, uid](auto handler) {
       using Handler = decltype(handler);
@@ -55,7 +55,7 @@ class Turns {
         start, boost::asio::use_awaitable);
   }
 
-  /// Turns that have been taken.
+  /// Turns taken.
   std::uint64_t taken() const noexcept { return taken_; }
 
  private:
@@ -71,14 +71,14 @@ class Turns {
   };
   struct User {
     std::deque<std::unique_ptr<Turn>> waiting;
-    std::chrono::nanoseconds credit{0};  // below zero: used ahead
-    std::chrono::nanoseconds left{0};    // the last time that nothing of it waited
+    std::chrono::nanoseconds credit{0};  // below zero: debt
+    std::chrono::nanoseconds left{0};    // when its queue last became empty
   };
 
   void add(uid_t uid, std::unique_ptr<Turn> turn) {
     User& user = users_[uid];
     if (user.waiting.empty()) {
-      // Time pays debts off, too: they tell whose turn it is among those who are there at one time.
+      // Time pays off debts, too: a debt only decides between users that compete at the same time.
       if (user.credit.count() < 0) {
         user.credit = std::min(user.credit + (clock_.monotonic() - user.left), std::chrono::nanoseconds(0));
       }
@@ -96,9 +96,9 @@ class Turns {
     const auto end = now + kSlice;
     while (!round_.empty() && now < end) {
       const uid_t uid = round_.front();
-      User& user = users_.at(uid);  // references into a map stay
+      User& user = users_.at(uid);  // references into a map stay valid
       const bool alone = round_.size() == 1;
-      if (user.credit.count() <= 0 && !alone) {  // the next round is another one for it
+      if (user.credit.count() <= 0 && !alone) {  // its next round
         user.credit += kQuantum;
         if (user.credit.count() <= 0) {
           round_.splice(round_.end(), round_, round_.begin());
@@ -109,13 +109,13 @@ class Turns {
       user.waiting.pop_front();
       ++taken_;
       const bool last = user.waiting.empty();
-      if (last) round_.pop_front();  // before it is taken: it may come again in it
+      if (last) round_.pop_front();  // before the turn is taken: the user may queue again in it
       turn->take();
       const auto then = std::exchange(now, clock_.monotonic());
-      if (alone) user.credit = std::chrono::nanoseconds(0);  // what was used while nobody else was there is free
+      if (alone) user.credit = std::chrono::nanoseconds(0);  // what was used while no other user was waiting is free
       user.credit = std::max<std::chrono::nanoseconds>(user.credit - (now - then), -kMostDebt);
       if (last && user.waiting.empty()) {
-        user.credit = std::min(user.credit, std::chrono::nanoseconds(0));  // nobody saves up
+        user.credit = std::min(user.credit, std::chrono::nanoseconds(0));  // no saving up
         user.left = now;
       } else if (!last && user.credit.count() <= 0) {
         round_.splice(round_.end(), round_, round_.begin());
@@ -131,8 +131,8 @@ class Turns {
 
   boost::asio::io_context& loop_;
   const Clock& clock_;
-  std::map<uid_t, User> users_;  // those of this round, and those who used ahead
-  std::list<uid_t> round_;       // those for whom something waits, the next one in front
+  std::map<uid_t, User> users_;  // users of this round, and users in debt
+  std::list<uid_t> round_;       // users with waiting turns, the next one in front
   std::uint64_t taken_ = 0;
   bool posted_ = false;
 };

@@ -8,11 +8,12 @@
 namespace stepstash::daemon {
 namespace {
 
-/// What the views of one user may keep in place while others find no room: this part of it.
+/// The fraction of the room that one user's views may keep in place when others find none.
 constexpr std::uint64_t kSharePart = 4;
-/// Where several users hold all of it together, one must hold this part more than the user who wants room.
+/// If users together hold more than half of it, the largest holder is also closed for holding this fraction more than
+/// the user who needs room.
 constexpr std::uint64_t kMarginPart = 64;
-/// The loop does other things for this many times as long as a census took.
+/// After a census the loop runs other work for this many times as long.
 constexpr int kCensusPause = 9;
 
 }  // namespace
@@ -26,8 +27,7 @@ const std::vector<shm::Writer::Held>& UserShares::held() {
   return held_;
 }
 
-/// Closing takes nothing from the user, whose views stay as they are; so there is no reason to let others wait for an
-/// answer.
+/// Closing takes nothing from the user, whose views stay as they are, so there is no reason to make others wait first.
 bool UserShares::close_greediest(std::uint32_t for_user, std::uint64_t room) {
   if (clock_.monotonic() < next_census_) return false;
   std::uint64_t in_all = 0;
@@ -39,13 +39,13 @@ bool UserShares::close_greediest(std::uint32_t for_user, std::uint64_t room) {
     in_all += held.bytes;
     if (held.uid != for_user && (most == nullptr || held.bytes > most->bytes)) most = &held;
   }
-  // Several users, each below a share, can hold all of it together: then the one who holds most is closed.
+  // Several users, each below a share, can together leave no room: then the largest holder is closed.
   const bool too_much = most != nullptr && (most->bytes > room / kSharePart ||
                                             (in_all > room / 2 && most->bytes > own + room / kMarginPart));
   if (!too_much) return false;
   const shm::Writer::Held held = *most;
   next_census_ = {};
-  closed_at_[held.uid] = held.bytes;  // also if some pages stay open: they are all opened again
+  closed_at_[held.uid] = held.bytes;  // even if some pages stay open: reopening covers all of them
   if (auto closed = segment_.close_user(held.uid); !closed) {
     spdlog::error("cannot close all pin pages of user {}: {}", held.uid, closed.error().message());
     next_census_ = clock_.monotonic() + std::chrono::seconds(1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// When to try again, and until when.
+/// Retry intervals and deadlines.
 #pragma once
 
 #include <time.h>
@@ -20,7 +20,7 @@ class Backoff {
   void pause(Deadline deadline) noexcept {
     const auto left = std::max<std::uint32_t>(remaining_ms(deadline), 1);
     const timespec span{0, long{1'000'000} * std::min(next_ms_, std::min<std::uint32_t>(left, 50))};
-    ::nanosleep(&span, nullptr);  // a signal may cut it short: the next attempt is then a little early
+    ::nanosleep(&span, nullptr);  // a signal may interrupt it: the next attempt comes a little early
     next_ms_ = std::min<std::uint32_t>(next_ms_ * 2, 50);
   }
 

@@ -20,7 +20,7 @@
 namespace stepstash::client {
 namespace {
 
-constexpr std::size_t kFirstBuffer = 4096;  // every reply but list pages and long texts fits
+constexpr std::size_t kFirstBuffer = 4096;  // fits every reply except list pages and long texts
 constexpr std::size_t kNothingYet = SIZE_MAX;
 
 bool broken(int error) noexcept { return error == EPIPE || error == ECONNRESET || error == ENOTCONN; }
@@ -29,7 +29,7 @@ bool lacks_descriptors(int error) noexcept { return error == EMFILE || error == 
 
 std::error_code connection_broke() noexcept { return explain(Errc::unavailable, "the daemon closed the connection"); }
 
-/// How many descriptors must come with a reply; -1: that depends on the request.
+/// How many descriptors must come with a reply; -1: it depends on the request.
 int descriptors_of(const protocol::Reply& reply) noexcept {
   if (std::holds_alternative<protocol::HelloOk>(reply)) return -1;
   if (const auto* ready = std::get_if<protocol::SetReady>(&reply)) return ready->ring_attached ? 1 : 0;
@@ -89,7 +89,7 @@ Channel::~Channel() {
   }
   const NoFork whole;
   drop_descriptors();
-  // A child of ours may hold a copy: shutdown lets the daemon know at once that this connection is over.
+  // A child of ours may hold a copy: shutdown tells the daemon at once that this connection is closed.
   ::shutdown(fd_, SHUT_RDWR);
   slot_->store(-1);
   ::close(fd_);
@@ -99,7 +99,7 @@ Result<std::unique_ptr<Channel>> Channel::open(const Address& address, Descripto
   const NoFork whole;
   UniqueFd fd = above_stdio(UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)));
   if (!fd) return lacks_descriptors(errno) ? explain_lack_of_descriptors(last_errno()) : last_errno();
-  int rc;  // not blocking: it connects at once, or there is no room in the queue
+  int rc;  // non-blocking: connects at once, or the queue is full
   do {
     rc = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address.name), sizeof address.name);
   } while (rc != 0 && errno == EINTR);
@@ -128,7 +128,7 @@ Result<> Channel::send(const protocol::Request& request, Deadline deadline) {
   std::span<const std::byte> body;
   if (const auto* set = std::get_if<protocol::Set>(&request)) {
     protocol::encode_set_head(*set, out_);
-    body = set->value;  // from where it lies: no copy of ours
+    body = set->value;  // sent from where it is, without a copy
   } else {
     protocol::encode(request, out_);
   }
@@ -158,7 +158,7 @@ Result<> Channel::send(const protocol::Request& request, Deadline deadline) {
   return success();
 }
 
-/// One recvmsg(2); kNothingYet when it is to be repeated.
+/// One recvmsg(2); kNothingYet if it should be repeated.
 Result<std::size_t> Channel::receive_some(std::span<std::byte> room) {
   const NoFork whole;
   iovec part{room.data(), room.size()};
@@ -174,7 +174,7 @@ Result<std::size_t> Channel::receive_some(std::span<std::byte> room) {
     if (broken(errno)) return connection_broke();
     return last_errno();
   }
-  // Whatever came is owned before anything is judged.
+  // Take ownership of the received descriptors before checking anything.
   bool too_many = (message.msg_flags & MSG_CTRUNC) != 0;
   std::error_code no_number;
   for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
@@ -194,7 +194,7 @@ Result<std::size_t> Channel::receive_some(std::span<std::byte> room) {
       }
     }
   }
-  // Where we have no descriptors left, the kernel leaves out what was sent, and says no more than this.
+  // If we are out of descriptors, the kernel drops those that were sent and reports only this.
   if (too_many && descriptor_count_ < kMaxDescriptors) {
     const UniqueFd one_more(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
     if (!one_more && lacks_descriptors(errno)) return explain_lack_of_descriptors(last_errno());
@@ -215,7 +215,7 @@ void Channel::drop_descriptors() noexcept {
   descriptor_count_ = 0;
 }
 
-/// Makes at least `bytes` received bytes available.
+/// Ensures that at least `bytes` received bytes are available.
 Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
   if (in_end_ - in_begin_ >= bytes) return success();
   if (in_begin_ != 0) {
@@ -225,7 +225,7 @@ Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
   }
   if (in_.size() < bytes) in_.resize(std::max(bytes, kFirstBuffer));
   while (in_end_ < bytes) {
-    // Waiting comes first: the answer is hardly ever there already, and a vain recvmsg costs as much as the poll.
+    // Poll first: the answer is rarely there already, and a failed recvmsg costs as much as the poll.
     STEPSTASH_TRY(wait_for(POLLIN, deadline));
     const std::size_t got = STEPSTASH_TRY(receive_some(std::span(in_).subspan(in_end_)));
     if (got == kNothingYet) continue;
@@ -238,7 +238,7 @@ Result<> Channel::fill(std::size_t bytes, Deadline deadline) {
 Result<protocol::Reply> Channel::receive(Deadline deadline) {
   if (descriptor_count_ != 0) {
     const NoFork whole;
-    drop_descriptors();  // of the reply before
+    drop_descriptors();  // of the previous reply
   }
   STEPSTASH_TRY(fill(protocol::kHeadBytes, deadline));
   auto head = protocol::decode_head(
@@ -263,7 +263,8 @@ Result<protocol::Reply> Channel::receive(Deadline deadline) {
 
 Result<protocol::Reply> Channel::call(const protocol::Request& request, Deadline deadline) {
   if (auto sent = send(request, deadline); !sent) {
-    // A daemon that refuses a peer says so and closes: the reason may be there although the request is not.
+    // A daemon that refuses a peer says so and closes: the reason may have arrived even though the request could not be
+    // sent.
     if (sent.error() == Errc::unavailable) {
       if (auto reason = receive(deadline); reason && std::holds_alternative<protocol::Failure>(reason.value())) {
         return reason;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// One connection to the daemon: request out, reply in.
+/// One connection to the daemon: sends a request, receives its reply.
 ///
-/// Thread rule: one thread at a time. Lifetime: a Channel lives shorter than the DescriptorTable it was opened with.
+/// Thread rule: one thread at a time. Lifetime: the DescriptorTable it was opened with outlives a Channel.
 #pragma once
 
 #include <sys/un.h>
@@ -25,27 +25,27 @@ namespace stepstash::client {
 
 using Deadline = std::chrono::steady_clock::time_point;  // CLOCK_MONOTONIC in libstdc++
 
-/// Milliseconds left, rounded up, at least 0: what poll(2) and the daemon are told.
+/// Milliseconds left, rounded up, at least 0: the timeout for poll(2) and for the daemon.
 std::uint32_t remaining_ms(Deadline deadline) noexcept;
 
-/// The path of the daemon's socket, checked. Errors: Errc::invalid_argument when it is empty or does not fit.
+/// The checked path of the daemon's socket. Errors: Errc::invalid_argument if it is empty or too long.
 struct Address {
   sockaddr_un name{};
   static Result<Address> of(const std::string& path);
   const char* path() const noexcept { return name.sun_path; }
 };
 
-/// The descriptors of one client, so that a forked child can close its copies of them, whatever the parent's threads
-/// were doing at that instant. Lock-free; every slot is whole at every instruction.
+/// The descriptors of one client, so that a forked child can close its copies, whatever the parent's threads were doing
+/// at the fork. Lock-free; every slot is consistent at every instruction.
 class DescriptorTable {
  public:
   DescriptorTable() noexcept;
-  /// The slot that now owns `fd`; null when all are taken.
+  /// The slot that now owns `fd`; null if all are taken.
   std::atomic<int>* put(int fd) noexcept;
-  /// Closes every descriptor. Only in a child, for the parent's: nothing is said on them.
+  /// Closes every descriptor. Only in a child, for the parent's connections; sends nothing on them.
   void close_all() noexcept;
 
-  static constexpr std::size_t kSlots = 256;  // threads of one client that can ask the daemon at once, more or less
+  static constexpr std::size_t kSlots = 256;  // roughly the threads of one client that can ask the daemon at once
 
  private:
   std::array<std::atomic<int>, kSlots> fds_;
@@ -53,15 +53,14 @@ class DescriptorTable {
 
 class Channel {
  public:
-  /// Connects; does not say Hello.
-  /// Errors: those of connect(2) (EAGAIN: the daemon's backlog is full), Errc::too_many.
+  /// Connects; does not send Hello. Errors: those of connect(2) (EAGAIN: the daemon's backlog is full), Errc::too_many.
   static Result<std::unique_ptr<Channel>> open(const Address& address, DescriptorTable& table);
   ~Channel();
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
 
-  /// One request and its reply. An error leaves the channel useless: drop it.
-  /// Errors: Errc::unavailable (the connection broke), Errc::deadline_exceeded, Errc::protocol_error.
+  /// Sends one request and receives its reply. After an error the channel is unusable: drop it. Errors:
+  /// Errc::unavailable (the connection broke), Errc::deadline_exceeded, Errc::protocol_error.
   Result<protocol::Reply> call(const protocol::Request& request, Deadline deadline);
 
   Result<> send(const protocol::Request& request, Deadline deadline);
@@ -69,23 +68,23 @@ class Channel {
 
   /// Whether it is connected and silent, as an idle channel must be. One system call.
   bool idle_and_alive() const noexcept;
-  /// Whether any byte of the last request reached the socket: if not, the daemon cannot have acted on it.
+  /// Whether any byte of the last request reached the socket. If not, the daemon cannot have acted on it.
   bool sent_any() const noexcept { return sent_any_; }
-  /// The descriptors that came with the last reply, in order. With a NoFork in hand, until they are closed: a child's
-  /// copies would not be.
+  /// The descriptors that came with the last reply, in order. Hold a NoFork until they are closed: a child's copies
+  /// would stay open.
   UniqueFd take_descriptor(std::size_t index) noexcept;
-  /// Whether nothing has been received since the last whole reply.
+  /// Whether nothing has been received since the last complete reply.
   bool silent() const noexcept { return in_begin_ == in_end_ && descriptor_count_ == 0; }
   std::size_t descriptor_count() const noexcept { return descriptor_count_; }
 
-  /// The staging ring, once a SetReady brought it.
+  /// The staging ring, once a SetReady has delivered it.
   struct Ring {
     shm::Mapping mapping;
     std::uint32_t bytes = 0;
     std::uint32_t piece_bytes = 0;
   };
   Ring& ring() noexcept { return ring_; }
-  /// Takes over the ring a SetReady announces. Errors: Errc::protocol_error, those of mmap(2).
+  /// Maps the ring that a SetReady announces. Errors: Errc::protocol_error, those of mmap(2).
   Result<> adopt_ring(const protocol::SetReady& ready);
 
  private:
@@ -101,12 +100,12 @@ class Channel {
   std::uint64_t epoch_;
   bool sent_any_ = false;
   std::vector<std::byte> out_;
-  std::vector<std::byte> in_;  // received, not yet consumed: in_[in_begin_ .. in_end_)
+  std::vector<std::byte> in_;  // received, not consumed: in_[in_begin_ .. in_end_)
   std::size_t in_begin_ = 0, in_end_ = 0;
   static constexpr std::size_t kMaxDescriptors = 2;  // segment and pin page
   struct Received {
     UniqueFd fd;
-    std::atomic<int>* slot = nullptr;  // in the table; null: it was full
+    std::atomic<int>* slot = nullptr;  // in the table; null: the table was full
   };
   std::array<Received, kMaxDescriptors> descriptors_;
   std::size_t descriptor_count_ = 0;

@@ -20,12 +20,12 @@
 namespace stepstash::client {
 namespace {
 
-/// How often hits look for a daemon while none serves their segment, and after one has refused us: each time costs a
+/// How often hits look for a daemon while none serves their segment, and after one has refused us: each look costs a
 /// few system calls.
 constexpr Milliseconds kLookAgain{100};
 constexpr Milliseconds kLookMuchLater{900};
 
-/// Through the vDSO, without a system call; a few milliseconds behind.
+/// Through the vDSO, without a system call; lags by a few milliseconds.
 std::int64_t coarse_ms() noexcept {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
@@ -61,13 +61,13 @@ Result<Wanted> expect(Result<protocol::Reply> reply, const char* what) {
 
 }  // namespace
 
-/// Held by whoever cleans up after a fork or attaches. Not a mutex: one that another thread of the parent held at the
-/// fork would stay locked in the child for ever. Contention is rare (another segment serves, or the first call after a
-/// fork), so waiting is a short sleep; but whoever attaches may wait for the daemon as long as its own call allows, and
-/// that must not be what the calls of others take.
+/// Held while cleaning up after a fork or attaching. Not a mutex: one that another thread of the parent held at the
+/// fork would stay locked in the child forever. Contention is rare (another segment serves, or the first call after a
+/// fork), so waiting is a short sleep. But the holder may wait for the daemon as long as its own call allows, and other
+/// calls must not be delayed by that.
 class Client::AttachLock {
  public:
-  /// Waits for whoever has it; until `deadline`, when there is one, and may not hold it then.
+  /// Waits for the holder; with a `deadline`, only until then, and may not hold the lock afterwards.
   explicit AttachLock(std::atomic<std::uint64_t>& holder, std::optional<Deadline> deadline = std::nullopt) noexcept
       : holder_(holder) {
     while (!take()) {
@@ -76,7 +76,7 @@ class Client::AttachLock {
       ::nanosleep(&span, nullptr);
     }
   }
-  /// Does not wait: it may be held by another thread then.
+  /// Does not wait: another thread may hold the lock afterwards.
   AttachLock(std::atomic<std::uint64_t>& holder, std::try_to_lock_t) noexcept : holder_(holder) { take(); }
   ~AttachLock() {
     if (held_) holder_.store(0);
@@ -98,7 +98,7 @@ class Client::AttachLock {
 };
 
 Deadline answer_deadline(Deadline deadline) noexcept {
-  // A tenth more, at least 50 ms for a busy machine and at most a second: a daemon that is stopped must not hold us
+  // A tenth more: at least 50 ms for a busy machine, at most a second because a stopped daemon must not delay us for
   // long.
   const std::uint32_t extra = std::clamp<std::uint32_t>(remaining_ms(deadline) / 10, 50, 1000);
   return deadline + Milliseconds(extra);
@@ -156,8 +156,8 @@ Client::~Client() {
 
 // ---- forks ---------------------------------------------------------------------------------------------------------
 
-/// A child keeps a segment for the views that are open now, and nothing else: a segment that was replaced would stay in
-/// memory for as long as the child lives.
+/// A child keeps a segment for the views that are open now, and nothing else: otherwise a replaced segment would stay
+/// in memory as long as the child lives.
 void Client::before_fork() noexcept {
   for (Attachment* at = all_.load(); at != nullptr; at = at->next) {
     if (at->epoch != fork_epoch() || at->memory.load() == Attachment::Memory::given_back) continue;
@@ -173,21 +173,21 @@ void Client::after_fork_in_parent() noexcept {
   }
 }
 
-/// Nothing is said on the connections: they are the parent's. The rest is done when the child uses the client.
+/// Sends nothing on the connections, which are the parent's. The rest is done when the child uses the client.
 void Client::after_fork_in_child() noexcept { descriptors_.close_all(); }
 
 // ---- connections ---------------------------------------------------------------------------------------------------
 
-/// In a forked child: drops what belongs to the parent, without a word on its connections. Segments that came along
-/// stay mapped, for the views the parent had opened.
+/// In a forked child: drops what belongs to the parent and sends nothing on its connections. Inherited segments stay
+/// mapped, for the views the parent had opened.
 void Client::enter_process() noexcept {
   if (epoch_.load() == fork_epoch()) return;
-  AttachLock lock(locked_by_);  // of this process only those have it who do the same: nobody who waits for the daemon
+  AttachLock lock(locked_by_);  // in this process only threads doing the same hold it: none waits for the daemon
   if (epoch_.load() == fork_epoch()) return;
   descriptors_.close_all();
   while (take_idle() != nullptr) {
   }
-  // Not freed: a thread of the parent's may have been at it, and in the middle of giving its buffer other memory.
+  // Not freed: a thread of the parent may have been using it, even reallocating its buffer, at the fork.
   (void)looking_.release();
   next_look_ms_.store(0);
   resume_needed_.store(false);
@@ -235,20 +235,20 @@ Result<std::unique_ptr<Channel>> Client::take(Deadline deadline) {
   do {
     if (!attached_here() || resume_needed_.load()) STEPSTASH_TRY(ensure_attached(deadline));
     while (auto channel = take_idle()) {
-      // A daemon that restarted has closed it: found out here, before a request whose outcome would be unknown.
+      // A restarted daemon has closed it. Detect that here, before a request whose outcome would be unknown.
       if (channel->idle_and_alive()) return channel;
       resume_needed_.store(true);
     }
     if (resume_needed_.load()) continue;
     auto channel = STEPSTASH_TRY(open_channel(false, deadline));
     if (!resume_needed_.load()) return channel;
-    // Another segment serves: what is set through this channel must be found by our next get, so attach first.
+    // Another segment serves: our next get must find what is set through this channel, so attach first.
     give_back(std::move(channel));
   } while (!passed(deadline));
   return explain(Errc::unavailable, "%s: the daemon restarts again and again", address_.path());
 }
 
-/// Attaches unless that has been done meanwhile. Another thread may be at it and have a longer deadline.
+/// Attaches unless another thread has done so meanwhile. That thread may be at it with a longer deadline.
 Result<> Client::ensure_attached(Deadline deadline) {
   enter_process();
   const AttachLock lock(locked_by_, deadline);
@@ -264,7 +264,7 @@ Result<> Client::ensure_attached(Deadline deadline) {
   return success();
 }
 
-/// Connects and says Hello, again and again until the deadline.
+/// Connects and sends Hello, repeatedly until the deadline.
 Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline deadline) {
   for (Backoff backoff;; backoff.pause(deadline)) {
     auto opened = Channel::open(address_, descriptors_);
@@ -278,7 +278,7 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
       if (nobody_there(error) && (!wait || passed(deadline))) {
         return explain(Errc::unavailable, "%s: %s: is stepstashd running?", address_.path(), error.message().c_str());
       }
-      if (is_errno(error, EMFILE) || is_errno(error, ENFILE)) return error;  // explained, and not the socket's fault
+      if (is_errno(error, EMFILE) || is_errno(error, ENFILE)) return error;  // explained; not the socket's fault
       if (!wait) return explain(error, "%s: cannot connect: %s", address_.path(), error.message().c_str());
       if (passed(deadline)) return explain(Errc::unavailable, "%s: the daemon takes no connections", address_.path());
       continue;
@@ -287,7 +287,8 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
 
     auto reply = channel->call(hello(attach), answer_deadline(deadline));
     if (!reply) {
-      // Connected but not greeted: a daemon that goes down, or one that is started by this very connection and fails.
+      // Connected, but no answer to Hello: a daemon that is shutting down, or one that this connection started and that
+      // fails.
       if (reply.error() == Errc::unavailable && !passed(deadline)) continue;
       if (reply.error() == Errc::deadline_exceeded) {
         return explain(Errc::unavailable, "%s: connected, but no answer before the deadline", address_.path());
@@ -303,7 +304,7 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
   }
 }
 
-/// What to say first; an attaching one goes on with the pin page that there is, if any.
+/// The Hello to send; an attaching one resumes the existing pin page, if any.
 protocol::Hello Client::hello(bool attach) const noexcept {
   protocol::Hello hello;
   hello.attach = attach;
@@ -315,7 +316,7 @@ protocol::Hello Client::hello(bool attach) const noexcept {
   return hello;
 }
 
-/// Acts on what Hello was answered.
+/// Handles the answer to Hello.
 Result<> Client::greeted(Channel& channel, const protocol::Reply& reply, bool attach) {
   const auto* ok = std::get_if<protocol::HelloOk>(&reply);
   if (ok == nullptr) return unexpected_reply("hello");
@@ -327,12 +328,12 @@ Result<> Client::greeted(Channel& channel, const protocol::Reply& reply, bool at
   STEPSTASH_CRASH_POINT("libclient.hello.answered");
   if (attach) return adopt(channel, *ok);
   const Attachment* attached = current_.load(std::memory_order_acquire);
-  // Another segment than the one we read from, although our pin page does not say so: attach to it on the next call.
+  // Another segment serves, although our pin page does not say so: attach to it on the next call.
   if (attached == nullptr || ok->segment_id != attached->reader.segment_id()) resume_needed_.store(true);
   return success();
 }
 
-/// Takes over what an attaching Hello brought.
+/// Takes over what an attaching Hello delivered.
 Result<> Client::adopt(Channel& channel, const protocol::HelloOk& hello) {
   if (hello.resumed) {
     if (!attached_here()) return unexpected_reply("hello");
@@ -355,20 +356,20 @@ Result<> Client::attach(Channel& channel, const protocol::HelloOk& hello) {
     return explain(reader.error(), "cannot attach the segment of daemon %s with library %s: %s",
                    Quoted(hello.server_version).c_str(), STEPSTASH_VERSION, reader.error().message().c_str());
   }
-  reader.value().inherit_segment(false);  // but for views that are open at a fork (before_fork)
+  reader.value().inherit_segment(false);  // except for views open at a fork (before_fork)
   STEPSTASH_CRASH_POINT("libclient.attach.mapped");
   auto* attachment = new Attachment(std::move(reader).value(), all_.load());
   Attachment* former = current_.load();
-  all_.store(attachment);  // the attach lock is held: nobody else pushes
-  // Release pairs with find().
+  all_.store(attachment);  // under the attach lock: no other thread pushes
+  // Release: pairs with find().
   current_.store(attachment, std::memory_order_release);
   STEPSTASH_CRASH_POINT("libclient.attach.current");
   resume_needed_.store(false);
   if (former != nullptr && former->epoch == fork_epoch()) {
     former->reader.supersede();
-    // A release stores its pin and then looks at the state, without a fence of its own. After this one either it sees
-    // the state, or give_back_formers() sees the pin gone. Where the kernel has none, memory may stay until the next
-    // view of that segment is released, or the next segment is attached.
+    // A release stores its pin and then checks the state, without a fence of its own. After this fence either it sees
+    // the state, or give_back_formers() sees the pin gone. If the kernel lacks such a fence, memory may stay until the
+    // next view of that segment is released or the next segment is attached.
     fence_all_threads();
   }
   return success();
@@ -383,10 +384,10 @@ void Client::give_back_formers() noexcept {
   }
 }
 
-/// One thread at a time. One that comes meanwhile has given up its pin before, and is seen by the second look. What the
-/// kernel refuses (RLIMIT_AS, vm.max_map_count) it would refuse again: that is left to the next call that comes by.
+/// One thread at a time. A thread that arrives meanwhile has already released its pin, which the second look sees. If
+/// the kernel refuses (RLIMIT_AS, vm.max_map_count), it would refuse again: the next call retries.
 void Client::Attachment::give_back() noexcept {
-  const NoFork whole;  // or a child could take the addresses for its parent's segment
+  const NoFork whole;  // otherwise a child could mistake the addresses for its parent's segment
   shm::GivenBack given = shm::GivenBack::pinned;
   do {
     Memory there = Memory::there;
@@ -396,19 +397,19 @@ void Client::Attachment::give_back() noexcept {
   } while (given == shm::GivenBack::pinned && reader.pins_in_use() == 0);
 }
 
-/// No daemon serves the segment that we read, as far as it says itself (L12): there is none, or one with another
-/// segment. Asks at the socket, one thread at a time, and never waits (I6): an answer that is not there yet is looked
-/// for the next time. Hits go on meanwhile.
+/// The segment says that no daemon serves it (L12): there is none, or one with another segment. Asks at the socket, one
+/// thread at a time, and never waits (I6): an answer that is not there yet is checked again at the next look. Hits
+/// continue meanwhile.
 void Client::look_for_daemon() noexcept {
   const std::int64_t now = coarse_ms();
   std::int64_t due = next_look_ms_.load(std::memory_order_relaxed);
   if (now < due || !next_look_ms_.compare_exchange_strong(due, now + kLookAgain.count())) return;
   const AttachLock lock(locked_by_, std::try_to_lock);
-  if (!lock.held()) return;  // somebody is attaching
+  if (!lock.held()) return;  // another thread is attaching
   try {
-    if (!attached_here()) return;  // find() says so
+    if (!attached_here()) return;  // find() reports it
     next_look_ms_.store(now + look().count());
-  } catch (...) {  // out of memory: next time
+  } catch (...) {  // out of memory: retry at the next look
   }
 }
 
@@ -431,7 +432,7 @@ std::chrono::milliseconds Client::look() {
   if (!reply) return kLookAgain;
   if (!greeted(*channel, reply.value(), /*attach=*/true)) return kLookMuchLater;
   give_back(std::move(channel));
-  // If the word still says that nobody serves, it is a daemon that cannot write it (no robust futexes there).
+  // If the word still says that nobody serves, the daemon cannot set it (no robust futexes).
   return kLookMuchLater;
 }
 
@@ -446,7 +447,7 @@ Result<protocol::Reply> Client::ask(const MakeRequest& make, Deadline deadline, 
       if (const auto* failure = std::get_if<protocol::Failure>(&reply.value())) {
         if (failure->code == Errc::shutting_down && !passed(deadline)) {
           resume_needed_.store(true);
-          continue;  // nothing was done: the next daemon will
+          continue;  // nothing was done: retry with the next daemon
         }
         give_back(std::move(channel));
         return failed(*failure);
@@ -486,9 +487,9 @@ std::error_code Client::closed() const {
 Result<bool> Client::get(BuildId build, std::string_view name, Milliseconds wait, shm::Pinned& out) {
   shm::Found found = find(build, name, out);
   if (found == shm::Found::resident) return true;
-  if (found != shm::Found::superseded) give_back_formers();  // what this thread may have pinned for a moment
+  if (found != shm::Found::superseded) give_back_formers();  // pins that this thread may have held briefly
   if (found == shm::Found::miss) {
-    STEPSTASH_TRY(check_key(build, name));  // such a key is never there: say why
+    STEPSTASH_TRY(check_key(build, name));  // such a key never exists: say why
     return false;
   }
   const Deadline deadline = deadline_after(wait);
@@ -500,7 +501,7 @@ Result<bool> Client::get(BuildId build, std::string_view name, Milliseconds wait
         return false;
       case shm::Found::superseded:
         STEPSTASH_TRY(ensure_attached(deadline));
-        give_back_formers();  // what this thread may have pinned for a moment
+        give_back_formers();  // pins that this thread may have held briefly
         continue;
       case shm::Found::closed:
         return closed();
@@ -515,7 +516,7 @@ Result<bool> Client::get(BuildId build, std::string_view name, Milliseconds wait
         break;
       case shm::Found::evicted:
         out.release();
-        // It may be evicted again before we look; only a full segment under heavy load does that more than once.
+        // It may be evicted again before we look; more than once only with a full segment under heavy load.
         if (asked && passed(deadline)) {
           return explain(Errc::deadline_exceeded, "build %" PRId64 ", name %s: evicted again as often as it was loaded",
                          build, Quoted(name).c_str());
@@ -587,13 +588,13 @@ Result<std::vector<EntryInfo>> Client::list(BuildId build, std::optional<std::st
   for (Backoff backoff;; backoff.pause(deadline)) {
     auto entries = list_once(build, only, deadline);
     if (entries || passed(deadline)) return entries;
-    // All pages are of one instant, or none: what cannot be gone on with is begun again.
+    // All pages are from one instant, or there is no list: if it cannot be continued, start over.
     const std::error_code why = entries.error();
     if (why != Errc::unavailable && why != Errc::shutting_down && why != Errc::deadline_exceeded) return entries;
   }
 }
 
-/// The pages of a list, all through one connection: the daemon keeps for it what the list has still to tell.
+/// The pages of a list, all through one connection: the daemon keeps the rest of the list for that connection.
 Result<std::vector<EntryInfo>> Client::list_once(BuildId build, std::optional<std::string_view> only,
                                                  Deadline deadline) {
   std::vector<EntryInfo> entries;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The C ABI over Client and StagedSet: checks arguments, turns errors into codes. No exception leaves this file.
+/// The C ABI over Client and StagedSet: checks arguments and converts errors to codes. No exception leaves this file.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
@@ -81,10 +81,10 @@ int code_of(Errc error) noexcept {
     case Errc::unavailable:
       return STEPSTASH_EUNAVAILABLE;
   }
-  return STEPSTASH_EPROTOCOL;  // a code from a newer daemon; its message is kept
+  return STEPSTASH_EPROTOCOL;  // a newer daemon's code; its message is kept
 }
 
-/// The ABI's code for `error`; its explanation is this thread's message from now on.
+/// The ABI's code for `error`. Makes its explanation this thread's current message.
 int report(std::error_code error) noexcept {
   ss::explanation(error);
   if (error.category() == stepstash::category()) return code_of(static_cast<Errc>(error.value()));
@@ -127,7 +127,7 @@ enum Reserved { kPin = 0, kEpoch = 1, kClient = 2 };  // of stepstash_view::rese
 
 void fill(stepstash_view& view, ss::Client& client, const stepstash::shm::Pinned& pinned, bool with_value) noexcept {
   const stepstash::shm::Entry& entry = *pinned.entry;
-  const std::string_view name = entry_name(entry);  // inlined: this is the path of every get
+  const std::string_view name = entry_name(entry);  // inlined: every get runs this
   const std::string_view source = entry_source(entry);
   view.data = with_value ? entry_value(entry).data() : nullptr;
   view.length = entry.length;
@@ -165,7 +165,7 @@ Result<Options> options_of(const ss::Client& client, int64_t build, const char* 
   options.params.name = name;
   options.params.source = source != nullptr ? source : "";
   if (given == nullptr) return options;
-  // A caller compiled against a later version may pass more; what is not known here must not be asked for.
+  // A caller compiled against a later version may pass more; unknown options must not be set.
   if (given->size < sizeof *given) {
     return ss::explain(Errc::invalid_argument, "stepstash_set_options.size is %zu, and sizeof is %zu", given->size,
                        sizeof *given);
@@ -188,7 +188,7 @@ int answer(const Result<stepstash::protocol::SetOk>& set, stepstash_set_result* 
   return STEPSTASH_OK;
 }
 
-/// Reads until `room` is full or the end; returns the bytes read.
+/// Reads until `room` is full or the input ends; returns the bytes read.
 Result<std::size_t> read_full(int fd, std::span<std::byte> room) {
   std::size_t have = 0;
   while (have < room.size()) {
@@ -198,7 +198,7 @@ Result<std::size_t> read_full(int fd, std::span<std::byte> room) {
       have += static_cast<std::size_t>(got);
     } else if (errno == EAGAIN) {
       pollfd waited{fd, POLLIN, 0};
-      ::poll(&waited, 1, -1);  // a non-blocking descriptor: wait as a blocking one would
+      ::poll(&waited, 1, -1);  // non-blocking descriptor: wait until it is readable
     } else if (errno != EINTR) {
       const auto error = stepstash::last_errno();
       return ss::explain(error, "cannot read the value from descriptor %d: %s", fd, error.message().c_str());
@@ -207,9 +207,9 @@ Result<std::size_t> read_full(int fd, std::span<std::byte> room) {
   return have;
 }
 
-/// Where a regular file stands, and what it says that it holds from there on. A hint only: files of /sys say 4096 bytes
-/// and have four, and any file may grow or shrink while it is read. What fits a message is collected before anything is
-/// announced, and needs no hint.
+/// A regular file's position and the size it reports from there on. Only a hint: files of /sys report 4096 bytes and
+/// have four, and any file may grow or shrink while it is read. A value that fits into one message is collected before
+/// anything is announced and needs no hint.
 struct Told {
   std::uint64_t length = STEPSTASH_UNKNOWN_LENGTH;
   off_t start = 0;
@@ -223,7 +223,7 @@ Told told_by(int fd) noexcept {
   return {static_cast<std::uint64_t>(status.st_size - at), at};
 }
 
-/// Reads all that is left into the set; false when that is another length than the one that was announced.
+/// Reads the rest of the input into the set; false if its length differs from the announced one.
 Result<bool> fill_from(int fd, ss::StagedSet& staged, std::uint64_t length) {
   while (staged.total() < length) {
     const auto room = STEPSTASH_TRY(staged.buffer());
@@ -237,7 +237,7 @@ Result<bool> fill_from(int fd, ss::StagedSet& staged, std::uint64_t length) {
 
 Result<stepstash::protocol::SetOk> set_from(int fd, ss::Client& client, const Options& options) {
   const Told told = told_by(fd);
-  // Twice at most: what is not announced ends where the file ends.
+  // At most twice: with unknown length, the value ends where the file ends.
   for (std::uint64_t length = told.length;; length = STEPSTASH_UNKNOWN_LENGTH) {
     auto staged = STEPSTASH_TRY(ss::StagedSet::begin(client, options.params, length, options.deadline));
     if (STEPSTASH_TRY(fill_from(fd, *staged, length))) return staged->commit();
@@ -249,7 +249,7 @@ Result<stepstash::protocol::SetOk> set_from(int fd, ss::Client& client, const Op
   }
 }
 
-/// A list and what its pointers point to.
+/// A list and the memory that its pointers refer to.
 struct OwnedList : stepstash_list {
   std::vector<EntryInfo> infos;
   std::vector<stepstash_entry> rows;
@@ -269,7 +269,7 @@ Result<stepstash::Place> place_of(const char* given) {
   return stepstash::place_to_connect(::geteuid(), runtime != nullptr ? runtime : "");
 }
 
-/// The same error, with what was passed over on the way to the place.
+/// The same error, plus which places were skipped before this one.
 std::error_code explain_place(std::error_code error, const stepstash::Place& place) {
   if (place.passed_over.empty()) return error;
   const std::string so_far = ss::explanation(error);
@@ -308,7 +308,7 @@ void stepstash_close(stepstash_client* client) { delete client; }
 int stepstash_get(stepstash_client* client, int64_t build, const char* name, stepstash_view* view) {
   if (client == nullptr || name == nullptr || view == nullptr) return invalid("stepstash_get: an argument is NULL");
   stepstash::shm::Pinned pinned;
-  // What is resident is answered here, without any of the machinery below.
+  // A resident value is answered here, without any of the code below.
   if (client->client->find(build, name, pinned) == stepstash::shm::Found::resident) {
     fill(*view, *client->client, pinned, true);
     return STEPSTASH_OK;
@@ -346,9 +346,9 @@ int stepstash_stat(stepstash_client* client, int64_t build, const char* name, st
 
 void stepstash_release(stepstash_view* view) {
   if (view == nullptr) return;
-  // The epoch of another process: a parent's view, and its pin is the parent's to take away.
+  // Another process's epoch marks a parent's view, whose pin only the parent may clear.
   if (view->reserved[kPin] != 0 && view->reserved[kEpoch] == ss::fork_epoch()) {
-    // As Pinned::release, which pairs with the daemon's scan of the pins.
+    // As in Pinned::release; pairs with the daemon's scan of the pins.
     auto* pin = reinterpret_cast<std::atomic<stepstash::shm::Offset>*>(view->reserved[kPin]);
     pin->store(0, std::memory_order_release);
     STEPSTASH_CRASH_POINT("libclient.view.released");

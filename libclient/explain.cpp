@@ -17,16 +17,16 @@ struct Explanation {
   const std::error_category* category;
   char text[1024];
 };
-thread_local Explanation kept = {};  // constant-initialised: no guard on the way to it
+thread_local Explanation kept = {};  // constant-initialised: access needs no guard
 
-/// How visible() would show the front of `text`: the bytes as they are, or one byte as \xNN in `escape`.
+/// The front of `text` as visible() shows it: the bytes unchanged, or one byte as \xNN in `escape`.
 std::string_view shown(std::string_view text, char (&escape)[5]) noexcept {
   if (const std::size_t seen = visible_sequence(text); seen != 0) return text.substr(0, seen);
   return {escape,
           static_cast<std::size_t>(std::snprintf(escape, 5, "\\x%02x", static_cast<unsigned char>(text.front())))};
 }
 
-/// Without a last character that vsnprintf(3) has cut in two.
+/// Drops a last character that vsnprintf(3) has cut in two.
 std::string_view whole_characters(std::string_view text) noexcept {
   for (std::size_t tail = 1; tail <= 3 && tail <= text.size(); ++tail) {
     const auto byte = static_cast<unsigned char>(text[text.size() - tail]);
@@ -49,7 +49,7 @@ std::error_code explain(std::error_code code, const char* format, ...) noexcept 
   va_end(arguments);
   std::string_view text(raw);
   if (length >= static_cast<int>(sizeof raw)) text = whole_characters(text);
-  // Here, once: paths of the caller and whatever a daemon has sent come through all of the messages.
+  // Here, once for all: the caller's paths and everything a daemon sends pass through here.
   std::size_t at = 0;
   while (!text.empty()) {
     char escape[5];
@@ -92,7 +92,7 @@ Quoted::Quoted(std::string_view text) noexcept {
   std::size_t at = 0;
   text_[at++] = '"';
   while (!text.empty()) {
-    // An escape or a whole character must still fit, or the dots, and the closing quote.
+    // There must be room for an escape or a whole character, or the dots, and the closing quote.
     if (at + 9 > sizeof text_) {
       std::memcpy(text_ + at, "...", 3);
       at += 3;

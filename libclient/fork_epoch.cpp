@@ -11,7 +11,7 @@ namespace stepstash::client {
 namespace {
 
 std::atomic<std::uint64_t> plain_place{0};
-std::atomic<std::uint64_t> last_epoch{0};  // inherited by a child, which therefore counts on
+std::atomic<std::uint64_t> last_epoch{0};  // inherited by a child, which continues the count
 
 bool watch() noexcept {
   const long page = ::sysconf(_SC_PAGESIZE);
@@ -19,7 +19,7 @@ bool watch() noexcept {
                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
                       : MAP_FAILED;
   if (at != MAP_FAILED && ::madvise(at, static_cast<std::size_t>(page), MADV_WIPEONFORK) == 0) {
-    detail::epoch_place.store(new (at) std::atomic<std::uint64_t>(0));  // the page lives as long as the process
+    detail::epoch_place.store(new (at) std::atomic<std::uint64_t>(0));  // the page lives until the process ends
     return true;
   }
   if (at != MAP_FAILED) ::munmap(at, static_cast<std::size_t>(page));

@@ -12,20 +12,21 @@
 namespace stepstash::client {
 namespace {
 
-// Nothing here is a mutex: one that another thread of the parent held at the fork would stay locked in the child.
+// No mutexes here: one that another thread of the parent held at the fork would stay locked in the child.
 std::atomic<Listed*> all{nullptr};
-std::atomic<std::uint64_t> forking{0};  // the epoch of the process of which a thread forks; a parent's is none
-std::atomic<int> inside{0};             // threads that have a NoFork
-thread_local int depth = 0;             // of this thread's
+std::atomic<std::uint64_t> forking{0};  // epoch of the process with a forking thread; a parent's does not count
+std::atomic<int> inside{0};             // threads that hold a NoFork
+thread_local int depth = 0;             // NoForks of this thread
 
-constexpr int kWaits = 2000;  // of 50 us: a handler that a signal runs must not wait for the thread it has interrupted
+constexpr int kWaits =
+    2000;  // of 50 us: bounded, because a fork in a signal handler may wait for the thread it interrupted
 
 void pause() noexcept {
   const timespec span{0, 50'000};
   ::nanosleep(&span, nullptr);
 }
 
-/// What of `inside` is this thread's: a signal handler may fork.
+/// This thread's share of `inside`: a signal handler may fork.
 int own() noexcept { return depth > 0 ? 1 : 0; }
 
 template <class F>
@@ -52,7 +53,7 @@ void in_parent() noexcept {
 }
 
 void in_child() noexcept {
-  inside.store(own());  // the other threads are none of the child's
+  inside.store(own());  // the child does not have the other threads
   each_client([](Client& client) { client.after_fork_in_child(); });
   forking.store(0);
 }
@@ -60,7 +61,7 @@ void in_child() noexcept {
 }  // namespace
 
 Listed* enlist(Client* client) {
-  // glibc forgets them when the library is unloaded. Without memory for them a child keeps the sockets.
+  // glibc removes the handlers when the library is unloaded. If there is no memory for them, a child keeps the sockets.
   static const bool watching = ::pthread_atfork(before, in_parent, in_child) == 0;
   static_cast<void>(watching);
   for (Listed* at = all.load(); at != nullptr; at = at->next) {
@@ -83,7 +84,7 @@ NoFork::NoFork() noexcept {
     inside.fetch_sub(1);
     pause();
   }
-  inside.fetch_add(1);  // a fork that takes a second: go on without it
+  inside.fetch_add(1);  // a fork that takes a second: continue without it
 }
 
 NoFork::~NoFork() {

@@ -12,8 +12,8 @@
 namespace stepstash::client {
 namespace {
 
-/// Bytes of one piece at most. Small enough that a piece is still in the cache when the daemon copies it on, large
-/// enough that waking each other costs little.
+/// Maximum bytes of one piece. Small enough that a piece is still in the cache when the daemon copies it, large enough
+/// that the wake-ups cost little.
 constexpr std::uint32_t kPieceBytes = 512 * 1024;
 constexpr std::uint32_t kMinSlots = 4;
 
@@ -32,8 +32,8 @@ Result<std::unique_ptr<StagedSet>> StagedSet::begin(Client& client, protocol::Se
 
 StagedSet::~StagedSet() { abort(); }
 
-/// Tells the daemon to forget the value, and makes the channel fit for another request. After an error the channel is
-/// closed, which says the same: what was sent ahead is refused in ways that are not worth following.
+/// Tells the daemon to discard the value and makes the channel ready for another request. After an error the channel is
+/// closed instead, with the same effect: what was sent ahead is refused in ways not worth tracking.
 void StagedSet::abort() noexcept {
   if (channel_ == nullptr) return;
   std::unique_ptr<Channel> channel = std::move(channel_);
@@ -47,7 +47,7 @@ void StagedSet::abort() noexcept {
     }
     auto reply = channel->receive(soon);
     if (reply && std::holds_alternative<protocol::Done>(reply.value())) client_.give_back(std::move(channel));
-  } catch (...) {  // out of memory: closing will do
+  } catch (...) {  // out of memory: closing is sufficient
   }
 }
 
@@ -61,7 +61,7 @@ Result<> StagedSet::usable() const {
   return success();
 }
 
-/// Announces the set. On a channel whose ring is mapped already, the answer is not waited for: the pieces follow at
+/// Announces the set. On a channel whose ring is already mapped, does not wait for the answer: the pieces follow at
 /// once, and receive() finds the SetReady before their PieceDones. For 1 MiB that saves one of three round trips.
 Result<> StagedSet::open_ring() {
   const auto request = [&](std::uint32_t ms) {
@@ -75,7 +75,7 @@ Result<> StagedSet::open_ring() {
     channel_ = std::move(channel);
     ready_pending_ = true;
   } else {
-    channel.reset();  // its daemon is gone: the slow way finds out whether there is another
+    channel.reset();  // its daemon is gone: the slow path tries to reconnect
     auto reply = client_.ask(request, deadline, Client::Repeat::yes, "set", &channel_);
     if (!reply) return fail(reply.error());
     STEPSTASH_TRY(on_ready(reply.value()));
@@ -86,7 +86,7 @@ Result<> StagedSet::open_ring() {
   piece_bytes_ = std::min({ring.piece_bytes, kPieceBytes, std::max(ring.bytes / kMinSlots, std::uint32_t{1})});
   slots_ = ring.bytes / piece_bytes_;
 
-  // What was collected so far goes first. It is at most kInlineBytes, which any ring of more has room for.
+  // Send the buffered bytes first. There are at most kInlineBytes; a ring larger than that has room for all of them.
   std::vector<std::byte> collected = std::exchange(small_, {});
   const auto total = std::exchange(total_, 0);
   return write(std::span(collected).first(total));
@@ -110,7 +110,7 @@ Result<std::span<std::byte>> StagedSet::buffer() {
   if (channel_ == nullptr) {
     if (small_.empty()) small_.resize(std::min<std::uint64_t>(length_, protocol::kInlineBytes));
     if (total_ < small_.size()) return std::span(small_).subspan(total_);
-    STEPSTASH_TRY(open_ring());  // it is a large one after all
+    STEPSTASH_TRY(open_ring());  // the value is large after all
   }
   while (sent_pieces_ - done_pieces_ >= slots_) STEPSTASH_TRY(receive_done());
   const Channel::Ring& ring = channel_->ring();
@@ -167,12 +167,12 @@ Result<> StagedSet::send(const protocol::Request& request) {
   while (sent.error() == Errc::unavailable && (ready_pending_ || done_pieces_ < sent_pieces_)) {
     STEPSTASH_TRY(receive_done());
   }
-  // Or it came unasked: a set that kept others waiting was given up.
+  // Or it came unsolicited: the daemon aborted a stalled set.
   if (sent.error() == Errc::unavailable) STEPSTASH_TRY(receive());
   return fail(sent.error());
 }
 
-/// The next reply, whatever it answers; a Failure is an error.
+/// The next reply, whatever it answers; a Failure becomes an error.
 Result<protocol::Reply> StagedSet::receive() {
   auto reply = channel_->receive(answer_deadline(client_.deadline_after(deadline_)));
   if (!reply && reply.error() == Errc::deadline_exceeded) {
@@ -190,7 +190,7 @@ Result<protocol::Reply> StagedSet::receive() {
   return reply;
 }
 
-/// One answer to one piece, and before the first of them that to SetBegin.
+/// Receives one answer to one piece; before the first of them, the answer to SetBegin.
 Result<> StagedSet::receive_done() {
   if (ready_pending_) {
     const protocol::Reply reply = STEPSTASH_TRY(receive());
@@ -217,7 +217,7 @@ Result<protocol::SetOk> StagedSet::commit() {
     return client_.set_inline(params_, std::span(small_).first(total_), deadline_);
   }
   if (filled_ > 0) STEPSTASH_TRY(send_piece());
-  // Behind the last piece, without waiting for it: the daemon takes them in order.
+  // Sent after the last piece without waiting for its answer: the daemon handles them in order.
   commit_sent_ = true;
   STEPSTASH_TRY(send(protocol::SetCommit{}));
   STEPSTASH_CRASH_POINT("libclient.staged.commit_sent");
@@ -243,7 +243,7 @@ Result<protocol::SetOk> set_value(Client& client, const protocol::SetParams& par
     Result<protocol::SetOk> committed = written ? staged->commit() : Result<protocol::SetOk>(written.error());
     if (committed) return committed;
     const bool restarts = committed.error() == Errc::unavailable || committed.error() == Errc::shutting_down;
-    // Before the commit was sent nothing can have been published: then even a conditional set may be repeated.
+    // Before the commit was sent nothing can have been published, so even a conditional set may be repeated.
     const bool harmless = !conditional || !staged->commit_sent() || committed.error() == Errc::shutting_down;
     if (!restarts || !harmless || passed(give_up)) return committed;
   }

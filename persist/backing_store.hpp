@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What the daemon needs of a database, and the seam through which tests inject faults.
+/// The daemon's interface to a database, and the seam through which tests inject faults.
 ///
-/// Facts travel one way, in batches, from the segment to here; they come back at a cold start and on reload.
+/// Facts are written in batches, from the segment to the database; they are read back at a cold start and on reload.
 /// Thread rule: commit, reserve_ids, vacuum, checkpoint and the other writing calls come from one thread (the
-/// flusher's); load_value and load_build may run at the same time on one other thread, and look on a third. A disk
-/// may hang in any of these, so none of them is called on the Asio loop. What does no input or output, and may be
-/// called there, says "any thread". Nothing has a default: a store that stands in for another one hands all of it on.
+/// flusher's); load_value and load_build may run at the same time on one other thread, and look on a third. A disk may
+/// hang in any of these, so none of them is called on the Asio loop. Calls that do no I/O, and may be made there, say
+/// "any thread". No call has a default implementation: a store that wraps another one forwards every call.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@
 
 namespace stepstash::persist {
 
-/// One value to be written: borrowed bytes, valid until commit returns.
+/// One value to write: borrowed bytes, valid until commit returns.
 struct EntryRow {
   std::uint64_t id = 0;
   std::uint64_t revision = 0;
@@ -31,12 +31,12 @@ struct EntryRow {
   std::string_view source;
   std::uint64_t value_hash = 0;  ///< XXH3-64 of the value
   std::span<const std::byte> value;
-  /// Not 0: the value, of this length, was damaged before it could be written. `value` is empty, and load_value says
-  /// Errc::corrupt_value from then on. A row that has this very revision already is left alone.
+  /// Not 0: the value, of this length, was damaged before it could be written. `value` is empty, and load_value returns
+  /// Errc::corrupt_value from then on. A row that already has this very revision is left alone.
   std::uint64_t lost_bytes = 0;
 };
 
-/// What changed about one build. Unset members leave the database's values alone.
+/// Changes to one build. Unset members leave the database's values alone.
 struct BuildRow {
   BuildId buildid = 0;
   std::optional<std::int64_t> complete_at;  ///< seconds since 1970
@@ -51,7 +51,7 @@ struct Batch {
   bool empty() const noexcept { return builds.empty() && entries.empty(); }
 };
 
-/// What a cold start learns of one entry: all but the bytes.
+/// What a cold start reads of an entry: everything except the value.
 struct StoredEntry : EntryInfo {
   std::uint64_t value_hash = 0;
 };
@@ -66,75 +66,75 @@ class BackingStore {
  public:
   virtual ~BackingStore() = default;
 
-  /// Identity of this database, drawn at random when it was made: "clean" in a segment refers to one database only.
+  /// Identity of this database, drawn at random when it was created: "clean" in a segment refers to one database only.
   /// Any thread.
   virtual std::uint64_t store_id() const = 0;
-  /// Counts successful commits of this database, ever. A value lower than the segment remembers means that an
-  /// older copy was put back. Any thread.
+  /// Number of successful commits of this database, ever. A value lower than the one in the segment means that an older
+  /// copy was put back. Any thread.
   virtual std::uint64_t commit_count() const = 0;
 
   /// Writes the batch; on success everything in it survives power loss (synchronous=FULL). Repeating a batch that
-  /// failed or whose outcome is unknown is harmless. A value of any length is accepted; large ones go in pieces, in
-  /// several transactions, and become visible with the last. O(bytes + rows).
-  /// Errors: Errc::not_durable for disk full, I/O error and locked (try again later); SQLite's own otherwise.
+  /// failed or whose outcome is unknown is harmless. A value of any length is accepted; large ones are written in
+  /// chunks, in several transactions, and become visible with the last. O(bytes + rows). Errors: Errc::not_durable for
+  /// disk full, I/O error and locked (try again later); SQLite's own otherwise.
   virtual Result<> commit(const Batch& batch) = 0;
 
-  /// Reserves ids first .. first+count-1 for ever, durably, and returns first. Never returns 0, and never less than
+  /// Reserves ids first .. first+count-1 permanently and durably, and returns first. Never returns 0, nor less than
   /// `at_least`. Counts as a commit (commit_count).
   virtual Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) = 0;
 
-  /// Number of entries, and the bytes of their names and sources: what a cold start must find room for. O(entries).
+  /// Number of entries, and bytes of their names and sources: what a cold start needs room for. O(entries).
   struct Census {
     std::uint64_t entries = 0;
     std::uint64_t text_bytes = 0;
     std::uint64_t builds_with_data = 0;
-    std::vector<StoredEntry> lost;  ///< whose values were damaged (EntryRow::lost_bytes), the first hundred
+    std::vector<StoredEntry> lost;  ///< entries whose values were damaged (EntryRow::lost_bytes), the first hundred
   };
   virtual Result<Census> census() = 0;
 
-  /// Calls `each` for every entry, in id order, without touching the values. Stops early when it returns false.
+  /// Calls `each` for every entry, in id order, without reading the values. Stops early when it returns false.
   virtual Result<> load_entries(const std::function<bool(const StoredEntry&)>& each) = 0;
-  /// Rows that load_entries passed over because they break the contract (a shell can write them), for people: the
-  /// first hundred, and how many more.
+  /// Rows that load_entries skipped because they violate the contract (a shell can write such rows), as messages: the
+  /// first hundred, and the number of the rest.
   virtual std::vector<std::string> skipped() const = 0;
   /// Calls `each` for every build that has entries, in buildid order.
   virtual Result<> load_builds_with_data(const std::function<bool(const StoredBuild&)>& each) = 0;
 
-  /// What is known of one build; nullopt when nothing is.
+  /// What is recorded about one build; nullopt if nothing is.
   virtual Result<std::optional<StoredBuild>> load_build(BuildId build) = 0;
 
-  /// Fills `out` with the value of entry `id` as of `revision`. `out.size()` must be its length.
-  /// Errors: Errc::not_found when the row is gone or of another revision or length; Errc::corrupt_value when it was
-  /// written as lost; Errc::corrupt_database.
+  /// Fills `out` with the value of entry `id` as of `revision`. `out.size()` must be its length. Errors:
+  /// Errc::not_found if the row is missing or of another revision or length; Errc::corrupt_value if it was written as
+  /// lost; Errc::corrupt_database.
   virtual Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) = 0;
 
   /// Gives file space back, at most `pages` at a time; returns the pages freed. Called when nothing waits.
   virtual Result<std::uint64_t> vacuum(std::uint64_t pages) = 0;
 
-  /// Moves what it can of a write-ahead log into the database; waits for no reader. Called when nothing else waits.
+  /// Moves as much of the write-ahead log as possible into the database; waits for no reader. Called when nothing else
+  /// waits.
   virtual void checkpoint() = 0;
 
-  /// The files as they are now.
+  /// The present state of the files.
   struct Files {
-    /// What was committed is where the next program will look for it: files can be deleted or replaced while they are
-    /// in use.
+    /// Commits go to where the next program will look for them: files can be deleted or replaced while in use.
     bool in_place = true;
-    std::uint64_t bytes = 0;      ///< on disk, all of them
-    std::uint64_t log_bytes = 0;  ///< of these the write-ahead log
-    /// Of the log, what the last checkpoint could not move into the database: a reader that has begun before keeps it
-    /// there, and the log grows as long as it does.
+    std::uint64_t bytes = 0;      ///< on disk, all files
+    std::uint64_t log_bytes = 0;  ///< of these, the write-ahead log
+    /// The part of the log that the last checkpoint could not move into the database: a reader that began earlier holds
+    /// it back, and the log grows for as long as it does.
     std::uint64_t log_held_bytes = 0;
   };
   virtual Files look() const = 0;
 
-  /// When it had been written to last before this program opened it, by the wall clock of then, in seconds since 1970:
-  /// time had come so far, whatever the clock says now. 0: not known. Any thread.
+  /// Wall-clock time of the last write before this program opened the database, in seconds since 1970: a lower bound
+  /// for the present time, whatever the clock says now. 0: unknown. Any thread.
   virtual std::int64_t last_written() const = 0;
 
-  /// Why nothing can be read or written here as long as this program runs; no error: it can. Any thread.
+  /// Why nothing can be read or written while this program runs; no error: it can. Any thread.
   virtual std::error_code unusable() const = 0;
 
-  /// What the last failure was, for people; empty when there has been none. Any thread.
+  /// The last failure as a message; empty if there was none. Any thread.
   virtual std::string last_error() const = 0;
 };
 

@@ -20,10 +20,10 @@
 namespace stepstash::persist {
 namespace {
 
-/// The owner's alone: who can open the file reads every value, and holds SQLite's locks, whatever his rights are.
+/// Owner only: anyone who can open the file can read every value and hold SQLite's locks, whatever their rights.
 constexpr ::mode_t kFileMode = 0600;
 
-/// Errors of files that are about room or the device, and not about who may do what.
+/// Maps file errors that concern room or the device, rather than permissions, to not_durable.
 std::error_code file_error(std::error_code error) noexcept {
   switch (error.value()) {
     case ENOSPC:
@@ -69,8 +69,9 @@ Result<std::string> resolve_directory(const std::string& path) {
 }
 
 Result<bool> examine(const std::string& path) {
-  // O_PATH: closing any other descriptor of a database drops the POSIX locks this process holds on it. What is narrowed
-  // is the very file that was looked at, not what has its name by then; /proc, for fchmod(2) refuses such a descriptor.
+  // O_PATH: closing any other descriptor of a database would drop the POSIX locks that this process holds on it. The
+  // mode is changed on the very file that was checked, not on what has its name by then; via /proc, because fchmod(2)
+  // refuses such a descriptor.
   const UniqueFd fd(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
   if (!fd && errno == ENOENT) return false;
   struct ::stat status {};
@@ -94,7 +95,7 @@ void make_reserve(const std::string& path, std::uint64_t bytes) noexcept {
   const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
   if (!fd) return;
   if (::fchmod(fd.get(), kFileMode) == 0) {
-    // Where the disk was full just now, a smaller one is better than none.
+    // If the disk is nearly full, a smaller one is better than none.
     for (const std::uint64_t least = bytes / 8; bytes >= least; bytes /= 2) {
       if (::posix_fallocate(fd.get(), 0, static_cast<::off_t>(bytes)) == 0) {
         STEPSTASH_CRASH_POINT("persist.reserve_file.made");
@@ -132,7 +133,7 @@ Result<std::string> set_aside(const std::string& path) {
     to = from + ".damaged-" + std::to_string(n);
     if (!taken(to)) break;
   }
-  // The companions first: a crash in between must not leave a WAL beside a database that is yet to be made.
+  // The companions first: a crash in between must not leave a WAL next to a database that is yet to be created.
   for (const char* suffix : {"-wal", "-shm", "-journal", ""}) {  // the reserve holds nothing and stays
     if (::rename((from + suffix).c_str(), (to + suffix).c_str()) == 0) {
       STEPSTASH_CRASH_POINT("persist.set_aside.file_renamed");
@@ -155,7 +156,7 @@ std::vector<std::string> kept_aside(const std::string& path) {
     const std::size_t digits = std::min(found.find_first_not_of("0123456789", prefix.size()), found.size());
     if (digits == prefix.size()) continue;
     const std::string_view suffix = std::string_view(found).substr(digits);
-    // A companion by itself: set_aside() was killed between the two.
+    // A companion by itself: set_aside() was killed between the renames.
     const bool alone =
         std::count(kCompanions.begin(), kCompanions.end(), suffix) > 0 && !exists(found.substr(0, digits));
     if (suffix.empty() || alone) kept.push_back(found);

@@ -27,7 +27,8 @@ bool has_bytes(const std::string& path) noexcept {
   return ::stat(path.c_str(), &status) == 0 && status.st_size > 0;
 }
 
-/// `path` as SQLite's URI of a file that nobody changes: then it needs neither a -shm beside it nor a lock.
+/// `path` as an SQLite URI with immutable=1: for a file that nobody changes, it needs neither a -shm next to it nor a
+/// lock.
 std::string immutable_uri(const std::string& path) {
   static constexpr char kDigits[] = "0123456789ABCDEF";
   std::string uri = path.starts_with('/') ? "file:" : "file:./";
@@ -47,7 +48,7 @@ struct Close {
 };
 
 Result<> copy_pages(const std::string& from, const std::string& to, std::string& why) {
-  // A backup by `.backup` has no log. Where there is one it belongs to the backup, and SQLite reads both.
+  // A backup made with `.backup` has no log. If there is one, it belongs to the backup, and SQLite reads both.
   const bool logged = has_bytes(from + "-wal");
   sqlite3* raw = nullptr;
   int code =
@@ -82,7 +83,8 @@ Result<> copy_pages(const std::string& from, const std::string& to, std::string&
   return success();
 }
 
-/// On the disk as one file. SQLite may fail to empty the log at the end, and says nothing: the file is half of it then.
+/// Syncs the database as one file. SQLite may silently fail to empty the log on close: then the file alone is
+/// incomplete.
 Result<> settle(const std::string& path, std::string& why) {
   if (has_bytes(path + "-wal") || ::access((path + "-shm").c_str(), F_OK) == 0) {
     why = path + ": its log could not be written into it";
@@ -102,7 +104,7 @@ void remove_whole(const std::string& path) noexcept {
 
 Result<Copied> copy_whole(const std::string& from, const std::string& to, std::string& why) {
   const auto copy = [&]() -> Result<Copied> {
-    // Before anything else: SQLite makes an empty database of a name that is not there, and cannot say why it did not.
+    // First of all: SQLite creates an empty database if the name does not exist, and cannot say why it failed.
     {
       const UniqueFd readable(::open(from.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
       struct ::stat status {};
@@ -157,7 +159,7 @@ Result<std::uint64_t> close_log(const std::string& path, std::string& why) {
   struct ::stat status {};
   if (::lstat(path.c_str(), &status) != 0) {
     if (errno != ENOENT) return last_errno();
-    // A log without its database belongs to none; beside the backup it would be taken for its own.
+    // A log without its database is useless; next to the backup it would be taken for the backup's own.
     for (const char* suffix : {"-wal", "-shm", "-journal"}) ::unlink((path + suffix).c_str());
     return 0;
   }
@@ -195,7 +197,7 @@ Result<std::uint64_t> close_log(const std::string& path, std::string& why) {
   if (primary != 0) return Errc::not_durable;
   const std::uint64_t next_id = STEPSTASH_TRY(closed);
   if (has_bytes(path + "-wal") || ::access((path + "-shm").c_str(), F_OK) == 0) {
-    why = path + ": another program has it open";  // the last one that closes it takes them away
+    why = path + ": another program has it open";  // the last program to close it removes them
     return Errc::already_held;
   }
   return next_id;

@@ -62,7 +62,7 @@ Result<> migrate(Connection& connection, std::span<const MigrationStep> steps) {
   const auto check = [&]() -> Result<std::int64_t> {
     const auto application = STEPSTASH_TRY(connection.query_int("PRAGMA application_id"));
     const auto version = STEPSTASH_TRY(connection.query_int("PRAGMA user_version"));
-    // A fresh file has neither an application nor a table. Anything else without our mark is not ours to change.
+    // A fresh file has neither an application id nor a table. Anything else without our mark is not ours to change.
     const bool fresh = application == 0 && version == 0 &&
                        STEPSTASH_TRY(connection.query_int("SELECT count(*) FROM sqlite_schema")) == 0;
     if (!fresh && application != kApplicationId) return Errc::foreign_database;

@@ -32,7 +32,7 @@ Result<Connection> Connection::open(const std::string& path, int busy_timeout_ms
       path.c_str(), &raw, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_EXRESCODE,
       nullptr);
   Connection connection;
-  connection.db_.reset(raw);  // there is one even after most failures
+  connection.db_.reset(raw);  // SQLite returns a handle even after most failures
   if (code != SQLITE_OK) return sqlite_error(code);
   sqlite3_busy_timeout(raw, busy_timeout_ms);
   return connection;
@@ -57,7 +57,7 @@ Result<std::string> Connection::query_text(std::string_view sql) {
 std::string Connection::describe(std::error_code error) const {
   std::string text = error.message();
   if (error.category() != sqlite_category()) return text;
-  // errmsg belongs to the last call on the connection; a rollback may have come in between.
+  // errmsg refers to the last call on the connection; a rollback may have come in between.
   if (db_ && sqlite3_extended_errcode(db_.get()) == error.value()) {
     if (const std::string more = sqlite3_errmsg(db_.get()); more != text) text += ": " + more;
   }
@@ -106,14 +106,14 @@ Statement& Statement::bind(int index, std::int64_t value) noexcept {
 }
 
 Statement& Statement::bind(int index, std::string_view text) noexcept {
-  // A null pointer would bind NULL, and the empty name is a legal name.
+  // A null pointer would bind NULL, but the empty name is legal.
   note(sqlite3_bind_text64(stmt_.get(), index, text.empty() ? "" : text.data(), text.size(), SQLITE_STATIC,
                            SQLITE_UTF8));
   return *this;
 }
 
 Statement& Statement::bind_blob(int index, std::span<const std::byte> bytes) noexcept {
-  // Likewise: an empty value differs from none.
+  // Likewise: an empty value is not NULL.
   note(bytes.empty() ? sqlite3_bind_zeroblob(stmt_.get(), index, 0)
                      : sqlite3_bind_blob64(stmt_.get(), index, bytes.data(), bytes.size(), SQLITE_STATIC));
   return *this;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// SQLite's three handles with one owner each: Connection, Statement, Transaction.
+/// RAII owners of SQLite's three handles: Connection, Statement, Transaction.
 ///
-/// Errors are SQLite's extended result codes in a category of their own; sqlite_store.cpp turns them into Errc at its
+/// Errors are SQLite's extended result codes in a category of their own; sqlite_store.cpp maps them to Errc at its
 /// boundary. Thread rule: a Connection with its Statements and Transactions belongs to one thread at a time (it is
 /// opened without SQLite's mutexes). Lifetime: Statements and Transactions are destroyed before their Connection.
 #pragma once
@@ -21,7 +21,7 @@
 
 namespace stepstash::persist {
 
-/// Category "sqlite": the value is an extended result code, the message sqlite3_errstr's.
+/// Category "sqlite": the value is an extended result code, the message is from sqlite3_errstr.
 const std::error_category& sqlite_category() noexcept;
 
 inline std::error_code sqlite_error(int extended_code) noexcept { return {extended_code, sqlite_category()}; }
@@ -36,21 +36,21 @@ class Connection {
   sqlite3* get() const noexcept { return db_.get(); }
   explicit operator bool() const noexcept { return db_ != nullptr; }
 
-  /// Runs every statement of `sql` and ignores their rows. `sql` ends with NUL.
+  /// Runs every statement of `sql` and ignores their rows. `sql` is NUL-terminated.
   Result<> execute(const char* sql);
-  /// The first column of the first row; 0 when there is no row.
+  /// The first column of the first row; 0 if there is no row.
   Result<std::int64_t> query_int(std::string_view sql);
-  /// The same as text; empty when there is no row.
+  /// The same as text; empty if there is no row.
   Result<std::string> query_text(std::string_view sql);
 
-  /// What went wrong in the last call that failed: SQLite's text, its extended code, and errno where there was one.
+  /// Describes the last failed call: SQLite's text, its extended code, and errno if there was one.
   std::string describe(std::error_code error) const;
 
-  /// True when the file this connection writes is no longer the one at its path (deleted, renamed or replaced).
+  /// True if the file this connection writes is no longer the one at its path (deleted, renamed or replaced).
   bool file_has_moved() const noexcept;
 
-  /// errno of the last system call that failed on the database or on its WAL, if it is one of those that SQLite tells
-  /// as damage when it reads (SQLITE_IOERR_CORRUPTFS); else 0.
+  /// errno of the last failed system call on the database or its WAL, if it is one that SQLite reports as corruption on
+  /// reads (SQLITE_IOERR_CORRUPTFS); else 0.
   int read_errno() const noexcept;
 
  private:
@@ -60,24 +60,24 @@ class Connection {
   std::unique_ptr<sqlite3, Close> db_;
 };
 
-/// One prepared statement, made to be used many times.
+/// One prepared statement, meant for repeated use.
 class Statement {
  public:
   Statement() noexcept = default;
   static Result<Statement> prepare(const Connection& connection, std::string_view sql);
 
-  /// Parameters count from 1. Text and bytes are not copied: they stay readable until the next reset(). A failure to
-  /// bind is reported by the next step().
+  /// Parameters count from 1. Text and bytes are not copied: they must stay readable until the next reset(). A failure
+  /// to bind is reported by the next step().
   Statement& bind(int index, std::int64_t value) noexcept;
   Statement& bind(int index, std::string_view text) noexcept;
   Statement& bind_blob(int index, std::span<const std::byte> bytes) noexcept;
   Statement& bind_null(int index) noexcept;
 
-  /// True: a row is there to be read. False: the end; the statement has been reset.
+  /// True: a row can be read. False: the end; the statement has been reset.
   Result<bool> step();
-  /// Runs to the end, ignoring rows, and resets: also after an error.
+  /// Runs to the end, ignoring rows, and resets, even after an error.
   Result<> run();
-  /// Ends the read transaction a half-read SELECT holds open, and lets go of bound bytes.
+  /// Ends the read transaction of a half-read SELECT, and releases bound bytes.
   void reset() noexcept;
 
   /// Columns count from 0. Views are valid until the next step() or reset().
@@ -109,19 +109,19 @@ class Reset {
   Statement& statement_;
 };
 
-/// One transaction; rolled back by the destructor unless it was committed. Moved-from is empty.
+/// One transaction; the destructor rolls it back unless it was committed. Moved-from is empty.
 class Transaction {
  public:
   /// BEGIN IMMEDIATE: waits for other writers here, within the busy timeout, and never later.
   static Result<Transaction> begin_write(Connection& connection);
-  /// One snapshot for several SELECTs. It does not wait for writers.
+  /// One snapshot for several SELECTs. Does not wait for writers.
   static Result<Transaction> begin_read(Connection& connection);
 
   Transaction(Transaction&& other) noexcept : connection_(std::exchange(other.connection_, nullptr)) {}
   Transaction& operator=(Transaction&&) = delete;
   ~Transaction();
 
-  /// After an error the outcome is unknown until the database is opened again: the transaction may have landed.
+  /// After an error the outcome is unknown until the database is opened again: the transaction may have been committed.
   Result<> commit();
 
  private:

@@ -24,23 +24,23 @@ constexpr std::size_t kPageBytes = 16 * 1024;
 /// no more than kReserveBytes for it.
 constexpr std::size_t kRowsPerTransaction = 256;
 constexpr std::size_t kRowsPerChunk = 4;
-/// A file of this size stands beside the database and is given up when the disk is full. Deleting needs room in the WAL
-/// first, and the WAL can be emptied only into a database file that has room to grow: without a reserve, a disk once
-/// full of our own half-written values stayed full.
+/// A file of this size is kept next to the database and removed when the disk is full. Deleting first needs room in the
+/// WAL, and the WAL can be emptied only into a database file that has room to grow: without a reserve, a disk once
+/// filled by our own half-written values stayed full.
 constexpr std::uint64_t kReserveBytes = kRowsPerTransaction * kPageBytes;
-/// How much of the file is vacuumed at most when the disk is full: 1 GiB, about a second.
+/// Upper bound on pages vacuumed when the disk is full: 1 GiB, about a second.
 constexpr std::uint64_t kPagesToMakeRoom = 65536;
-/// What opening a database takes beside it.
+/// Free space that opening a database takes.
 constexpr std::uint64_t kBytesToOpen = 16 * kPageBytes;
-/// Chunks (MiB) deleted per call before the rest is left for the next one: half a second, at 10 ms per 64.
+/// Chunks (MiB) deleted per call; the rest is left for the next one: half a second, at 10 ms per 64.
 constexpr std::size_t kChunksPerCall = 4096;
 /// Pages freed per transaction: 8 MiB that may have to be moved.
 constexpr std::uint64_t kPagesPerVacuumStep = 512;
-/// What an idle WAL keeps: what it will need again, and room for deletions on a full disk.
+/// Size kept by an idle WAL: what it will need again, and room for deletions on a full disk.
 constexpr std::uint64_t kWalKeepBytes = kTransactionBytes;
 
 constexpr std::uint64_t kMaxInt = std::numeric_limits<std::int64_t>::max();
-/// Of rows that break the contract; of the others the number is told.
+/// Invalid rows reported by name; the rest are counted.
 constexpr std::uint64_t kRowsNamed = 100;
 constexpr const char* kOfEveryConnection =
     "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;"
@@ -49,7 +49,7 @@ constexpr const char* kOfEveryConnection =
 std::int64_t signed_twin(std::uint64_t value) noexcept { return static_cast<std::int64_t>(value); }
 std::uint64_t unsigned_twin(std::int64_t value) noexcept { return static_cast<std::uint64_t>(value); }
 
-/// SQLite's codes, as the daemon acts on them; those that are neither the disk nor the file stay as they are.
+/// Maps SQLite's codes to those the daemon acts on; errors of neither disk nor file are left as they are.
 std::error_code boundary_error(std::error_code error) noexcept {
   if (error.category() != sqlite_category()) return error;
   if (error.value() == SQLITE_CANTOPEN_SYMLINK) return Errc::unsafe_object;
@@ -70,7 +70,7 @@ std::error_code boundary_error(std::error_code error) noexcept {
   }
 }
 
-/// Whether it is room that was missing: SQLite knows ENOSPC in write(2) only.
+/// Whether the disk was full: SQLite recognizes ENOSPC in write(2) only.
 bool disk_full(std::error_code error, const Connection& connection) noexcept {
   if (error.category() != sqlite_category()) return false;
   const int primary = error.value() & 0xFF;
@@ -80,18 +80,18 @@ bool disk_full(std::error_code error, const Connection& connection) noexcept {
 
 }  // namespace
 
-/// The transaction a commit is in: begun when there is something to write, committed when it has become large.
+/// The transaction of a commit: begun when there is something to write, committed when it has become large.
 class SqliteStore::Work {
  public:
   explicit Work(Connection& connection) noexcept : connection_(connection) {}
 
-  /// To be called before each piece of work that must not be torn apart.
+  /// Call before each piece of work that must not be split.
   Result<> begin() {
     if (!transaction_) transaction_.emplace(STEPSTASH_TRY(Transaction::begin_write(connection_)));
     STEPSTASH_CRASH_POINT("persist.work.begun");
     return success();
   }
-  /// To be called after it.
+  /// Call after it.
   Result<> spent(std::size_t rows, std::size_t bytes) {
     rows_ += rows;
     bytes_ += bytes;
@@ -133,7 +133,7 @@ struct SqliteStore::WriterStatements {
          "name = excluded.name, length = excluded.length, source = excluded.source, revision = excluded.revision, "
          "value_hash = excluded.value_hash, chunks = excluded.chunks, value = excluded.value"},
         {&delete_entry, "DELETE FROM build_data WHERE id = ?1"},
-        // Goes on from the name last deleted, so that entries which stay are passed once and not once per round.
+        // Continues at the name last deleted, so that surviving entries are passed once, not once per round.
         {&select_drop,
          "SELECT id, revision, chunks, name FROM build_data WHERE buildid = ?1 AND name >= ?2 AND id <= ?3 "
          "ORDER BY name LIMIT ?4"},
@@ -164,14 +164,14 @@ struct SqliteStore::WriterStatements {
     std::int64_t revision = 0;
     std::int64_t chunks = 0;
   };
-  /// The row a bound find_name or find_id selects.
+  /// The row that a bound find_name or find_id selects.
   static Result<std::optional<Row>> find(Statement& statement) {
     const Reset at_end(statement);
     if (!STEPSTASH_TRY(statement.step())) return std::optional<Row>();
     return std::optional<Row>(Row{statement.integer(0), statement.integer(1), statement.integer(2)});
   }
 
-  /// Deletes a row; its chunks, if it has any, are left to collect_chunks.
+  /// Deletes a row; its chunks, if any, are left to collect_chunks.
   Result<> remove(const Row& row) {
     if (row.chunks > 0) STEPSTASH_TRY(mark.bind(1, row.revision).run());
     return delete_entry.bind(1, row.id).run();
@@ -206,12 +206,12 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
     if (!opened && opened.error() != Errc::newer_database && opened.error() != Errc::foreign_database &&
         room_beside(path) < kBytesToOpen && ::unlink((path + "-reserve").c_str()) == 0) {
       STEPSTASH_CRASH_POINT("persist.open.reserve_removed");
-      store.reset(new SqliteStore(path, options));  // SQLite needs a few pages beside the database to open it
+      store.reset(new SqliteStore(path, options));  // SQLite needs a few free pages to open the database
       opened = store->open_connections();
     }
     if (!opened) {
       std::error_code error = store->report("opening", opened.error(), store->writer_);
-      // Our own application_id, and yet a table or a column is missing: nothing else prepares as a plain error.
+      // Our own application_id, but a table or column is missing: no other failure to prepare is a plain SQLITE_ERROR.
       if (error == sqlite_error(SQLITE_ERROR)) error = Errc::corrupt_database;
       if (why != nullptr) *why = store->last_error();
       return error;
@@ -225,8 +225,8 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const Options& options, s
 }
 
 Result<> SqliteStore::open_connections() {
-  // What was set aside has values, too, and may be of a version that let the group read. Not ours: nobody's values of
-  // ours.
+  // Files set aside contain values, too, and may come from a version that allowed the group to read them. Files that
+  // are not ours contain none of our values: ignore errors.
   for (const std::string& kept : kept_aside(path_)) {
     (void)examine(kept);
     for (const char* suffix : kCompanions) (void)examine(kept + suffix);
@@ -237,16 +237,16 @@ Result<> SqliteStore::open_connections() {
 
   writer_ = STEPSTASH_TRY(open_connection());
   file_ = FileId::at(path_);
-  // What was examined and what SQLite opened must be one file.
+  // The file that was examined and the one that SQLite opened must be the same.
   if (writer_.file_has_moved() || !STEPSTASH_TRY(examine(path_))) return Errc::unsafe_object;
-  // Of a new file only, and before anything is written. For an old one they would change nothing but write all the
-  // same, and a start must not fail for want of room.
+  // For a new file only, and before anything is written. For an existing one these pragmas would change nothing but
+  // still write, and a start must not fail for lack of room.
   if (STEPSTASH_TRY(writer_.query_int("PRAGMA page_count")) == 0) {
     STEPSTASH_TRY(writer_.execute(("PRAGMA page_size=" + std::to_string(kPageBytes)).c_str()));
     STEPSTASH_TRY(writer_.execute("PRAGMA auto_vacuum=INCREMENTAL"));
   }
   STEPSTASH_TRY(writer_.execute(kOfEveryConnection));
-  // Whose database it is comes before any change to it, the journal's mode included.
+  // Check the application before changing anything, the journal mode included.
   if (const auto application = STEPSTASH_TRY(writer_.query_int("PRAGMA application_id"));
       application != kApplicationId &&
       (application != 0 || STEPSTASH_TRY(writer_.query_int("SELECT count(*) FROM sqlite_schema")) != 0)) {
@@ -271,7 +271,8 @@ Result<> SqliteStore::open_connections() {
   wal_ = FileId::at(path_ + "-wal");
   STEPSTASH_CRASH_POINT("persist.open.identified");
   make_reserve(path_ + "-reserve", kReserveBytes);
-  // What a crash left half written or half deleted. Not a reason to refuse service: commits and vacuum go on with it.
+  // Left half written or half deleted by a crash. Not a reason to refuse service: commits and vacuum continue the
+  // sweep.
   if (auto swept = collect_chunks(kChunksPerCall); !swept) (void)report("sweeping", swept.error(), writer_);
   return success();
 }
@@ -289,7 +290,7 @@ Result<std::unique_ptr<SqliteStore::WriterStatements>> SqliteStore::set_up_write
   page_bytes_ = page_bytes;
   sqlite3_wal_hook(connection.get(), &SqliteStore::on_commit, this);
   STEPSTASH_TRY(pragma("journal_size_limit", kWalKeepBytes));
-  // Half a transaction; what does not fit is spilled into the WAL, where it is going anyway.
+  // Half a transaction; what does not fit is spilled into the WAL, where it goes anyway.
   STEPSTASH_TRY(connection.execute("PRAGMA cache_size=-8192"));
   if (max_bytes_ > 0) {
     STEPSTASH_TRY(pragma("max_page_count", std::max<std::uint64_t>(1, max_bytes_ / page_bytes)));
@@ -299,8 +300,8 @@ Result<std::unique_ptr<SqliteStore::WriterStatements>> SqliteStore::set_up_write
   return statements;
 }
 
-/// What a connection keeps of an error it keeps for good: a new one tells whether damage is what the disk has, or what
-/// SQLite makes of a disk that cannot be read.
+/// SQLite caches I/O errors per connection. A new connection tells whether the disk really has damaged data or could
+/// just not be read.
 Result<> SqliteStore::replace_writer() {
   Connection fresh;
   const auto set_up = [&]() -> Result<std::unique_ptr<WriterStatements>> {
@@ -332,19 +333,19 @@ Result<> SqliteStore::commit(const Batch& batch) {
   if (auto written = write_batch(batch); !written) {
     const bool full = disk_full(written.error(), writer_);
     const std::error_code error = report("committing", written.error(), writer_);
-    // A batch that only frees is not refused for want of room.
+    // Deletions alone succeed on a full disk.
     if (full && make_room(batch.builds) && batch.entries.empty()) return success();
     return error;
   }
-  // The batch is durable: what is left is tidying, and its failure is nobody's loss.
+  // The batch is durable: the rest is cleanup, and its failure loses nothing.
   if (auto swept = collect_chunks(kChunksPerCall); !swept) (void)report("deleting chunks", swept.error(), writer_);
   return success();
 }
 
-/// On a full disk: gives up the reserve, deletes what is half written and what `builds` drops, and gives the space
-/// back. True when `builds` has been committed.
+/// For a full disk: removes the reserve, deletes half-written chunks and what `builds` drops, and gives the space back.
+/// True if `builds` has been committed.
 bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
-  // Where there is nothing to delete the reserve would only let the WAL or the file grow, and be missed later.
+  // If there is nothing to delete, the reserve would only let the WAL or the file grow, and be missing later.
   const bool drops = std::ranges::any_of(builds, [](const BuildRow& row) { return row.drop_upto > 0; });
   const auto left_over = writer_.query_int(
       "SELECT (SELECT count(*) FROM chunks_to_delete LIMIT 1) + (SELECT freelist_count FROM pragma_freelist_count)");
@@ -352,7 +353,7 @@ bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
   const std::string reserve = path_ + "-reserve";
   ::unlink(reserve.c_str());
   STEPSTASH_CRASH_POINT("persist.room.reserve_removed");
-  // A checkpoint before the file has been made shorter would spend the reserve on growing it.
+  // A checkpoint before the file has shrunk would spend the reserve on growing it.
   sqlite3_wal_hook(writer_.get(), nullptr, nullptr);
   const auto free_now = [&] {
     if (auto freed = free_pages(kPagesToMakeRoom); !freed) (void)report("making room", freed.error(), writer_);
@@ -378,7 +379,7 @@ Result<> SqliteStore::write_batch(const Batch& batch) {
   STEPSTASH_TRY(work.begin());
   STEPSTASH_TRY(write_->bump_commit_count.run());
   STEPSTASH_CRASH_POINT("persist.batch.counted");
-  // Read back and not counted here: a commit that failed with its outcome unknown may have landed.
+  // Read back rather than incremented here: a commit that failed with unknown outcome may have succeeded.
   const std::uint64_t count = STEPSTASH_TRY(write_->meta("commit_count"));
   STEPSTASH_TRY(work.finish());
   STEPSTASH_CRASH_POINT("persist.batch.committed");
@@ -435,7 +436,7 @@ Result<> SqliteStore::put_entry(Work& work, const EntryRow& row) {
   const std::int64_t revision = signed_twin(row.revision);
   STEPSTASH_TRY(work.begin());
   auto old = STEPSTASH_TRY(WriterStatements::find(write_->find_id.bind(1, id)));
-  if (old && old->revision == revision) return success();  // a batch repeated: these bytes are there already
+  if (old && old->revision == revision) return success();  // a repeated batch: these bytes are already there
 
   const bool chunked = row.value.size() > kInlineBytes;
   if (chunked) {
@@ -446,7 +447,7 @@ Result<> SqliteStore::put_entry(Work& work, const EntryRow& row) {
     // Transactions ended in between, so look again.
     old = STEPSTASH_TRY(WriterStatements::find(write_->find_id.bind(1, id)));
   }
-  // Another id under the same name is older: its deletion was overtaken by this set.
+  // Another id under the same name is older: this set overtook its deletion.
   const auto namesake = STEPSTASH_TRY(WriterStatements::find(write_->find_name.bind(1, row.buildid).bind(2, row.name)));
   if (namesake && namesake->id != id) STEPSTASH_TRY(write_->remove(*namesake));
   if (old && old->chunks > 0) STEPSTASH_TRY(write_->mark.bind(1, old->revision).run());
@@ -484,7 +485,7 @@ Result<> SqliteStore::put_chunks(Work& work, const EntryRow& row) {
   return success();
 }
 
-/// Deletes a bounded number of a revision's chunks, within the caller's transaction; returns how many.
+/// Deletes a bounded number of a revision's chunks within the caller's transaction; returns how many.
 Result<std::size_t> SqliteStore::delete_chunks(std::int64_t revision) {
   STEPSTASH_TRY(
       write_->delete_chunks.bind(1, revision).bind(2, std::int64_t{kRowsPerTransaction / kRowsPerChunk}).run());
@@ -492,7 +493,7 @@ Result<std::size_t> SqliteStore::delete_chunks(std::int64_t revision) {
   return static_cast<std::size_t>(sqlite3_changes(writer_.get()));
 }
 
-/// Deletes up to about `limit` chunks that no row needs. Only between commits: one under way has its own marked.
+/// Deletes up to about `limit` chunks that no row needs. Only between commits: one under way has its own chunks marked.
 Result<> SqliteStore::collect_chunks(std::size_t limit) {
   Work work(writer_);
   for (std::size_t deleted = 0; deleted < limit;) {
@@ -522,7 +523,7 @@ Result<std::uint64_t> SqliteStore::reserve_ids(std::uint64_t count, std::uint64_
 Result<std::uint64_t> SqliteStore::reserve(std::uint64_t count, std::uint64_t at_least) {
   if (count == 0) return Errc::invalid_argument;
   auto transaction = STEPSTASH_TRY(Transaction::begin_write(writer_));
-  // max(id) costs one look at the last leaf, and covers rows that a shell put there.
+  // max(id) reads only the last leaf, and covers rows that a shell inserted.
   std::uint64_t highest = 0;
   {
     const Reset at_end(write_->max_id);
@@ -533,7 +534,7 @@ Result<std::uint64_t> SqliteStore::reserve(std::uint64_t count, std::uint64_t at
   const std::uint64_t first = std::max({std::uint64_t{1}, next, at_least, highest + 1});
   if (first > kMaxInt || count > kMaxInt - first) return Errc::out_of_ids;
   STEPSTASH_TRY(write_->update_next_id.bind(1, signed_twin(first + count)).run());
-  // Counted like a batch: a copy from before would give the same ids once more, so it has to be known as an older one.
+  // Counted like a batch: an earlier copy would give out the same ids again, so it must be recognizable as older.
   STEPSTASH_TRY(write_->bump_commit_count.run());
   const std::uint64_t commits = STEPSTASH_TRY(write_->meta("commit_count"));
   STEPSTASH_CRASH_POINT("persist.ids.commit_due");
@@ -662,7 +663,7 @@ Result<> SqliteStore::load_value(std::uint64_t id, std::uint64_t revision, std::
 }
 
 Result<> SqliteStore::read_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) {
-  // One snapshot for row and chunks: a replacement committed meanwhile does not show, nor its deletions.
+  // One snapshot for row and chunks: neither a replacement committed meanwhile nor its deletions are visible.
   const auto snapshot = STEPSTASH_TRY(Transaction::begin_read(reader_));
   Statement& select = read_->select_value;
   const Reset at_end(select);
@@ -713,31 +714,32 @@ Result<std::uint64_t> SqliteStore::free_pages(std::uint64_t pages) {
     STEPSTASH_TRY(writer_.execute(("PRAGMA incremental_vacuum(" + std::to_string(step) + ")").c_str()));
     STEPSTASH_CRASH_POINT("persist.vacuum.step");
     const std::int64_t now = STEPSTASH_TRY(free_now());
-    if (now >= left) break;  // a database made without auto_vacuum
+    if (now >= left) break;  // a database created without auto_vacuum
     freed += static_cast<std::uint64_t>(left - now);
     left = now;
   }
-  // A checkpoint that cannot end would only spend the room that the next deletion needs.
+  // A checkpoint that cannot complete would only spend the room that the next deletion needs.
   if (!checkpoint_fits()) return freed;
-  // The file itself shrinks at the checkpoint. TRUNCATE waits for readers, so only with nothing else to do, and not
-  // below what the WAL keeps. A reader in the way (SQLITE_BUSY) is no failure: the next call finds it gone.
+  // The file itself shrinks at the checkpoint. TRUNCATE waits for readers, so only when there is nothing else to do,
+  // and not below the size an idle WAL keeps. A reader in the way (SQLITE_BUSY) is not a failure: a later call will
+  // succeed.
   const bool shrink_wal = left == 0 && file_bytes(path_ + "-wal") > kWalKeepBytes;
   const int code = checkpoint_now(writer_.get(), shrink_wal ? SQLITE_CHECKPOINT_TRUNCATE : SQLITE_CHECKPOINT_PASSIVE);
   if (code != SQLITE_OK && (code & 0xFF) != SQLITE_BUSY && (code & 0xFF) != SQLITE_LOCKED) return sqlite_error(code);
   return freed;
 }
 
-/// Whether the file system has room for what the database file would grow by. O(1).
+/// Whether the file system has room for the growth of the database file. O(1).
 bool SqliteStore::checkpoint_fits() {
   const auto pages = writer_.query_int("PRAGMA page_count");
   const auto page_bytes = writer_.query_int("PRAGMA page_size");
-  if (!pages || !page_bytes) return true;  // the checkpoint itself will tell
+  if (!pages || !page_bytes) return true;  // the checkpoint itself will report it
   const std::uint64_t wanted = unsigned_twin(pages.value()) * unsigned_twin(page_bytes.value());
   const std::uint64_t have = file_bytes(path_);
   return wanted <= have || wanted - have <= room_beside(path_);
 }
 
-/// SQLite's own way to checkpoint (sqlite3_wal_autocheckpoint) does the same, and does not say what came of it.
+/// SQLite's own automatic checkpoint (sqlite3_wal_autocheckpoint) does the same, but does not report the result.
 int SqliteStore::on_commit(void* self, sqlite3* connection, const char*, int pages) {
   auto& store = *static_cast<SqliteStore*>(self);
   if (pages >= store.wal_pages_) (void)store.checkpoint_now(connection, SQLITE_CHECKPOINT_PASSIVE);
@@ -749,7 +751,7 @@ int SqliteStore::checkpoint_now(sqlite3* connection, int mode) {
   int moved = 0;
   const int code = sqlite3_wal_checkpoint_v2(connection, "main", mode, &pages, &moved);
   STEPSTASH_CRASH_POINT("persist.vacuum.checkpointed");
-  // After an error, or while somebody else is at it, both are -1, or what was done so far.
+  // After an error, or while another checkpoint is running, both are -1, or partial counts.
   if (pages >= 0 && moved >= 0) {
     log_held_bytes_ = static_cast<std::uint64_t>(std::max(pages - moved, 0)) * page_bytes_;
   }
@@ -784,8 +786,8 @@ void SqliteStore::remember(std::string text) {
 std::error_code SqliteStore::report(const char* doing, std::error_code error, const Connection& connection) {
   remember(std::string(doing) + ": " + path_ + ": " + connection.describe(error));
   const std::error_code told = boundary_error(error);
-  // A disk may be there again, and what is taken for damage is set aside: after such an error a connection believes in
-  // none.
+  // A disk may come back, but a database reported as damaged is set aside: after a disk error, a connection's report of
+  // corruption is not believed.
   if (told != Errc::corrupt_database || !connection || connection.read_errno() == 0) return told;
   if (&connection == &writer_) writer_doubted_ = true;
   return Errc::not_durable;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// BackingStore on one SQLite file (schema.hpp has its tables).
+/// BackingStore on one SQLite file (tables: schema.hpp).
 ///
-/// Two connections: the writer, for every call but two, and a reader for load_value and load_build, which see the last
+/// Two connections: the writer, for all calls but two, and a reader for load_value and load_build, which see the last
 /// committed state (WAL) and wait for nobody. Thread rule: that of backing_store.hpp; look may be called from any
 /// thread.
 ///
@@ -15,11 +15,11 @@
 ///   1000 entries of 200 B         2.6     2.9     2.3     2.3
 ///
 /// Pages of 16 KiB: as fast as larger ones in everything but vacuum, and a commit of one small entry (three pages)
-/// costs no more than with 4 KiB. Chunks of 1 MiB: speed no longer depends on the size, so it is the memory that a
-/// chunk costs that decides. Transactions of 16 MiB: 32 MiB gains a tenth and doubles the WAL; the whole value as one
-/// BLOB gains nothing (187 ms), needs a WAL as large as the value, takes ten times as long to read (223 ms: SQLite
-/// builds it in memory first) and ends at 10^9 bytes. secure_delete is off: Debian's default of zeroing freed pages
-/// makes deleting 64 MiB take 175 ms, and writes as much as the value.
+/// costs no more than with 4 KiB. Chunks of 1 MiB: speed no longer depends on the size, so memory per chunk decides.
+/// Transactions of 16 MiB: 32 MiB gains a tenth and doubles the WAL; the whole value as one BLOB gains nothing (187
+/// ms), needs a WAL as large as the value, takes ten times as long to read (223 ms: SQLite builds it in memory first)
+/// and is limited to 10^9 bytes. secure_delete is off: with Debian's default of zeroing freed pages, deleting 64 MiB
+/// takes 175 ms and writes as much as the value.
 #pragma once
 
 #include <atomic>
@@ -36,29 +36,30 @@
 
 namespace stepstash::persist {
 
-/// Values up to this stand in build_data.value, where a shell reads them; larger ones in value_chunks. At 256 KiB both
-/// ways are equally fast; below it, chunks would cost a second index entry and two marker writes per value.
+/// Values up to this size are stored in build_data.value, where a shell can read them; larger ones in value_chunks. At
+/// 256 KiB both ways are equally fast; below it, chunks would cost a second index entry and two marker writes per
+/// value.
 inline constexpr std::size_t kInlineBytes = 256 * 1024;
 inline constexpr std::size_t kChunkBytes = 1024 * 1024;
 /// A transaction is committed when it has written this much, and the WAL is checkpointed at the same size: it stays
-/// near twice that, whatever the batch.
+/// near twice that, whatever the batch size.
 inline constexpr std::size_t kTransactionBytes = 16 * 1024 * 1024;
 
 class SqliteStore final : public BackingStore {
  public:
   struct Options {
     std::string path;
-    /// How long to wait for a lock somebody else holds on the database (a shell, a backup).
+    /// How long to wait for a lock that another program holds on the database (a shell, a backup).
     std::chrono::milliseconds busy_timeout{1000};
-    /// The database file does not grow beyond this; then commits fail as on a full disk. 0: no limit of our own.
+    /// Limit on the size of the database file; beyond it commits fail as on a full disk. 0: no limit of our own.
     std::uint64_t max_bytes = 0;
   };
 
-  /// Opens the database, or makes it (mode 0600, whatever the umask), and migrates it. One that was made with another
-  /// mode, and what was set aside, is narrowed to it. Symbolic links among the directories are followed, one at the
-  /// file is not. `why`, if given, receives a sentence about a failure. Errors: Errc::unsafe_object (the file or its
-  /// -wal, -shm, -journal or -reserve is a link, has a second name, is not regular or not ours), Errc::corrupt_database
-  /// (set_aside() is the way out), Errc::newer_database, Errc::foreign_database (another program's),
+  /// Opens the database, or creates it (mode 0600, whatever the umask), and migrates it. Permission bits beyond 0600
+  /// are removed from an existing database and from files set aside. Follows symbolic links among the directories, but
+  /// not at the file itself. `why`, if given, receives a message about a failure. Errors: Errc::unsafe_object (the file
+  /// or its -wal, -shm, -journal or -reserve is a link, has a second name, is not regular or not ours),
+  /// Errc::corrupt_database (use set_aside()), Errc::newer_database, Errc::foreign_database (another program's),
   /// Errc::invalid_argument (no file name), Errc::not_durable (locked, full, I/O), those of the directory.
   static Result<std::unique_ptr<SqliteStore>> open(const Options& options, std::string* why = nullptr);
 
@@ -73,28 +74,28 @@ class SqliteStore final : public BackingStore {
   std::uint64_t store_id() const override { return store_id_; }
   std::uint64_t commit_count() const override { return commit_count_.load(); }
   std::int64_t last_written() const override { return last_written_; }
-  /// Before it writes, commit makes sure that the file is still the one at its path: nothing is acknowledged into a
-  /// deleted file (Errc::not_durable until the daemon is started again). On a full disk what the batch frees is freed
-  /// all the same, with the help of a small file kept for that (`path`-reserve).
+  /// Before writing, commit checks that the file is still the one at its path: nothing is acknowledged into a deleted
+  /// file (Errc::not_durable until the daemon is restarted). On a full disk, space that the batch frees is still freed,
+  /// with the help of a small file kept for that purpose (`path`-reserve).
   Result<> commit(const Batch& batch) override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;
   Result<Census> census() override;
-  /// No other call to this store from within `each`. Rows that break the contract are skipped, so that one of them does
-  /// not cost the rest.
+  /// No other call to this store from within `each`. Rows that violate the contract are skipped, so that one of them
+  /// does not cost the rest.
   Result<> load_entries(const std::function<bool(const StoredEntry&)>& each) override;
   std::vector<std::string> skipped() const override;
   Result<> load_builds_with_data(const std::function<bool(const StoredBuild&)>& each) override;
   Result<std::optional<StoredBuild>> load_build(BuildId build) override;
   Result<> load_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out) override;
-  /// Also deletes chunks nobody needs and checkpoints; when nothing is left to do it lets the WAL shrink.
+  /// Also deletes orphaned chunks and checkpoints; when all of that is done, truncates the WAL.
   Result<std::uint64_t> vacuum(std::uint64_t pages) override;
   void checkpoint() override;
-  /// O(1): seven calls of stat(2).
+  /// O(1): eight stat(2) calls.
   Files look() const override;
   std::uint64_t size_bytes() const { return look().bytes; }
   std::error_code unusable() const override { return {}; }
 
-  /// What the last failure was, in SQLite's words; empty when there has been none.
+  /// The last failure, in SQLite's words; empty if there was none.
   std::string last_error() const override;
 
  private:
@@ -126,7 +127,7 @@ class SqliteStore final : public BackingStore {
   Result<> read_value(std::uint64_t id, std::uint64_t revision, std::span<std::byte> out);
   Result<> read_chunks(std::uint64_t revision, std::int64_t chunks, std::span<std::byte> out);
 
-  /// Turns an error into what callers act on (Errc where there is one) and keeps its text.
+  /// Maps an error to what callers act on (Errc where there is one) and keeps its text.
   std::error_code report(const char* doing, std::error_code error, const Connection& connection);
   void remember(std::string text);
 
@@ -137,10 +138,10 @@ class SqliteStore final : public BackingStore {
   Connection reader_;
   std::unique_ptr<WriterStatements> write_;  // after the connections: destroyed first
   std::unique_ptr<ReaderStatements> read_;
-  bool writer_doubted_ = false;  // it saw damage after an error of the disk
+  bool writer_doubted_ = false;  // reported corruption after a disk error: reopen it first
   FileId file_;
   FileId wal_;
-  int wal_pages_ = 0;  // at this size the WAL is checkpointed
+  int wal_pages_ = 0;  // the WAL is checkpointed at this size
   std::uint64_t page_bytes_ = 0;
   std::atomic<std::uint64_t> log_held_bytes_{0};  // by the last checkpoint
   std::uint64_t store_id_ = 0;

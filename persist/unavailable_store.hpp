@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Stands in for a database that this program cannot use, so that what is in the segment is served all the same.
+/// Replaces a database that this program cannot use, so that the segment is still served.
 #pragma once
 
 #include <string>
@@ -11,11 +11,11 @@
 
 namespace stepstash::persist {
 
-/// Every call fails with the same error: nothing becomes clean, and nothing that is dirty is lost.
-/// Thread safety: all calls may run concurrently.
+/// Every call that reads or writes fails with the same error: nothing becomes clean, and nothing dirty is lost. Thread
+/// safety: all calls may run concurrently.
 class UnavailableStore final : public BackingStore {
  public:
-  /// `why`: for people, with the database's path.
+  /// `why`: message with the database's path.
   UnavailableStore(std::error_code error, std::string why) : error_(error), why_(std::move(why)) {}
 
   std::uint64_t store_id() const override { return 0; }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Bytes <-> messages, as docs/protocol.md draws them: little-endian, fixed fields first, then the texts.
+/// Encodes and decodes messages as docs/protocol.md draws them: little-endian, fixed fields first, then the texts.
 #include <algorithm>
 #include <cassert>
 #include <cstring>
@@ -11,7 +11,7 @@
 namespace stepstash::protocol {
 namespace {
 
-/// The type numbers of the wire. Never renumbered: a number that is given up stays unused.
+/// The type numbers on the wire. Never renumbered; a retired number stays unused.
 enum class Type : std::uint16_t {
   hello = 1,
   set = 2,
@@ -55,7 +55,7 @@ class Encoder {
     u16(static_cast<std::uint16_t>(type));
     u16(0);
   }
-  /// Fills in the head's length: what was written, and `follows` bytes that the caller adds.
+  /// Fills in the head's length: the bytes written, plus `follows` bytes that the caller adds.
   void finish(std::size_t follows = 0) {
     const std::size_t payload = out_.size() - start_ - kHeadBytes + follows;
     assert(payload <= kMaxPayload);
@@ -83,7 +83,7 @@ std::uint16_t short_size(std::string_view text) {
   return static_cast<std::uint16_t>(text.size());
 }
 
-/// At most `limit` bytes of `text`, not cutting a UTF-8 sequence in two.
+/// At most `limit` bytes of `text`, without splitting a UTF-8 sequence.
 std::string_view cut(std::string_view text, std::size_t limit) {
   if (text.size() <= limit) return text;
   while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
@@ -290,8 +290,8 @@ void put(const Failure& m, std::vector<std::byte>& out) {
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
-/// Takes fields off the front of a payload. What is not there reads as zero and is remembered: good() at the end says
-/// whether every field was there, every check held and nothing is left.
+/// Reads fields from the front of a payload. A missing field reads as zero and is remembered: good() at the end says
+/// whether every field was there, every check held and nothing is left over.
 class Decoder {
  public:
   explicit Decoder(std::span<const std::byte> payload) noexcept : rest_(payload) {}
@@ -368,7 +368,7 @@ void take_texts(Decoder& d, SetParams& p, ParamSizes sizes) {
 void take(Decoder& d, Hello& m) noexcept {
   d.require(d.u64() == kHelloMagic);
   m.version = d.u32();
-  if (d.good_so_far() && m.version != kVersion) return d.skip_rest();  // the rest is another version's business
+  if (d.good_so_far() && m.version != kVersion) return d.skip_rest();  // the rest depends on the version
   m.attach = d.flags(kFlag0) != 0;
   m.resume_segment = d.segment_id();
   m.resume_page = d.u32();
@@ -491,14 +491,14 @@ void take(Decoder& d, BuildsPage& m) {
     d.require(finished || at == 0);
     if (finished) build.complete_at = at;
     build.held = (flags & kFlag1) != 0;
-    // In their order: so a client that asks for what comes after the last one comes to an end.
+    // In ascending order, so that a client that requests what follows the last one always terminates.
     d.require(valid_build(build.build) && (m.builds.empty() || m.builds.back().build < build.build));
     m.builds.push_back(build);
   }
 }
 void take(Decoder& d, Failure& m) {
   const std::uint32_t code = d.u32();
-  // A code this side does not know is passed on as it is: a newer daemon may have more.
+  // An unknown code is passed on unchanged: a newer daemon may have more.
   d.require(code != 0 && code <= INT32_MAX);
   m.code = static_cast<Errc>(static_cast<int>(code));
   const std::size_t bytes = d.u32();

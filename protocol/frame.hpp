@@ -18,7 +18,7 @@ namespace stepstash::protocol {
 inline constexpr std::size_t kHeadBytes = 8;
 /// The largest frame is a Set: its value, name, source and fixed fields.
 inline constexpr std::size_t kMaxPayload = kInlineBytes + 2 * kMaxNameBytes + 256;
-/// The type of a Piece: pieces that arrive together are copied together.
+/// The type of a Piece. The daemon uses it to copy pieces that arrive together in one go.
 inline constexpr std::uint16_t kPieceType = 4;
 static_assert(kListPageEntries * (2 * kMaxNameBytes + 64) <= kMaxPayload);
 static_assert(kBuildsPageRows * 64 <= kMaxPayload);
@@ -31,17 +31,17 @@ struct Head {
 /// Errors: Errc::protocol_error when the length exceeds kMaxPayload or the reserved field is not zero.
 Result<Head> decode_head(std::span<const std::byte, kHeadBytes> bytes) noexcept;
 
-/// Total: any bytes give a message or Errc::protocol_error; every length is checked against what is there, trailing
-/// bytes are an error, and so are flags that are not known. Values are borrowed from `payload`, texts are copied. Names
-/// and sources are bounded here (kMaxNameBytes), their characters are the store's business.
+/// Total: any bytes decode to a message or to Errc::protocol_error. Every length is checked against the bytes present;
+/// trailing bytes and unknown flags are errors. Values are borrowed from `payload`, texts are copied. The length of
+/// names and sources is bounded here (kMaxNameBytes); the store checks their characters.
 Result<Request> decode_request(Head head, std::span<const std::byte> payload);
 Result<Reply> decode_reply(Head head, std::span<const std::byte> payload);
 
-/// Appends one whole frame, head included, to `out`. A Failure's or Text's text is cut to what a frame holds.
+/// Appends one whole frame, head included, to `out`. Truncates the text of a Failure or Text to what fits into a frame.
 void encode(const Request& request, std::vector<std::byte>& out);
 void encode(const Reply& reply, std::vector<std::byte>& out);
 
-/// The frame of a Set up to, and without, its value: the value's bytes may follow from where they lie.
+/// The frame of a Set up to, but without, its value: the value's bytes can then be sent from where they are.
 void encode_set_head(const Set& set, std::vector<std::byte>& out);
 
 }  // namespace stepstash::protocol

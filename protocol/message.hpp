@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What a client and the daemon say to each other, as plain structs. docs/protocol.md is the same for strangers.
+/// The messages between a client and the daemon, as plain structs. docs/protocol.md documents them for implementers.
 ///
-/// A connection is a unix stream socket. Both sides send frames (frame.hpp); every request has one reply, in order. Of
-/// a staged set all requests may be sent without waiting for the replies: SetBegin (once the ring is mapped), Pieces,
-/// SetCommit. Descriptors travel from the daemon to the client only.
+/// A connection is a unix stream socket. Both sides send frames (frame.hpp); every request has one reply, in order. The
+/// requests of a staged set may be pipelined without waiting for the replies: SetBegin (once the ring is mapped),
+/// Pieces, SetCommit. Descriptors travel from the daemon to the client only.
 #pragma once
 
 #include <array>
@@ -23,12 +23,12 @@ namespace stepstash::protocol {
 
 inline constexpr std::uint32_t kVersion = 1;
 inline constexpr std::uint64_t kHelloMagic = 0x6B636F73'70657473;  // "stepsock" in memory order
-/// Values up to here travel inside Set; larger ones go through the staging ring.
+/// Values up to this size travel inside Set; larger ones go through the staging ring.
 inline constexpr std::size_t kInlineBytes = 64 * 1024;
 inline constexpr std::uint64_t kUnknownLength = UINT64_MAX;
-/// Entries in one ListPage at most; the rest follows on request.
+/// Maximum entries in one ListPage; the client requests the rest.
 inline constexpr std::uint32_t kListPageEntries = 32;
-/// Builds in one BuildsPage at most.
+/// Maximum builds in one BuildsPage.
 inline constexpr std::uint32_t kBuildsPageRows = 256;
 
 using SegmentId = std::array<std::uint8_t, 16>;
@@ -38,18 +38,18 @@ using SegmentId = std::array<std::uint8_t, 16>;
 /// First on every connection.
 struct Hello {
   std::uint32_t version = kVersion;
-  bool attach = false;            ///< asks for the segment's and a pin page's descriptors
-  std::uint32_t resume_page = 0;  ///< with attach: the pin page this client holds already (0: none) ...
+  bool attach = false;            ///< requests the segment's and a pin page's descriptors
+  std::uint32_t resume_page = 0;  ///< with attach: the pin page this client already holds (0: none) ...
   SegmentId resume_segment{};     ///< ... of this segment. If both still serve, no descriptors are sent.
 };
 
-/// What both ways of setting a value have in common.
+/// The parameters common to both ways of setting a value.
 struct SetParams {
   BuildId build = 0;
   std::string name;
   std::string source;
   bool durable = false;           ///< acknowledge after the database's commit
-  bool if_absent = false;         ///< fail with condition_failed when the name is there
+  bool if_absent = false;         ///< fail with condition_failed if the name exists
   std::uint64_t if_revision = 0;  ///< non-zero: fail with condition_failed unless the entry has this revision
   std::uint32_t deadline_ms = 0;  ///< how long to wait for room or for the commit
 };
@@ -65,8 +65,8 @@ struct SetBegin {
   std::uint64_t length = 0;  ///< or kUnknownLength
 };
 
-/// `bytes` bytes at `ring_offset` are filled in. One PieceDone (or Failure) each, in order; the bytes may be
-/// overwritten after that. After a Failure all further pieces and the commit of this set fail alike.
+/// `bytes` bytes at `ring_offset` are filled in. Each gets one PieceDone (or Failure), in order; its bytes may be
+/// overwritten after that. After a Failure, all further pieces and the commit of this set fail the same way.
 struct Piece {
   std::uint32_t ring_offset = 0;
   std::uint32_t bytes = 0;
@@ -81,7 +81,7 @@ struct Load {
   std::uint32_t deadline_ms = 0;  ///< for finding room
 };
 
-/// Done once the name is there; Failure{deadline_exceeded} otherwise.
+/// Done once the name exists; Failure{deadline_exceeded} otherwise.
 struct Wait {
   BuildId build = 0;
   std::string name;
@@ -96,7 +96,7 @@ struct List {
 
 struct Finish {
   BuildId build = 0;
-  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; the daemon's clock when left out
+  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; none: the daemon's clock
 };
 struct Prune {
   std::int64_t older_than = 0;
@@ -113,7 +113,7 @@ struct Flush {
 };
 struct Stats {};
 
-/// The builds that have data, in the order of their numbers. Reply: BuildsPage.
+/// The builds that have data, in ascending order. Reply: BuildsPage.
 struct Builds {
   BuildId after = 0;  ///< builds with a larger number
 };
@@ -123,7 +123,8 @@ using Request = std::variant<Hello, Set, SetBegin, Piece, SetCommit, SetAbort, L
 
 // ---- replies -------------------------------------------------------------------------------------------------------
 
-/// With attach, and unless the old attachment was resumed: two descriptors, the segment (read-only), the pin page.
+/// With attach, unless the old attachment was resumed, two descriptors follow: the segment (read-only) and the pin
+/// page.
 struct HelloOk {
   std::uint32_t version = kVersion;
   SegmentId segment_id{};
@@ -139,7 +140,7 @@ struct SetOk {
 };
 struct SetReady {
   std::uint32_t ring_bytes = 0;
-  std::uint32_t piece_bytes = 0;  ///< the most one Piece may announce
+  std::uint32_t piece_bytes = 0;  ///< maximum for one Piece
   bool ring_attached = false;     ///< a descriptor comes with this reply
 };
 struct PieceDone {
@@ -165,7 +166,7 @@ struct BuildsPage {
 };
 struct Failure {
   Errc code = Errc::protocol_error;
-  std::string message;  ///< for people: what happened, to what, with which numbers
+  std::string message;  ///< human-readable: what happened, to what, with which numbers
 };
 
 using Reply =

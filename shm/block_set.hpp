@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A set of blocks, by their offsets: what a scan of the pin pages finds.
+/// A set of block offsets: the result of scanning the pin pages.
 ///
-/// One bit for each place at which a block can begin, in chunks of a cache line each that exist only where something
-/// was inserted. So a number costs about the same, no matter who chose it: no collisions that somebody could provoke, a
-/// line to be zeroed, and memory that is there from one scan to the next. For numbers as far apart as possible, one for
-/// each of 65,536 places in a segment of 128 GiB, that is 1 ms here (and was 130 with chunks of a page, made and freed
-/// for each scan). 900,000 pins (2,040 full pages) that lie close together are 3 ms, spread evenly over 128 GiB 9 ms,
-/// and at random there, where each number is a cache miss or two, 80 ms (were 4, 190 and 270).
+/// One bit for each offset at which a block can begin, in chunks of one cache line that exist only where something was
+/// inserted. An insertion therefore costs about the same whichever offsets clients choose: there are no collisions to
+/// provoke, at most one line to zero, and the memory is reused from scan to scan. Offsets as far apart as possible, one
+/// for each of 65,536 places in a segment of 128 GiB, take 1 ms (130 ms with page-sized chunks that were allocated and
+/// freed for each scan). 900,000 pins (2,040 full pages) take 3 ms when they lie close together, 9 ms spread evenly
+/// over 128 GiB, and 80 ms at random offsets there, where each is a cache miss or two (4, 190 and 270 ms before).
 #pragma once
 
 #include <array>
@@ -24,14 +24,14 @@ namespace stepstash::shm {
 /// Thread safety: one thread.
 class BlockSet {
  public:
-  /// For blocks of a segment of `bytes` bytes.
+  /// For the blocks of a segment of `bytes` bytes.
   explicit BlockSet(std::uint64_t bytes)
       : numbers_(bytes / kChunkBytes + 1),
         chunk_of_(static_cast<std::uint32_t*>(std::calloc(numbers_, sizeof(std::uint32_t)))) {
     if (chunk_of_ == nullptr) throw std::bad_alloc();
   }
 
-  /// Inserts `at`; what is no place for a block of this segment is ignored. Returns whether it is new.
+  /// Inserts `at`; ignores offsets at which no block of this segment can begin. Returns whether it is new.
   bool insert(Offset at) {
     const std::uint64_t number = at / kChunkBytes;
     if (at % kBlockAlign != 0 || number >= numbers_) return false;
@@ -63,7 +63,7 @@ class BlockSet {
     }
   }
 
-  /// O(chunks with something in them). Their memory stays for the next scan.
+  /// O(non-empty chunks). Keeps their memory for the next scan.
   void clear() noexcept {
     for (const std::uint64_t number : touched_) chunk_of_[number] = 0;
     touched_.clear();
@@ -72,7 +72,8 @@ class BlockSet {
 
  private:
   static constexpr std::size_t kWords = 8;
-  static constexpr std::uint64_t kChunkBytes = kWords * 64 * kBlockAlign;  // of the segment: 32 KiB in 64 bytes of bits
+  static constexpr std::uint64_t kChunkBytes =
+      kWords * 64 * kBlockAlign;  // of the segment: 64 bytes of bits cover 32 KiB
 
   struct Free {
     void operator()(std::uint32_t* memory) const noexcept { std::free(memory); }
@@ -87,12 +88,12 @@ class BlockSet {
     chunk_of_[number] = static_cast<std::uint32_t>(words_.size());
   }
 
-  std::uint64_t numbers_;  // of chunks that the segment has
-  /// By number: which of words_ it is, counted from 1; 0: none. From calloc(3), so that what nobody asks for has no
-  /// memory: 4 bytes for 32 KiB of the segment at most.
+  std::uint64_t numbers_;  // chunks in the segment
+  /// By chunk number: 1 + its index in words_; 0: none. From calloc(3), so that untouched parts have no memory: at most
+  /// 4 bytes per 32 KiB of the segment.
   std::unique_ptr<std::uint32_t[], Free> chunk_of_;
-  std::vector<Words> words_;            // no more of them than numbers were ever inserted at one time
-  std::vector<std::uint64_t> touched_;  // the numbers of words_
+  std::vector<Words> words_;            // never more than the offsets inserted at one time
+  std::vector<std::uint64_t> touched_;  // the chunk numbers of words_
 };
 
 }  // namespace stepstash::shm

@@ -20,7 +20,7 @@ void BuildTable::attach(const std::function<void(std::string)>& take_out) {
       STEPSTASH_CRASH_POINT("shm.recover.build.set_aside");
       continue;
     }
-    // A deletion that had taken effect becomes the build's own fact; one that had not, never does.
+    // A deletion that had taken effect becomes a fact of the build; one that had not is discarded.
     if (record.deletion.load(std::memory_order_relaxed) == 0) continue;
     record.drop_upto.store(deleted_upto(header(), record), std::memory_order_release);
     STEPSTASH_CRASH_POINT("shm.recover.deletion.fact");
@@ -44,9 +44,10 @@ Result<BuildRecord*> BuildTable::add(BuildId build, bool spare) {
   BuildRecord* record = free_.back();
   builds_.emplace(build, record);
   free_.pop_back();
-  record->complete_at.store(kNotComplete, std::memory_order_relaxed);  // all published by the store of buildid
-  // Release pairs with deleted_upto() of a reader that has an entry of the build that had this record before, and saw
-  // its number still: one that loads these zeros sees, when it looks at the slot again, that the entry has left it.
+  record->complete_at.store(kNotComplete,
+                            std::memory_order_relaxed);  // published by the store of buildid, as are the fields below
+  // Release: pairs with deleted_upto() in a reader that has an entry of the record's former build and still saw that
+  // build's number. A reader that loads these zeros finds, on its second look at the slot, that the entry has left it.
   record->drop_upto.store(0, std::memory_order_release);
   record->deletion.store(0, std::memory_order_release);
   record->hold.store(Hold::unknown, std::memory_order_relaxed);
@@ -81,7 +82,7 @@ void BuildTable::for_each(const std::function<void(BuildRecord&)>& each) const {
 
 std::uint64_t BuildTable::begin_deletion(std::span<BuildRecord* const> builds) noexcept {
   Header& head = header();
-  // From here on readers look at the records. Before any of them says more than it did.
+  // Readers check the records from here on. This comes before any record says more than it did.
   head.deletions.fetch_add(1, std::memory_order_seq_cst);
   STEPSTASH_CRASH_POINT("shm.deletion.announced");
   const std::uint64_t epoch = head.deletion_epoch.load(std::memory_order_relaxed) + 1;
@@ -92,9 +93,9 @@ std::uint64_t BuildTable::begin_deletion(std::span<BuildRecord* const> builds) n
   const std::uint64_t upto = head.next_id.load(std::memory_order_relaxed) - 1;
   head.deletion_upto.store(upto, std::memory_order_release);
   STEPSTASH_CRASH_POINT("shm.deletion.upto.stored");
-  head.deletion_epoch.store(epoch, std::memory_order_seq_cst);  // the instant
+  head.deletion_epoch.store(epoch, std::memory_order_seq_cst);  // the deletion takes effect here
   STEPSTASH_CRASH_POINT("shm.deletion.effective");
-  // What stays until the rows are gone from the database, build by build.
+  // Remains, build by build, until the rows are gone from the database.
   for (BuildRecord* build : builds) {
     build->drop_upto.store(upto, std::memory_order_release);
     STEPSTASH_CRASH_POINT("shm.deletion.build.fact");
@@ -105,7 +106,7 @@ std::uint64_t BuildTable::begin_deletion(std::span<BuildRecord* const> builds) n
 }
 
 void BuildTable::end_deletion() noexcept {
-  header().deletions.fetch_sub(1, std::memory_order_release);  // a reader that sees it sees the slots that were emptied
+  header().deletions.fetch_sub(1, std::memory_order_release);  // a reader that sees it also sees the emptied slots
   STEPSTASH_CRASH_POINT("shm.deletion.over");
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The segment's build records: which build has which, which are free, and deletions by builds (L11). The daemon's
-/// side; readers look at the records by themselves (validate.hpp, deleted_upto).
+/// The segment's build records: which build has which record, which are free, and deletion by build (L11). The daemon's
+/// side; readers access the records directly (validate.hpp, deleted_upto).
 #pragma once
 
 #include <cstddef>
@@ -23,31 +23,31 @@ class BuildTable {
  public:
   explicit BuildTable(std::byte* base) noexcept : base_(base) {}
 
-  /// Of a new segment, whose records are zero. O(capacity).
+  /// For a new segment, whose records are zero. O(capacity).
   void format();
-  /// Takes over what stands there. A record that cannot be is freed, after `take_out` has been told its name; a
-  /// deletion that had taken effect becomes the build's own fact, one that had not never does. O(capacity).
+  /// Takes over the existing records. Frees an invalid record after passing its name to `take_out`. A deletion that had
+  /// taken effect becomes a fact of the build; one that had not is discarded. O(capacity).
   void attach(const std::function<void(std::string)>& take_out);
 
   BuildRecord* find(BuildId build) const noexcept {
     const auto found = builds_.find(build);
     return found == builds_.end() ? nullptr : found->second;
   }
-  /// The build's record, made when it is not there. `spare` may use the last eighth of the table, which is kept for
-  /// what frees. Errors: Errc::too_many_builds.
+  /// Returns the build's record and creates it if necessary. `spare` may use the last eighth of the table, which is
+  /// reserved for operations that free space. Errors: Errc::too_many_builds.
   Result<BuildRecord*> add(BuildId build, bool spare);
   void remove(BuildRecord& record) noexcept;
 
-  /// Where the build's record stands in the table; kNoRecord: it has none.
+  /// Index of the build's record in the table, or kNoRecord.
   std::uint32_t record_of(BuildId build) const noexcept;
-  /// Whether the entry's build has a record that deletes it, once attach() has settled what was under way.
+  /// Whether the record of the entry's build deletes it. Valid once attach() has settled pending deletions.
   bool deleted(const Entry& entry) const noexcept;
   std::size_t size() const noexcept { return builds_.size(); }
   std::uint64_t capacity() const noexcept { return header().builds_capacity; }
   void for_each(const std::function<void(BuildRecord&)>& each) const;
 
-  /// L11: deletes what the builds hold now, all of it at one instant for everybody. Returns the id up to which entries
-  /// are deleted. end_deletion() when they have left the index. O(builds).
+  /// L11: atomically deletes everything the builds hold now; all processes see it at the same instant. Returns the id
+  /// up to which entries are deleted. Call end_deletion() once they have left the index. O(builds).
   std::uint64_t begin_deletion(std::span<BuildRecord* const> builds) noexcept;
   void end_deletion() noexcept;
 
@@ -58,7 +58,7 @@ class BuildTable {
 
   std::byte* base_;
   std::unordered_map<BuildId, BuildRecord*, SecretHash> builds_;
-  std::vector<BuildRecord*> free_;  // the next one to be used at the end
+  std::vector<BuildRecord*> free_;  // the last one is used next
 };
 
 }  // namespace stepstash::shm

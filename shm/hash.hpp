@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The hashes of the segment and the database. Bytes are checked with XXH3, 64 bit (https://xxhash.com, libxxhash 0.8),
-/// which is not cryptographic: it finds damage, not forgery. Keys, which clients choose, are placed by SipHash.
+/// which is not cryptographic: it detects damage, not forgery. Keys, which clients choose, are placed by SipHash.
 /// Inlined, so that the client needs no library at run time.
 #pragma once
 
@@ -23,13 +23,13 @@
 
 namespace stepstash::shm {
 
-/// What a keyed hash is keyed with.
+/// The key of a keyed hash.
 struct HashSecret {
   std::uint64_t k0 = 0;
   std::uint64_t k1 = 0;
 };
 
-/// A secret from the kernel. Errors: those of getrandom(2).
+/// Draws a secret from the kernel. Errors: those of getrandom(2).
 inline Result<HashSecret> draw_secret() noexcept {
   HashSecret secret;
   if (::getrandom(&secret, sizeof secret, 0) != static_cast<ssize_t>(sizeof secret)) return last_errno();
@@ -73,7 +73,7 @@ std::uint64_t sip_hash(const HashSecret& secret, std::uint64_t first, std::strin
   std::uint64_t last = (8 + rest.size()) << 56;
   const std::size_t tail = rest.size() % 8;
   if (tail != 0 && rest.size() >= 8) {
-    last |= word_at(at + tail - 8) >> (64 - 8 * tail);  // the last eight bytes, less those that were taken
+    last |= word_at(at + tail - 8) >> (64 - 8 * tail);  // the last eight bytes, without those already consumed
   } else {
     for (std::size_t i = 0; i < tail; ++i) last |= std::uint64_t{static_cast<unsigned char>(at[i])} << (8 * i);
   }
@@ -83,25 +83,25 @@ std::uint64_t sip_hash(const HashSecret& secret, std::uint64_t first, std::strin
   return v0 ^ v1 ^ v2 ^ v3;
 }
 
-/// Where the index looks for (build, name) first; its top 16 bits are the slot's fingerprint. Builds and names are
-/// chosen by clients, and `secret` is new with every table: SipHash-1-3, for which nobody knows keys that collide
-/// under secrets that he does not know. (XXH3, with the secret for its seed, promises nothing of the kind.)
+/// The home slot of (build, name) in the index; the top 16 bits are the slot's fingerprint. Clients choose builds and
+/// names, and every table has a new `secret`. SipHash-1-3: no method is known to find keys that collide under an
+/// unknown secret. (XXH3 seeded with the secret makes no such promise.)
 inline std::uint64_t key_hash(const HashSecret& secret, BuildId build, std::string_view name) noexcept {
   return sip_hash<1, 3>(secret, static_cast<std::uint64_t>(build), name);
 }
 
-/// Drawn once in the life of this process, and never leaves it.
+/// Drawn once per process; never leaves it.
 inline const HashSecret& process_secret() noexcept {
   static const HashSecret secret = [] {
     auto drawn = draw_secret();
-    if (!drawn) std::terminate();  // no kernel that this runs on lacks getrandom(2)
+    if (!drawn) std::terminate();  // every supported kernel has getrandom(2)
     return drawn.value();
   }();
   return secret;
 }
 
-/// std::hash for maps whose keys are numbers that clients choose: that of the standard library is the number itself,
-/// and whoever knows the number of buckets fills one.
+/// std::hash for maps whose keys are numbers chosen by clients. The standard library's hash is the identity: a client
+/// that knows the number of buckets could put all its keys into one.
 struct SecretHash {
   std::size_t operator()(std::uint64_t key) const noexcept { return sip_hash<1, 3>(process_secret(), key, {}); }
   std::size_t operator()(std::int64_t key) const noexcept { return (*this)(static_cast<std::uint64_t>(key)); }
@@ -111,7 +111,7 @@ inline std::uint64_t hash_bytes(std::span<const std::byte> bytes) noexcept {
   return XXH3_64bits(bytes.data(), bytes.size());
 }
 
-/// The same as hash_bytes, over bytes that come in pieces. Movable, one thread at a time.
+/// The same as hash_bytes, for bytes that arrive in pieces. Movable; one thread at a time.
 class StreamHash {
  public:
   StreamHash() noexcept { XXH3_64bits_reset(&state_); }

@@ -17,9 +17,9 @@ namespace {
 
 static_assert(kStandInAlign % Heap::kGranule == 0);
 
-/// Runs that allocate_high() passes by before it looks for another way.
+/// Number of unsuitable runs that allocate_high() skips before it changes its search.
 constexpr int kRunsPassed = 256;
-/// What records and tables may take beyond what is written off: a few slabs.
+/// How far records and tables may exceed the written-off bytes: a few slabs.
 constexpr std::uint64_t kOverdraft = 256 * 1024;
 
 }  // namespace
@@ -27,21 +27,21 @@ constexpr std::uint64_t kOverdraft = 256 * 1024;
 Heap::Heap(std::byte* base, Offset begin, Offset end, int fd, Offset stand_in, Offset stand_in_end)
     : base_(base), proper_{begin, end}, stand_in_{stand_in, stand_in_end}, fd_(fd) {
   const std::size_t granules = std::max(end, stand_in_end) / kGranule + 1;
-  backing_ = std::make_unique<std::atomic<Backing>[]>(granules);  // zeroed: holes
+  backing_ = std::make_unique<std::atomic<Backing>[]>(granules);  // zero-initialised: holes
   static_assert(static_cast<int>(Backing::hole) == 0);
 }
 
 BlockHeader& Heap::header(Offset block) const noexcept { return *reinterpret_cast<BlockHeader*>(base_ + block); }
 
 std::uint64_t Heap::block_bytes(Offset block) const noexcept {
-  return header(block).size.load(std::memory_order_relaxed);  // this thread is the only one that changes sizes
+  return header(block).size.load(std::memory_order_relaxed);  // only this thread changes sizes
 }
 
 void Heap::write_header(Offset block, std::uint64_t size, BlockKind kind) noexcept {
   BlockHeader& at = header(block);
   at.magic = kBlockMagic;
   at.kind = kind;
-  at.size.store(size, std::memory_order_relaxed);  // ordered by the store that makes this block part of the chain
+  at.size.store(size, std::memory_order_relaxed);  // ordered by the store that links this block into the chain
 }
 
 Result<> Heap::format() {
@@ -60,7 +60,7 @@ bool Heap::stand_in_used(const std::byte* base, Offset stand_in, Offset end, con
   return first.size.load(std::memory_order_relaxed) != 0;
 }
 
-/// Its first header, which needs memory: the stand-in has none before somebody needs it.
+/// Writes its first header, which needs memory: the stand-in has none before its first use.
 Result<> Heap::begin_stand_in() {
   if (stand_in_begun_) return success();
   STEPSTASH_TRY(reserve_range(stand_in_.begin, stand_in_.begin + sizeof(BlockHeader)));
@@ -68,7 +68,7 @@ Result<> Heap::begin_stand_in() {
   first.magic = kBlockMagic;
   first.kind = BlockKind::free;
   STEPSTASH_CRASH_POINT("shm.heap.stand_in.header");
-  first.size.store(stand_in_.end - stand_in_.begin, std::memory_order_release);  // the chain is there: one store
+  first.size.store(stand_in_.end - stand_in_.begin, std::memory_order_release);  // one store creates the chain
   STEPSTASH_CRASH_POINT("shm.heap.stand_in.begun");
   stand_in_begun_ = true;
   return success();
@@ -117,7 +117,7 @@ Result<> Heap::rebuild(const std::function<bool(Offset)>& in_use) {
       }
     }));
     for (const auto& [at, size] : runs) {
-      // Release: the chain is whole before and after, whichever of the two sizes a later attach finds.
+      // Release: a later attach finds an intact chain whichever of the two sizes it reads.
       header(at).size.store(size, std::memory_order_release);
       header(at).kind = BlockKind::free;
       STEPSTASH_CRASH_POINT("shm.heap.rebuild.run_merged");
@@ -144,7 +144,7 @@ Result<> Heap::reserve_range(Offset begin, Offset end) {
   std::size_t granule = begin / kGranule;
   const std::size_t last = (end - 1) / kGranule;
   while (granule <= last) {
-    // Acquire/release between threads that reserve neighbours: whoever sees `reserved` may touch the pages.
+    // Acquire/release between threads that reserve neighbours: a thread that sees `reserved` may touch the pages.
     if (backing_[granule].load(std::memory_order_acquire) == Backing::reserved) {
       ++granule;
       continue;
@@ -188,7 +188,7 @@ Result<Offset> Heap::allocate_from(Side& from, std::uint64_t want) {
   const auto freed_at = run->second.freed_at;
   erase_run(from, run);
   if (size > want) {
-    // Release pairs with attach in a later process: the second header is there before the first block ends at it.
+    // Release: pairs with attach in a later process. The second header is complete before the first block ends at it.
     header(at).size.store(want, std::memory_order_release);
     STEPSTASH_CRASH_POINT("shm.heap.allocate.cut");
     insert_run(at + want, size - want, freed_at);
@@ -196,8 +196,8 @@ Result<Offset> Heap::allocate_from(Side& from, std::uint64_t want) {
   return at;
 }
 
-/// Room for records is what evicting needs: it may exceed by a little what is written off, when the stand-in has more
-/// than that (after a restart, when nothing is yet).
+/// Eviction needs room for records. It may therefore slightly exceed the written-off bytes if the stand-in holds more
+/// than those (after a restart, when nothing is written off yet).
 Result<Offset> Heap::allocate_high(std::uint64_t bytes) {
   const std::uint64_t want = round_up(std::max<std::uint64_t>(bytes, kBlockAlign), kBlockAlign);
   Result<Offset> block = Errc::segment_full;
@@ -213,8 +213,8 @@ Result<Offset> Heap::allocate_high_from(Side& from, std::uint64_t want) {
   Offset at = 0;
   std::uint64_t size = 0;
   Result<> taken = Errc::segment_full;
-  int passed = 0;  // runs that are too small, or kept clear
-  // Whether the search is over. A full tmpfs may still have given pages to another run.
+  int passed = 0;  // runs that are too small or kept clear
+  // Returns whether the search is over. In a full tmpfs another run may still have pages.
   const auto look_at = [&](Offset begin, std::uint64_t run_bytes) {
     const Offset end = begin + run_bytes;
     if (run_bytes < want || (end > clear_.first && end - want < clear_.second)) return ++passed >= kRunsPassed;
@@ -226,7 +226,7 @@ Result<Offset> Heap::allocate_high_from(Side& from, std::uint64_t want) {
   bool over = false;
   for (auto run = from.by_offset.rbegin(); run != from.by_offset.rend() && !over; ++run)
     over = look_at(run->first, run->second.size);
-  // Many that are too small: then the one that fits best.
+  // Many runs were too small: use the best fit instead.
   if (passed >= kRunsPassed) {
     passed = 0;
     over = false;
@@ -258,7 +258,7 @@ Offset Heap::split(Offset block, std::uint64_t bytes) noexcept {
 }
 
 Result<> Heap::reserve(Offset block, std::uint64_t bytes) {
-  // Rounded as shrink() rounds: the header it writes may lie up to 63 bytes behind `bytes`, in the next granule.
+  // Rounds as shrink() does: the header that shrink() writes may lie up to 63 bytes past `bytes`, in the next granule.
   return reserve_range(block, std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), side(block).end));
 }
 
@@ -267,7 +267,7 @@ std::uint64_t Heap::unreserved_bytes(Offset block, std::uint64_t bytes) const no
       std::min(block + round_up(bytes, kBlockAlign) + sizeof(BlockHeader), side(block).end);  // as in reserve()
   std::uint64_t missing = 0;
   for (std::size_t granule = block / kGranule; granule <= (end - 1) / kGranule; ++granule) {
-    // Relaxed: a figure. Who is to touch the pages reserves them.
+    // Relaxed: for statistics. A caller that touches the pages reserves them first.
     if (backing_[granule].load(std::memory_order_relaxed) != Backing::reserved) missing += kGranule;
   }
   return missing;
@@ -285,13 +285,13 @@ std::uint64_t Heap::unreserved_for(std::uint64_t bytes) const noexcept {
 
 Heap::FileSystem Heap::file_system() const noexcept {
   struct statfs status {};
-  if (::fstatfs(fd_, &status) != 0 || status.f_blocks == 0) return {};  // no blocks: a tmpfs without a bound
+  if (::fstatfs(fd_, &status) != 0 || status.f_blocks == 0) return {};  // zero blocks: a tmpfs without a size limit
   const auto block = static_cast<std::uint64_t>(status.f_bsize);
   return {status.f_blocks * block, status.f_bavail * block};
 }
 
 std::uint64_t Heap::backed_bytes() const noexcept {
-  constexpr std::uint64_t kStatBlock = 512;  // what st_blocks counts, whatever the file system's blocks
+  constexpr std::uint64_t kStatBlock = 512;  // the unit of st_blocks, independent of the file system's block size
   struct stat status {};
   return ::fstat(fd_, &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * kStatBlock : 0;
 }
@@ -358,15 +358,16 @@ std::uint64_t Heap::punch(std::chrono::nanoseconds idle_since, std::uint64_t lim
   std::uint64_t given = 0;
   for (const Side* of : {&proper_, &stand_in_}) {
     if (of == &stand_in_ && !stand_in_begun_) break;  // it has no memory
-    // Shorter runs have no whole granule, and there may be very many of them.
+    // Shorter runs contain no whole granule, and there may be very many of them.
     for (auto run = of->by_size.rbegin(); run != of->by_size.rend() && run->first >= kGranule && given < limit; ++run) {
       const auto& [size, at] = *run;
       if (of->by_offset.at(at).freed_at > idle_since) continue;
-      // Whole granules behind the run's header page; what is cut off at the ends is under two granules.
+      // Whole granules after the page of the run's header; less than two granules are lost at the ends.
       for (Offset from = round_up(at + sizeof(BlockHeader), kGranule); from + kGranule <= at + size && given < limit;
            from += kGranule) {
         auto& backing = backing_[from / kGranule];
-        if (backing.load(std::memory_order_relaxed) == Backing::hole) continue;  // relaxed: free runs are this thread's
+        if (backing.load(std::memory_order_relaxed) == Backing::hole)
+          continue;  // relaxed: only this thread handles free runs
         const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
         if (::fallocate(fd_, mode, static_cast<off_t>(from), static_cast<off_t>(kGranule)) != 0) return given;
         backing.store(Backing::hole, std::memory_order_relaxed);

@@ -19,10 +19,10 @@ std::atomic<Slot>* table_at(std::byte* base, Offset table) noexcept {
   return reinterpret_cast<std::atomic<Slot>*>(base + table);
 }
 
-/// A new key that finds no slot pays for another table when this part of the slots has been published since the last.
+/// A new key that finds no slot triggers a rebuild once this fraction of the slots has been published since the last
+/// one.
 constexpr std::uint64_t kRekeyPart = 8;
-/// Secrets that are tried for one table. Honest or not, the keys were chosen before the secret was drawn: the first
-/// does.
+/// Secrets to try for one table. All keys were chosen before the secret was drawn, so the first one normally works.
 constexpr int kSecretsTried = 4;
 
 }  // namespace
@@ -56,7 +56,7 @@ Result<> IndexWriter::format(std::uint64_t slots) {
 }
 
 void IndexWriter::attach() noexcept {
-  const IndexWord word = header_at(base_).index.load(std::memory_order_relaxed);  // nobody else stores it
+  const IndexWord word = header_at(base_).index.load(std::memory_order_relaxed);  // only this thread stores it
   table_ = index_slots_offset(word);
   slots_ = capacity_ = std::uint64_t{1} << index_log2_slots(word);
   secret_ = table_secret(base_, table_);
@@ -100,9 +100,9 @@ Offset IndexWriter::find(BuildId build, std::string_view name) const noexcept {
 }
 
 Result<> IndexWriter::make_room() {
-  // Up to 5/8 full, tombstones counted, a miss probes about 4 slots on average; beyond 7/8 about 32.
+  // Up to a load of 5/8, tombstones included, a miss probes about 4 slots on average; above 7/8 about 32.
   if ((live_ + tombstones_ + 1) * 8 <= slots_ * 5) return success();
-  // Doubling only when live entries are the reason; otherwise the same size without the tombstones.
+  // Double the table only if live entries require it; otherwise keep the size and drop the tombstones.
   auto rebuilt = rebuild(live_ * 8 > slots_ * 3 ? slots_ * 2 : slots_);
   if (rebuilt || (live_ + tombstones_ + 1) * 8 <= slots_ * 7) return success();
   return rebuilt.error();
@@ -115,8 +115,8 @@ Result<> IndexWriter::make_room(BuildId build, std::string_view name) {
     return free_slot(hash) || locate(build, name, hash);
   };
   if (has_slot()) return success();
-  // Somebody has looked for keys that go here. All of them find a place under a secret that he has not seen yet; but a
-  // table costs time in proportion to its slots, and he may do it again.
+  // A client has searched for keys that collide here. Under a new secret, unknown to the client, all of them find a
+  // slot. But a rebuild takes time in proportion to the slots, and the client can do it again.
   if (published_ < slots_ / kRekeyPart && !rekey_allowed_) return Errc::too_many;
   const auto start = std::chrono::steady_clock::now();
   STEPSTASH_TRY(rebuild(slots_));
@@ -130,7 +130,7 @@ Result<> IndexWriter::make_room(BuildId build, std::string_view name) {
 Result<HashSecret> IndexWriter::key_table(Offset table) noexcept {
   const HashSecret secret = STEPSTASH_TRY(secret_source());
   auto& head = *reinterpret_cast<TableHeader*>(base_ + table - kTableHeader);
-  head.secret[0].store(secret.k0, std::memory_order_relaxed);  // all published by the swap
+  head.secret[0].store(secret.k0, std::memory_order_relaxed);  // published by the swap, as is the rest of the header
   head.secret[1].store(secret.k1, std::memory_order_relaxed);
   STEPSTASH_CRASH_POINT("shm.index.key_table.secret");
   head.check.store(secret_check(secret), std::memory_order_relaxed);
@@ -138,7 +138,7 @@ Result<HashSecret> IndexWriter::key_table(Offset table) noexcept {
   return secret;
 }
 
-/// False when a key would stand too far from its own slot.
+/// Returns false if a key would be too far from its home slot.
 bool IndexWriter::copy_to(Offset table, std::uint64_t slots, const HashSecret& secret) noexcept {
   for (std::uint64_t i = 0; i < slots_; ++i) {
     const Slot here = slot(i).load(std::memory_order_relaxed);
@@ -175,12 +175,13 @@ Result<> IndexWriter::rebuild(std::uint64_t slots) {
   STEPSTASH_CRASH_POINT("shm.index.rebuild.filled");
   const IndexWord old_word = header_at(base_).index.load(std::memory_order_relaxed);
   const auto log2 = static_cast<unsigned>(std::countr_zero(slots));
-  // Sequentially consistent: a reader that pinned through the old table re-reads the word after its pin (reader.cpp).
+  // Sequentially consistent: a reader that pinned through the old table loads the word again after its pin
+  // (reader.cpp).
   header_at(base_).index.store(make_index_word(index_version(old_word) + 1, log2, table), std::memory_order_seq_cst);
   STEPSTASH_CRASH_POINT("shm.index.rebuild.swapped");
-  // What is stored into the old table's memory from here on is not seen before the new word: a reader that probes
-  // such bytes, or takes a secret from there (table_secret acquires), sees, when it looks at the word again, that they
-  // do not count.
+  // Stores to the old table's memory after this fence are not visible before the new word. A reader that probes such
+  // bytes, or loads a secret from there (table_secret acquires), finds on its second look at the word that they are not
+  // valid.
   full_fence();
   spares_.push_back({table_, capacity_});
   table_ = table;
@@ -192,10 +193,10 @@ Result<> IndexWriter::rebuild(std::uint64_t slots) {
   return success();
 }
 
-/// A table that readers have left behind, if one is large enough, else a new one. Former tables are kept rather than
-/// freed: a reader that was stopped in the middle of a probe goes on in one, finds the index word changed and starts
-/// over; its memory must still be there (I8), and not be somebody's value. Together they take no more than twice the
-/// current one, for each larger table is twice the size of the one before.
+/// Returns a former table if one is large enough, otherwise a new one. Former tables are kept rather than freed: a
+/// reader stopped in the middle of a probe continues in one, finds the index word changed and starts over. Its memory
+/// must still exist (I8) and must not hold a value. Together they take no more than twice the current one, because each
+/// larger table is twice the size of its predecessor.
 Result<IndexWriter::Table> IndexWriter::spare_or_new_table(std::uint64_t slots) {
   const auto spare = std::find_if(spares_.begin(), spares_.end(), [&](const Table& t) { return t.capacity >= slots; });
   if (spare == spares_.end()) return Table{STEPSTASH_TRY(new_table(slots)), slots};
@@ -221,7 +222,7 @@ Offset IndexWriter::publish(Offset block) noexcept {
     STEPSTASH_CRASH_POINT("shm.index.publish.replaced");
     return slot_offset(old);
   }
-  const std::uint64_t at = free_slot(hash).value();  // make_room() has seen to it
+  const std::uint64_t at = free_slot(hash).value();  // make_room() has ensured it
   if (slot(at).load(std::memory_order_relaxed) == kTombstone) --tombstones_;
   slot(at).store(make_slot(hash, block), std::memory_order_seq_cst);
   STEPSTASH_CRASH_POINT("shm.index.publish.added");

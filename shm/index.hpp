@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The daemon's side of the index: (build, name) -> block of the entry. Readers search the same slots without it
-/// (reader.cpp).
+/// The daemon's side of the index: (build, name) -> block of the entry. Readers search the same slots with their own
+/// code (reader.cpp).
 ///
-/// Open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L), over 8-byte atomic slots. A slot goes from
-/// empty to an entry, from entry to entry, from entry to tombstone and back, and never back to empty: a probe that
-/// passes it stays right. Tables grow and are cleaned by building another one and swapping the index word (L4).
+/// Open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L), over 8-byte atomic slots. A slot changes
+/// from empty to an entry, from entry to entry, from entry to tombstone and back, and never back to empty: a concurrent
+/// probe past it stays correct. To grow or clean the table, a new one is built and the index word is swapped (L4).
 ///
-/// Keys are placed by a hash with a secret of the table. Clients can read it and look for keys that go to one place; so
-/// no key is placed further than kMaxProbe from its own slot, and where one would have to be, the table is built again
-/// with another secret: as often as the sets in between, or the time, pay for.
+/// Keys are placed by a hash keyed with the table's secret. Clients can read the secret and search for colliding keys.
+/// Therefore no key is placed more than kMaxProbe slots from its home slot; a key that would be causes a rebuild with
+/// another secret. The number of sets in between, or the time, bounds how often that happens.
 #pragma once
 
 #include <chrono>
@@ -30,47 +30,47 @@ class IndexWriter {
  public:
   IndexWriter(std::byte* base, Heap& heap);
 
-  /// Makes an empty table and publishes it. Errors: those of Heap::allocate.
+  /// Creates an empty table and publishes it. Errors: those of Heap::allocate.
   Result<> format(std::uint64_t slots);
 
-  /// Takes over the table that the header names and counts what is in it. O(slots).
-  /// The caller has checked that the table lies inside the segment.
+  /// Takes over the table that the header names and counts its entries. O(slots). The caller has checked that the table
+  /// lies inside the segment.
   void attach() noexcept;
 
   /// The entry's block; 0: none. O(1) expected, and at most kMaxProbe slots.
   Offset find(BuildId build, std::string_view name) const noexcept;
 
-  /// Makes sure that one more key can be added, growing or cleaning the table when it is due. O(1) amortised, O(slots)
-  /// then. Errors: Errc::segment_full when it is full and there is no room for a larger one.
+  /// Ensures that one more key can be added; grows or cleans the table if it is due. O(1) amortised, O(slots) when it
+  /// does. Errors: Errc::segment_full if the table is full and there is no room for a larger one.
   Result<> make_room();
-  /// The same for this key: also that there is a slot within kMaxProbe of its own. Errors: Errc::too_many when other
-  /// keys fill that range, and it is too early for another table.
+  /// The same for this key, and also that there is a free slot within kMaxProbe of its home slot. Errors:
+  /// Errc::too_many if other keys fill that range and it is too early for another rebuild.
   Result<> make_room(BuildId build, std::string_view name);
-  /// Allows one more table on account of a key that finds no slot, however few were published since the last. To be
-  /// called by the clock: last_rekey() says what one costs.
+  /// Allows one more rebuild for a key that finds no slot, however few keys were published since the last. Call it on a
+  /// timer: last_rekey() gives the cost of a rebuild.
   void allow_rekey() noexcept { rekey_allowed_ = true; }
   std::chrono::nanoseconds last_rekey() const noexcept { return last_rekey_; }
-  /// Tables that were built on account of a key that found no slot.
+  /// Rebuilds caused by a key that found no slot.
   std::uint64_t rekeys() const noexcept { return rekeys_; }
 
-  /// Publishes `block` under its entry's key, by one store; returns the block that stood there before, 0: none.
-  /// A new key needs make_room(build, name) first.
+  /// Publishes `block` under its entry's key by one store; returns the block it replaces, or 0. A new key needs
+  /// make_room(build, name) first.
   Offset publish(Offset block) noexcept;
 
-  /// Unpublishes the key's entry and returns its block; 0: it was not there.
+  /// Unpublishes the key's entry and returns its block; 0: there was none.
   Offset erase(BuildId build, std::string_view name) noexcept;
 
   std::uint64_t entries() const noexcept { return live_; }
   std::uint64_t slots() const noexcept { return slots_; }
-  /// Takes a block that held a former table, for readers that may still be in it; make_room() uses it again.
+  /// Keeps the block of a former table for readers that may still be in it; make_room() reuses it.
   void keep_former(Offset block);
-  /// The block that the table lies in.
+  /// The block that holds the table.
   Offset table_block() const noexcept { return table_ - kTableHeader; }
 
   /// Bytes from a table's block to its first slot: slots start on a cache line.
   static constexpr std::uint64_t kTableHeader = sizeof(TableHeader);
 
-  /// Where tables get their secrets. Tests that must know them put another function here.
+  /// The source of table secrets. Tests that must know them replace it.
   static inline Result<HashSecret> (*secret_source)() noexcept = draw_secret;
 
  private:
@@ -80,7 +80,7 @@ class IndexWriter {
     Offset slots_at = 0;
     std::uint64_t capacity = 0;
   };
-  /// The slot for a new key; none: all within kMaxProbe of its own are taken.
+  /// A slot for a new key; none: all slots within kMaxProbe of its home slot are taken.
   std::optional<std::uint64_t> free_slot(std::uint64_t hash) const noexcept;
   Result<> rebuild(std::uint64_t slots);
   bool copy_to(Offset table, std::uint64_t slots, const HashSecret& secret) noexcept;
@@ -93,7 +93,7 @@ class IndexWriter {
   Heap& heap_;
   Offset table_ = 0;
   std::uint64_t slots_ = 0;
-  std::uint64_t capacity_ = 0;  // slots that the current table has room for
+  std::uint64_t capacity_ = 0;  // slots in the current table
   std::vector<Table> spares_;   // former tables
   HashSecret secret_;           // of the current table
   std::uint64_t live_ = 0;

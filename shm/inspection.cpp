@@ -14,7 +14,7 @@
 namespace stepstash::shm {
 namespace {
 
-/// checked_entry(), and without touching what has no pages.
+/// As checked_entry(), but never touches memory without pages.
 const Entry* backed_entry(const Image& image, Offset block) {
   if (block > image.bytes - sizeof(Entry) || !image.pages.contains(block, block + sizeof(Entry))) return nullptr;
   const Entry* entry = checked_entry(image.base, image.bytes, block);
@@ -24,7 +24,7 @@ const Entry* backed_entry(const Image& image, Offset block) {
   return image.pages.contains(block, block + std::max(end, texts_end)) ? entry : nullptr;
 }
 
-/// Heap::walk() over the heap and over the stand-in, where it has blocks.
+/// Heap::walk() over the heap, and over the stand-in if it has blocks.
 Result<> walk_all(const Image& image, Offset begin, Offset end,
                   const std::function<void(Offset, std::uint64_t)>& each) {
   STEPSTASH_TRY(Heap::walk(image.base, begin, end, each, &image.pages));
@@ -37,7 +37,8 @@ Slot slot_at(const Image& image, const Table& table, std::uint64_t i) noexcept {
   return reinterpret_cast<const std::atomic<Slot>*>(image.base + table.at)[i].load(std::memory_order_acquire);
 }
 
-/// What a slot leads to. Without `wrong`, a sound entry; with it, one whose record can be named, or none.
+/// What a slot refers to. Without `wrong`, a valid entry. With it, an entry whose record can at least be named, or
+/// nullptr.
 struct Verdict {
   const Entry* entry = nullptr;
   const char* wrong = nullptr;
@@ -94,8 +95,8 @@ Table table_to_save(const Image& image, const Chain& chain) {
   const Table named = Table::named(image);
   const bool inside = named.slots != 0 && table_inside(named.at, named.slots, image.bytes);
   if (inside && (named.fills_its_block(chain) || !chain.whole)) return named;
-  // One bit away from the word is the one that was meant. Else the one with the newest entry: what was set after a
-  // table was left behind is not in it.
+  // A table whose index word differs by one bit is the one that was meant. Otherwise take the table with the newest
+  // entry: a former table lacks whatever was set after it was replaced.
   const IndexWord word = image.header().index.load(std::memory_order_relaxed);
   Table best;
   std::tuple<bool, std::uint64_t, std::uint64_t> best_is{};
@@ -140,7 +141,7 @@ void inspect(const Image& image, const Chain& chain, const Table& table, Values 
       each({i, nullptr, what + ": " + wrong});
       continue;
     }
-    // No checksum covers the state, for it changes: what does not say for certain that it is clean is dirty.
+    // No checksum covers the state, because it changes. Any value but `clean` counts as dirty.
     const bool dirty = entry->state.load(std::memory_order_relaxed) != EntryState::clean;
     const bool damaged = entry->value_offset != 0 && (dirty || values == Values::all) &&
                          hash_bytes(entry_value(*entry)) != entry->value_hash;

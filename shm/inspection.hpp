@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What stands in a segment that nobody serves, read without trust and without changing a byte of it: its chain of
-/// blocks, its index table, and for each slot the entry that it leads to or what is wrong with it. Attach acts on it
-/// (Writer::recover), Writer::salvage picks from it (recovery.cpp).
+/// Reads a segment that no daemon serves, without trusting or changing it: its chain of blocks, its index table, and
+/// for each slot the entry it refers to or what is wrong with it.
+///
+/// Attach acts on the result (Writer::recover), Writer::salvage picks from it (recovery.cpp).
 #pragma once
 
 #include <cstddef>
@@ -26,14 +27,14 @@ struct Image {
   const Header& header() const noexcept { return *reinterpret_cast<const Header*>(base); }
 };
 
-/// Its blocks, as far as one leads to the next.
+/// The segment's blocks, as far as the chain can be followed.
 struct Chain {
   std::unordered_map<Offset, std::uint64_t> blocks;  ///< offset -> bytes
-  bool whole = false;                                ///< they tile the heap, and the stand-in where it has any (L7)
+  bool whole = false;                                ///< they tile the heap, and the stand-in if used (L7)
 
   /// O(blocks).
   static Chain of(const Image& image);
-  /// What was freed still looks like an entry where its block was merged into the one before it.
+  /// A freed block that was merged into its predecessor still looks like an entry; an intact chain rules it out.
   bool may_begin_block(Offset at) const { return !whole || blocks.contains(at); }
 };
 
@@ -41,46 +42,46 @@ struct Chain {
 struct Table {
   Offset at = 0;  ///< of the first slot
   std::uint64_t slots = 0;
-  std::optional<HashSecret> secret;  ///< none: it is damaged, and does not say whether a slot's fingerprint is right
+  std::optional<HashSecret> secret;  ///< none: damaged, so fingerprints cannot be checked
 
   static Table of(const Image& image, Offset at, std::uint64_t slots);
-  /// The one that the index word names, whatever is there. No slots: the word says what cannot be.
+  /// The table that the index word names, whether or not it is valid. No slots: the word is impossible.
   static Table named(const Image& image);
 
-  /// Whether a block of the chain holds it, to the byte: with fewer slots than were made, half of the entries would be
-  /// missing without a word.
+  /// Whether a block of the chain holds exactly this table. With a damaged slot count, half of the entries would be
+  /// silently missing.
   bool fills_its_block(const Chain& chain) const;
 };
 
-/// The table that the index word of a damaged segment names; where that cannot be, for the word itself is what was
-/// damaged, the one of the chain's tables that it named. Former tables stand there, too, with slots that may lead to
-/// what was replaced or deleted since. O(slots of all tables) at worst.
+/// The table that the index word of a damaged segment names. If the word itself is damaged, the table of the chain that
+/// it most likely named. Former tables exist as well; their slots may refer to entries replaced or deleted since.
+/// O(slots of all tables) at worst.
 Table table_to_save(const Image& image, const Chain& chain);
 
-/// One slot that is in use.
+/// One slot in use.
 struct Finding {
   std::uint64_t slot = 0;
-  const Entry* entry = nullptr;  ///< sound in all but, perhaps, its value; nullptr: `complaint` says what is wrong
+  const Entry* entry = nullptr;  ///< valid except, perhaps, for its value; nullptr: see `complaint`
   std::string complaint;
-  bool deleted = false;        ///< of a sound entry: it only waits for its turn to leave the index (L11)
-  bool value_damaged = false;  ///< of a sound entry whose value was looked at
+  bool deleted = false;        ///< of a valid entry: deleted, but still in the index (L11)
+  bool value_damaged = false;  ///< of a valid entry whose value was checked
 };
 
-/// Which values are compared with their checksums: reading them is what inspect() costs.
+/// Which values to check against their checksums. Reading them is the main cost of inspect().
 enum class Values {
-  dirty,  ///< those that do not say for certain that the database has them
+  dirty,  ///< those not marked clean, which the database may lack
   all,
 };
 
-/// Calls `each` with what every slot in use leads to, in the table's order. An entry is sound when it begins a block,
-/// lies inside the segment on pages that are there, when its record's checksum holds, when it could have been set, and
-/// the slot is its own alone. `deleted` says of an entry whether its build's record deletes it. `each` may change the
-/// slot that it is called for, and what no checksum covers.
-/// The caller has checked that the table lies inside the segment. O(slots + entries + bytes of `values`).
+/// Calls `each` for every slot in use, in the table's order. An entry is valid if it begins a block, lies inside the
+/// segment on existing pages, has a record whose checksum matches and whose contents could have been set, and no other
+/// slot refers to it. `deleted` returns whether the record of the entry's build deletes it. `each` may change the slot
+/// it is called for, and whatever no checksum covers. The caller has checked that the table lies inside the segment.
+/// O(slots + entries + bytes of `values`).
 void inspect(const Image& image, const Chain& chain, const Table& table, Values values,
              const std::function<bool(const Entry&)>& deleted, const std::function<void(const Finding&)>& each);
 
-/// For people: `build 7, name "report", id 12`.
+/// For log messages: `build 7, name "report", id 12`.
 std::string describe(const Entry& entry);
 
 }  // namespace stepstash::shm

@@ -13,7 +13,7 @@ namespace {
 
 namespace bi = boost::interprocess;
 
-/// What mapped_region asks of a mappable object: a handle. It is borrowed.
+/// The interface that mapped_region requires of a mappable object. Borrows the descriptor.
 class BorrowedFd {
  public:
   explicit BorrowedFd(int fd) noexcept : handle_{fd, false} {}
@@ -30,7 +30,7 @@ Result<Mapping> Mapping::map(int fd, std::size_t bytes, Access access) {
     Mapping mapping;
     bi::mapped_region region(BorrowedFd(fd), access == Access::read_only ? bi::read_only : bi::read_write, 0, bytes);
     mapping.region_.swap(region);
-    ::madvise(mapping.data(), mapping.size(), MADV_DONTDUMP);  // advice: a kernel without it serves all the same
+    ::madvise(mapping.data(), mapping.size(), MADV_DONTDUMP);  // best effort: not every kernel has it
     return mapping;
   } catch (const bi::interprocess_exception& e) {
     return std::error_code(e.get_native_error(), std::system_category());
@@ -42,8 +42,8 @@ bool Mapping::inherit(bool inherited) noexcept {
 }
 
 bool Mapping::replace_by_zeros() noexcept {
-  // Straight over what is there, which RLIMIT_AS then does not count twice. In one step for every thread: one that
-  // faults in between waits for the kernel.
+  // Maps over the existing range, so that RLIMIT_AS does not count it twice. Atomic for all threads: a page fault in
+  // between waits in the kernel.
   constexpr int kFlags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   if (::mmap(data(), size(), PROT_READ, kFlags, -1, 0) == MAP_FAILED) return false;
   ::madvise(data(), size(), MADV_DONTFORK);
@@ -55,14 +55,14 @@ bool Mapping::replace(std::span<const std::byte> content) noexcept {
   if (fresh == MAP_FAILED) return false;
   std::memcpy(fresh, content.data(), content.size());
   ::madvise(fresh, size(), MADV_DONTFORK);
-  // In one step for every thread, and with its content: one that faults in between waits for the kernel.
+  // Atomic for all threads, content included: a page fault in between waits in the kernel.
   if (::mremap(fresh, size(), size(), MREMAP_MAYMOVE | MREMAP_FIXED, data()) != MAP_FAILED) return true;
   ::munmap(fresh, size());
   return false;
 }
 
 void Mapping::forget() noexcept {
-  // The only way to keep a mapped_region from unmapping: one that is never destroyed.
+  // The only way to keep a mapped_region from unmapping is never to destroy it.
   alignas(boost::interprocess::mapped_region) std::byte kept[sizeof(boost::interprocess::mapped_region)];
   new (kept) boost::interprocess::mapped_region(std::move(region_));
 }

@@ -81,7 +81,7 @@ Result<UniqueFd> ObjectDirectory::create(const std::string& name) const {
 }
 
 Result<UniqueFd> ObjectDirectory::open_own(const std::string& name, Access access) const {
-  // O_NONBLOCK: were it a FIFO, opening must not wait. It means nothing to a regular file.
+  // O_NONBLOCK: opening must not block if it is a FIFO. It has no effect on a regular file.
   const int flags = (access == Access::read_only ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
   UniqueFd fd(::openat(fd_.get(), name.c_str(), flags));
   struct stat status {};
@@ -119,7 +119,7 @@ Result<> ObjectDirectory::remove(const std::string& name) const {
 }
 
 Result<std::vector<std::string>> ObjectDirectory::list(std::string_view prefix) const {
-  UniqueFd again(::openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));  // fdopendir takes its descriptor over
+  UniqueFd again(::openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));  // fdopendir takes ownership
   if (!again) return last_errno();
   struct Close {
     void operator()(DIR* dir) const noexcept { ::closedir(dir); }

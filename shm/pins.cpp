@@ -20,7 +20,7 @@ namespace stepstash::shm {
 namespace {
 
 constexpr unsigned kAttempts = 4;
-constexpr blkcnt_t kStatBlock = 512;  // what st_blocks counts, whatever the file system's blocks
+constexpr blkcnt_t kStatBlock = 512;  // the unit of st_blocks, independent of the file system's block size
 
 struct flock whole_file() noexcept {
   struct flock lock {};
@@ -68,13 +68,13 @@ Result<> PinRegistry::read(const Page& page, PinPage& copy) noexcept {
 
 bool PinRegistry::held(int watch) {
   struct flock lock = whole_file();
-  if (::fcntl(watch, F_OFD_GETLK, &lock) != 0) return true;  // not knowing is no reason to free anything
+  if (::fcntl(watch, F_OFD_GETLK, &lock) != 0) return true;  // unknown: assume held, free nothing
   return lock.l_type != F_UNLCK;
 }
 
 bool PinRegistry::open_elsewhere(int watch) {
-  // A lease for writing is given to whoever has a file open alone, and ends as we close it. Where there are none, the
-  // lock has told.
+  // The kernel grants a write lease only if nobody else has the file open; closing releases it. Without lease support,
+  // rely on the lock alone.
   return ::fcntl(watch, F_SETLEASE, F_WRLCK) != 0 && errno == EAGAIN;
 }
 
@@ -83,7 +83,8 @@ void PinRegistry::restore(int watch) {
   if (::fstat(watch, &status) != 0) return;
   const bool whole = status.st_size == static_cast<off_t>(kPageBytes);
   if (whole && status.st_blocks * kStatBlock <= static_cast<blkcnt_t>(kPageBytes)) return;
-  (void)!::ftruncate(watch, static_cast<off_t>(kPageBytes));  // frees what lies behind, also where the length is right
+  (void)!::ftruncate(watch,
+                     static_cast<off_t>(kPageBytes));  // frees what lies past the end, also if the length is correct
   STEPSTASH_CRASH_POINT("shm.pins.reap.page_restored");
 }
 
@@ -94,7 +95,7 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     if (!key) continue;
     auto opened = directory_.open_own(object, ObjectDirectory::Access::read_write);
     if (!opened && (opened.error() == std::errc::no_such_file_or_directory || opened.error() == Errc::unsafe_object)) {
-      continue;  // gone meanwhile, or none of ours
+      continue;  // removed concurrently, or not ours
     }
     UniqueFd fd = STEPSTASH_TRY(std::move(opened));
     if (!held(fd.get()) && !open_elsewhere(fd.get())) {
@@ -106,19 +107,19 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     Page page{std::move(fd), segment, false};
     PinPage content;
     STEPSTASH_TRY(read(page, content));
-    // Whoever writes something else here loses his own pins, and nobody else's. The uid is not among it.
+    // A client that overwrites these fields loses only its own pins. The uid is not read from here.
     page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
                    content.number == key->number && content.segment_id == segment;
     const PageWord state = content.state.load(std::memory_order_relaxed);  // a copy
     page.closings = page_closings(state);
-    // Where these states cannot be stored (the client took the page away, and the tmpfs is full) the client alone does
-    // not learn of it.
+    // If these states cannot be stored (the client removed the page's memory, and the tmpfs is full), only that client
+    // fails to learn of them.
     if (!page.current) {
-      // The client attaches again, by asking the daemon: nothing else has to be ordered with this.
+      // The client attaches again by a request to the daemon, so no other ordering is needed.
       (void)set_state(page, PageState::superseded, page.closings);
       STEPSTASH_CRASH_POINT("shm.pins.adopt.superseded");
     } else if (page_half_state(state) == PageState::closed) {
-      // By the daemon before. What it has counted no longer does again, which keeps more than need be.
+      // Closed by the former daemon. Pins that had stopped counting count again, which retains more than necessary.
       (void)set_state(page, PageState::serving, page.closings);
       STEPSTASH_CRASH_POINT("shm.pins.adopt.opened");
     }
@@ -137,18 +138,19 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
   };
   std::string object;
   Result<UniqueFd> made = Errc::too_many;
-  // In /dev/shm anybody can make names, and who knows the next number could keep all clients out: after a name that is
-  // taken comes one that nobody can know.
+  // Anyone can create names in /dev/shm. A user that knows the next number could lock out all clients, so after a name
+  // that is taken comes an unpredictable one.
   for (unsigned attempt = 0; !made && attempt < kAttempts; ++attempt) {
     if (attempt > 0 && ::getrandom(&number, sizeof number, 0) != sizeof number) return last_errno();
-    while (number == 0 || taken()) ++number;  // after 2^32 clients the numbers begin anew
+    while (number == 0 || taken()) ++number;  // numbers wrap after 2^32 clients
     object = name(key);
-    // Nobody holds it: adopt() and pages_ know all that are held.
+    // Not in use: adopt() and pages_ know all that are.
     const Result<> removed = directory_.remove(object);
     made = removed ? directory_.create(object) : Result<UniqueFd>(removed.error());
   }
   UniqueFd client = STEPSTASH_TRY(std::move(made));
-  // From here on a failure leaves an object without a lock, which the next adopt() removes; most are removed at once.
+  // From here on a failure leaves an object without a lock, which the next adopt() removes; most are removed right
+  // away.
   const auto build = [&]() -> Result<Page> {
     if (const int error = ::posix_fallocate(client.get(), 0, kPageBytes); error != 0) {
       return std::error_code(error, std::system_category());
@@ -194,7 +196,7 @@ bool PinRegistry::resumable(std::uint32_t number, std::uint32_t uid, const Segme
 std::size_t PinRegistry::reap() {
   return std::erase_if(pages_, [&](const auto& item) {
     const int watch = item.second.watch.get();
-    // Without its lock, but open: its client could go on taking memory through it, if it were out of our sight.
+    // Unlocked but still open: if we lost track of it, its client could go on taking memory through it.
     if (held(watch) || open_elsewhere(watch)) {
       restore(watch);
       return false;
@@ -210,8 +212,8 @@ Result<> PinRegistry::scan(PinScan& scan, bool hints) {
   scan.closed.clear();
   scan.recent.clear();
   Result<> all = success();
-  // The stores that unpublished come first. (The kernel's copy below is no atomic load of ours. A pin that is set while
-  // it is copied may be seen by half: it is set after this fence, so its reader's second look finds the slot changed.)
+  // The stores that unpublished come first. (The kernel's copy below is not an atomic load. A pin set while it is
+  // copied may be seen torn; it is set after this fence, so its reader's second look finds the slot changed.)
   full_fence();
   for (auto& [key, page] : pages_) {
     if (!page.current) continue;  // pins into another segment, which is not reused
@@ -221,7 +223,7 @@ Result<> PinRegistry::scan(PinScan& scan, bool hints) {
       continue;
     }
     if (page.honoured) {
-      // What has changed was given up, and what stands there now was claimed after the page was closed.
+      // A pin that has changed was released, and its new value was claimed after the page was closed.
       for (std::size_t i = 0; i < kPinsPerPage; ++i) {
         Offset& honoured = (*page.honoured)[i];
         if (honoured == 0) continue;
@@ -243,7 +245,7 @@ Result<> PinRegistry::scan(PinScan& scan, bool hints) {
       if (const Offset block = line.recent.load(std::memory_order_relaxed)) scan.recent.insert(block);
     }
   }
-  // Acquire: what is freed for want of a pin is written only after the pin was seen to be gone.
+  // Acquire: memory freed because no pin was found is written only after the pin was seen to be gone.
   full_fence();
   return all;
 }
@@ -262,14 +264,14 @@ Result<> PinRegistry::close(std::uint32_t uid, const BlockSet& entries) {
   std::vector<Page*> told;
   for (auto& [key, page] : pages_) {
     if (key.uid != uid || !page.current || page.honoured) continue;
-    // Until that stands there its client may rely on every pin.
+    // Until this is stored, the client may rely on every pin.
     const Result<> stored = set_state(page, PageState::closed, page.closings + 1);
     if (stored) {
       ++page.closings;
       told.push_back(&page);
       continue;
     }
-    // Nothing stands in a page whose client has taken its memory away: then there is nothing to be closed yet.
+    // A page whose client removed its memory contains no pins: nothing to close yet.
     PinPage content;
     const Result<> looked = read(page, content);
     bool empty = looked.has_value();
@@ -277,18 +279,18 @@ Result<> PinRegistry::close(std::uint32_t uid, const BlockSet& entries) {
     if (!empty) all = stored;
   }
   STEPSTASH_CRASH_POINT("shm.pins.close.states_stored");
-  // A reader claims its pin and then loads the state; here the state was stored, and then the pins are read: either it
-  // finds that its page was closed, or its pin is found here (store-buffering, as with a slot that is changed).
+  // A reader claims its pin, then loads the state. Here the state is stored, then the pins are read. So either the
+  // reader finds its page closed, or its pin is found here (store buffering, as for a changed slot).
   //
-  // A pin that is found, and whose reader has a view by it or will have one, is on an entry: that reader has loaded the
-  // state after it saw the slot unchanged, and so before the state was stored here. It saw the block published then,
-  // with its pin standing, and the pin has counted until now: published still, or retired and kept. A pin on anything
-  // else is a lie, or of a reader that will see another slot or another state, and give it up.
+  // A pin found here whose reader has or will get a view is on an entry: that reader loaded the state after it saw the
+  // slot unchanged, hence before the state was stored here. It saw the block published with its pin in place, and the
+  // pin has counted ever since: the block is still published, or retired and retained. A pin on anything else is
+  // forged, or belongs to a reader that will see another slot or another state and release it.
   full_fence();
   for (Page* page : told) {
     PinPage content;
     if (auto done = read(*page, content); !done) {
-      // It has to count as one that serves. Its client asks for no more than it has, or asks in vain, until open().
+      // It must count as serving. Until open(), its client requests no more than it has, or its requests fail.
       all = done;
       continue;
     }
@@ -305,8 +307,8 @@ void PinRegistry::open(std::uint32_t uid) {
   closed_.erase(uid);
   for (auto& [key, page] : pages_) {
     if (key.uid != uid || !page.current) continue;
-    // All of its pins count before a client can see that it serves again. Where it cannot be stored the client alone
-    // does not learn of it.
+    // All its pins count before a client can see that it serves again. If the state cannot be stored, only that client
+    // fails to learn of it.
     page.honoured.reset();
     (void)set_state(page, PageState::serving, page.closings);
     STEPSTASH_CRASH_POINT("shm.pins.open.state_stored");
@@ -331,7 +333,7 @@ PinRegistry::Views PinRegistry::views() const noexcept {
     if (!read(page, content)) continue;
     std::size_t open = 0;
     for (const PinLine& line : content.lines) {
-      for (const auto& pin : line.pins) open += pin.load(std::memory_order_relaxed) != 0;  // a figure for people
+      for (const auto& pin : line.pins) open += pin.load(std::memory_order_relaxed) != 0;  // for statistics
     }
     views.open += open;
     views.most = std::max(views.most, open);

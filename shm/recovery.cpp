@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is done with what an earlier daemon left: taken over (Writer::attach), or as much of it saved as can be
-// (Writer::salvage).
+// Handles what an earlier daemon left: takes it over (Writer::attach), or salvages what it can (Writer::salvage).
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -20,7 +19,7 @@
 namespace stepstash::shm {
 
 Result<> Writer::recover(Recovery& recovery) {
-  // 1. Chain and table, as they stand. A dead daemon leaves the chain whole (L7) and the table filling a block of it;
+  // 1. Chain and table. A daemon that died leaves an intact chain (L7) and a table that fills one of its blocks;
   // anything else is damage.
   const DataMap pages = STEPSTASH_TRY(DataMap::of(fd_.get()));
   if (!pages.contains(0, header().heap_offset)) return Errc::corrupt_segment;
@@ -28,12 +27,12 @@ Result<> Writer::recover(Recovery& recovery) {
   const Chain chain = Chain::of(image);
   const Table table = Table::named(image);
   if (!chain.whole || table.slots == 0 || !table.secret || !table.fills_its_block(chain)) return Errc::corrupt_segment;
-  // 2. The pages of the dead daemon's clients. Where one cannot be opened nobody knows what is pinned, and nothing has
-  // been changed yet.
+  // 2. The pages of the dead daemon's clients. If one cannot be opened, its pins are unknown; nothing has been changed
+  // yet.
   STEPSTASH_TRY(pins_.adopt(header().segment_id));
-  // From here on nothing in the segment makes it fail as a whole.
-  // What is taken out may stand in the database. Until somebody has looked there, the segment says so: killed in
-  // between, the next daemon looks all the same.
+  // From here on nothing in the segment makes recovery fail as a whole. Entries taken out may exist in the database.
+  // The segment records that until the database has been checked: if we are killed in between, the next daemon still
+  // checks.
   const auto take_out = [&](std::string what) {
     header().commit_count.fetch_or(kUnsettled, std::memory_order_release);
     STEPSTASH_CRASH_POINT("shm.recover.unsettled.stored");
@@ -44,7 +43,7 @@ Result<> Writer::recover(Recovery& recovery) {
   }
   // 3. Build records.
   builds_.attach(take_out);
-  // 4. Slots: each must lead to a sound entry of its own, found where its key says.
+  // 4. Slots: each must refer to a valid entry of its own, reachable from its key.
   std::unordered_set<Offset> live;
   std::vector<Offset> damaged;
   std::uint64_t highest = 0;
@@ -60,8 +59,8 @@ Result<> Writer::recover(Recovery& recovery) {
     const Entry& entry = *found.entry;
     highest = std::max({highest, entry.id, entry.revision});
     bind(entry);
-    // A resident entry that does not say for certain that it is clean is written again: taken for clean it could be
-    // evicted, and would be lost. An evicted one is clean unless it says lost.
+    // A resident entry that is not marked clean is written again: if it were mistaken for clean it could be evicted,
+    // and would be lost. An evicted one is clean unless it is marked lost.
     const EntryState state = entry.state.load(std::memory_order_relaxed);
     const EntryState other = entry.value_offset == 0 ? EntryState::clean : EntryState::dirty;
     if (state != EntryState::dirty && state != EntryState::clean) mark(entry, other);
@@ -73,11 +72,11 @@ Result<> Writer::recover(Recovery& recovery) {
       live.insert(offset_of(entry));
       return;
     }
-    slot[found.slot].store(kTombstone, std::memory_order_seq_cst);  // a deletion that was under way
+    slot[found.slot].store(kTombstone, std::memory_order_seq_cst);  // a pending deletion
     STEPSTASH_CRASH_POINT("shm.recover.deletion.completed");
   });
   index_.attach();
-  // Keys that cannot be found from where their hash points (their way there is broken), or are there twice.
+  // Keys that cannot be reached from their home slot (the probe sequence is broken), or that occur twice.
   for (std::uint64_t i = 0; i < table.slots; ++i) {
     const Slot here = slot[i].load(std::memory_order_relaxed);
     if (here <= kTombstone) continue;
@@ -96,14 +95,14 @@ Result<> Writer::recover(Recovery& recovery) {
   if (header().next_id.load(std::memory_order_relaxed) <= highest) header().next_id.store(highest + 1);
   STEPSTASH_CRASH_POINT("shm.recover.next_id.raised");
 
-  // 5. What readers of the dead daemon hold stays; the rest is free.
+  // 5. Blocks pinned by readers of the dead daemon stay; the rest is free.
   STEPSTASH_TRY(pins_.scan(scan_));
-  // A client may write anything into its page. Only an entry can have been found and pinned: what is free stays free.
+  // A client may write anything into its page. A reader can only have found and pinned an entry: free blocks stay free.
   std::unordered_set<Offset> pinned;
   for (const auto& [at, size] : chain.blocks) {
     if (scan_.pinned(at) && checked_entry(mapping_.data(), mapped_bytes(), at) != nullptr) pinned.insert(at);
   }
-  // A client that was stopped in the middle of a probe may stand in a former table: see spare_or_new_table().
+  // A client stopped in the middle of a probe may be in a former table: see spare_or_new_table().
   std::unordered_set<Offset> former;
   if (pins_.pages() > 0) {
     for (const auto& [at, size] : chain.blocks) {
@@ -118,7 +117,7 @@ Result<> Writer::recover(Recovery& recovery) {
   for (const Offset block : pinned) {
     if (!live.contains(block)) retire(block);
   }
-  // A damaged value is not served, and no older one in its place (L10).
+  // A damaged value is not served, nor an older one in its place (L10).
   for (const Offset block : damaged) {
     if (!live.contains(block)) continue;
     if (auto record = mark_lost(entry_at(block)); !record) erase(entry_at(block));
@@ -128,8 +127,7 @@ Result<> Writer::recover(Recovery& recovery) {
   return success();
 }
 
-/// Whether a block that is in use for nothing else was once the table. Tables never become smaller: a larger one was
-/// never finished.
+/// Whether a block with no other use was once the index table. Tables never shrink: a larger one was never completed.
 bool Writer::former_table(Offset block, const DataMap& pages) const noexcept {
   const auto& head = *reinterpret_cast<const BlockHeader*>(mapping_.data() + block);
   const std::uint64_t size = heap_.block_bytes(block);
@@ -149,8 +147,8 @@ Result<Writer::Former> Writer::former(const ObjectDirectory& directory, const st
   const auto& head = *reinterpret_cast<const Header*>(copy.data());
   if (head.layout_version != kLayoutVersion) return found;
   found.bytes = std::min(static_cast<std::uint64_t>(status.st_size), head.segment_bytes);
-  found.builds = std::min(found.bytes / sizeof(BuildRecord), head.builds_capacity) / 2;  // builds_for()
-  found.store_id = head.store_id.load(std::memory_order_relaxed);                        // of a copy
+  found.builds = std::min(found.bytes / sizeof(BuildRecord), head.builds_capacity) / 2;  // as in builds_for()
+  found.store_id = head.store_id.load(std::memory_order_relaxed);                        // relaxed: a copy
   found.commit_count = head.commit_count.load(std::memory_order_relaxed);
   return found;
 }
@@ -168,7 +166,7 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
   if (!pages.contains(0, sizeof(Header))) return success();
   const Image image{mapping.data(), bytes, pages};
   const Header& head = image.header();
-  if (head.layout_version != kLayoutVersion) return success();  // another layout: nothing here can be read
+  if (head.layout_version != kLayoutVersion) return success();  // another layout: cannot be read
 
   std::uint64_t builds = std::min((bytes - kPageBytes) / sizeof(BuildRecord), head.builds_capacity);
   if (!pages.contains(kPageBytes, kPageBytes + builds * sizeof(BuildRecord))) builds = 0;
@@ -179,7 +177,7 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
     if (!valid_build(id) || record.hold.load(std::memory_order_relaxed) > Hold::not_held) continue;
     dropped[id] = deleted_upto(head, record);
     if (!build) continue;
-    BuildRecord copy{};  // with the deletion that had taken effect as the build's own fact
+    BuildRecord copy{};  // with a deletion that had taken effect as a fact of the build
     copy.buildid = id;
     copy.complete_at = record.complete_at.load(std::memory_order_relaxed);
     copy.drop_upto = dropped[id];

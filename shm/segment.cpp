@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A segment as a whole: made, given its name, taken over. What is in it stands in writer.cpp.
+// The segment as a whole: creating, naming and attaching it. Its contents are handled in writer.cpp.
 
 #include <fcntl.h>
 #include <sys/random.h>
@@ -19,11 +19,11 @@
 namespace stepstash::shm {
 namespace {
 
-/// One build record per this many bytes of segment: a build with less data than this on average is unusual, and the
-/// table costs 0.1 %.
+/// One build record per this many bytes of segment: builds rarely have less data than this on average, and the table
+/// costs 0.1 %.
 constexpr std::uint64_t kBytesPerBuild = 64 * 1024;
 constexpr std::uint64_t kMinBuilds = 1024;
-/// One index slot per this many bytes to begin with (0.2 %); the table grows by itself.
+/// One index slot per this many bytes initially (0.2 %); the table grows as needed.
 constexpr std::uint64_t kBytesPerSlot = 4096;
 constexpr std::uint64_t kMinSlots = 1024;
 constexpr std::uint64_t kMinSegmentBytes = 1024 * 1024;
@@ -35,11 +35,11 @@ std::uint64_t builds_for(std::uint64_t builds, std::uint64_t bytes) noexcept {
 
 std::string temporary_name(const std::string& name) { return name + ".new"; }
 
-/// Whether this object is a segment that was made to its end (Writer::install), and only waits for its name.
+/// Whether this object is a segment that was completely built (Writer::install) and only lacks its final name.
 Result<bool> complete(const ObjectDirectory& directory, const std::string& name) {
   auto fd = directory.open_own(name, ObjectDirectory::Access::read_only);
   if (!fd && fd.error() == std::errc::no_such_file_or_directory) return false;
-  if (!fd) return fd.error();  // it may hold what nothing else does
+  if (!fd) return fd.error();  // it may hold the only copy of data
   Header copy{};
   auto* to = reinterpret_cast<std::byte*>(&copy);
   const ssize_t got = ::pread(fd.value().get(), to, sizeof copy, 0);
@@ -63,7 +63,8 @@ Writer::Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, 
       scan_(mapping_.size()) {}
 
 std::uint64_t Writer::bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept {
-  // The index takes up to 8/3 slots of 8 bytes per entry after growing, and the old table stands beside the new one.
+  // After growing, the index takes up to 8/3 slots of 8 bytes per entry, and the old table exists alongside the new
+  // one.
   const std::uint64_t per_entry = sizeof(Entry) + kBlockAlign + 48;
   const std::uint64_t heap = entries * per_entry + text_bytes + 2 * kSlabBytes;
   const std::uint64_t table = builds_for(builds, 0) * sizeof(BuildRecord);
@@ -75,14 +76,14 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
   bytes = round_up(bytes, kPageBytes);
   if (bytes < kMinSegmentBytes || bytes > kMaxSegmentBytes) return Errc::invalid_argument;
   const std::string temporary = temporary_name(name);
-  STEPSTASH_TRY(directory.remove(temporary));  // of a daemon that died here
+  STEPSTASH_TRY(directory.remove(temporary));  // left by a daemon that died here
   UniqueFd fd = STEPSTASH_TRY(directory.create(temporary));
 
   const auto make = [&]() -> Result<std::unique_ptr<Writer>> {
     const std::uint64_t builds = builds_for(known_builds, bytes);
     const Offset heap_offset = round_up(kPageBytes + builds * sizeof(BuildRecord), kPageBytes);
     if (heap_offset + kMinSegmentBytes / 2 > bytes) return Errc::invalid_argument;
-    // The stand-in is as large as the heap: all of that may be written off. It has addresses only.
+    // The stand-in is as large as the heap, all of which may be written off. It takes address space only.
     const std::uint64_t object_bytes = stand_in_offset(bytes) + (bytes - heap_offset);
     if (::ftruncate(fd.get(), static_cast<off_t>(object_bytes)) != 0) return last_errno();
     STEPSTASH_CRASH_POINT("shm.segment.create.sized");
@@ -91,7 +92,8 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     }
     STEPSTASH_CRASH_POINT("shm.segment.create.reserved");
     Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), object_bytes, Mapping::Access::read_write));
-    // Zero, and every build record is free. Written all the same: only pages that were count as data (DataMap).
+    // Zero: every build record is free. Written nevertheless, because only pages that were written count as data
+    // (DataMap).
     std::memset(mapping.data(), 0, heap_offset);
     STEPSTASH_CRASH_POINT("shm.segment.create.zeroed");
     auto* head = new (mapping.data()) Header{};
@@ -107,7 +109,7 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     head->builds_capacity = builds;
     head->heap_offset = heap_offset;
     head->header_hash = hash_bytes({reinterpret_cast<const std::byte*>(head), offsetof(Header, header_hash)});
-    head->next_id.store(1, std::memory_order_relaxed);  // nobody else sees the object before it is renamed
+    head->next_id.store(1, std::memory_order_relaxed);  // the object is not shared before it is renamed
     STEPSTASH_CRASH_POINT("shm.segment.create.header");
     std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
     STEPSTASH_TRY(writer->heap_.format());
@@ -125,7 +127,7 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
 Result<std::string> Writer::install(bool keep_former) {
   const std::string temporary = temporary_name(name_);
   std::string aside;
-  // Killed in between, the next attach() finds no segment, and this one complete.
+  // If we are killed in between, the next attach() finds no segment, and this one complete.
   if (keep_former) {
     auto kept = directory_.set_aside(name_, name_ + ".damaged");
     if (!kept && kept.error() != std::errc::no_such_file_or_directory) return kept.error();
@@ -157,7 +159,7 @@ Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory,
   STEPSTASH_TRY(check_header(*reinterpret_cast<const Header*>(mapping.data()), bytes));
   std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
   STEPSTASH_TRY(writer->recover(recovery));
-  // What a daemon left that died while it made another one.
+  // Left by a daemon that died while creating another segment.
   (void)directory.remove(temporary_name(name));
   return writer;
 }

@@ -14,7 +14,7 @@
 
 namespace stepstash::shm {
 
-/// What the kernel walks through: the head, one entry, and back. The word lies `futex_offset` from its entry.
+/// What the kernel walks: the head, one entry, and back. The word lies `futex_offset` from its entry.
 struct Served::List {
   robust_list_head head;
   robust_list entry;
@@ -28,13 +28,13 @@ Served::Served(Header& header) : header_(header) {
   list_->entry.next = &list_->head.list;
   list_->head.futex_offset = static_cast<long>(reinterpret_cast<std::uintptr_t>(&header_.served) -
                                                reinterpret_cast<std::uintptr_t>(&list_->entry));
-  // A thread of its own: glibc has registered a list with every other one, for its robust mutexes.
+  // A dedicated thread: in every other one glibc has registered a list for its robust mutexes.
   sigset_t all, before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
     thread_ = std::thread([this] { hold(*list_); });
-  } catch (const std::system_error&) {  // no thread: not served, as far as anybody can see
+  } catch (const std::system_error&) {  // no thread: clients see the segment as not served
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   std::unique_lock lock(mutex_);
@@ -53,9 +53,9 @@ Served::~Served() {
 
 void Served::hold(List& list) {
   const bool registered = ::syscall(SYS_set_robust_list, &list.head, sizeof list.head) == 0;
-  // The thread's number as the kernel compares it: that of the PID namespace it lives in.
+  // The thread's number as the kernel compares it: the one in its PID namespace.
   const auto self = static_cast<std::uint32_t>(::syscall(SYS_gettid));
-  // Release pairs with Reader::served().
+  // Release: pairs with Reader::served().
   if (registered) header_.served.store(self, std::memory_order_release);
   STEPSTASH_CRASH_POINT("shm.served.begun");
   std::unique_lock lock(mutex_);
@@ -64,7 +64,7 @@ void Served::hold(List& list) {
   changed_.wait(lock, [this] { return over_; });
   header_.served.store(0, std::memory_order_release);
   STEPSTASH_CRASH_POINT("shm.served.ended");
-  list.head.list.next = &list.head.list;  // an empty list: the memory behind it may go before this thread does
+  list.head.list.next = &list.head.list;  // an empty list: its memory may be freed before this thread ends
 }
 
 }  // namespace stepstash::shm

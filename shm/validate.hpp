@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Checks of what stands in a segment, shared by readers (who trust nothing) and by attach (which decides what to
+/// Validates the contents of a segment. Shared by readers (which trust nothing) and attach (which decides what to
 /// keep).
 #pragma once
 
@@ -20,7 +20,7 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t step) noexce
   return (value + step - 1) / step * step;
 }
 
-/// L1. Errors: Errc::corrupt_segment (no segment, or its fixed part is damaged), Errc::format_mismatch (one of another
+/// L1. Errors: Errc::corrupt_segment (not a segment, or its fixed part is damaged), Errc::format_mismatch (another
 /// layout).
 inline Result<> check_header(const Header& header, std::uint64_t mapped_bytes) noexcept {
   if (header.magic != kSegmentMagic) return Errc::corrupt_segment;
@@ -43,7 +43,7 @@ inline Result<> check_header(const Header& header, std::uint64_t mapped_bytes) n
   return success();
 }
 
-/// Whether a table of `slots` slots at `table` lies inside a segment, its header included.
+/// Whether a table of `slots` slots at `table`, its header included, lies inside the segment.
 constexpr bool table_inside(Offset table, std::uint64_t slots, std::uint64_t segment_bytes) noexcept {
   return table % sizeof(Slot) == 0 && table >= kPageBytes + sizeof(TableHeader) &&
          slots <= segment_bytes / sizeof(Slot) && table <= segment_bytes - slots * sizeof(Slot);
@@ -53,20 +53,20 @@ inline const TableHeader& table_header(const std::byte* base, Offset table) noex
   return *reinterpret_cast<const TableHeader*>(base + table - sizeof(TableHeader));
 }
 
-/// The secret that the keys of a table are placed by. Whoever came by the index word has it. Acquire is for who came by
-/// a word that has been replaced meanwhile, and finds the secret of the table's next use: it pairs with the fence
-/// between the swap and that (IndexWriter::rebuild), so that he finds another word when he looks again.
+/// The secret that places the table's keys; complete before the index word names the table. Acquire is for a reader
+/// whose index word has since been replaced and that loads the secret of the table's next use: it pairs with the fence
+/// between the swap and that use (IndexWriter::rebuild), so that the reader's second look finds another word.
 inline HashSecret table_secret(const std::byte* base, Offset table) noexcept {
   const TableHeader& head = table_header(base, table);
   return {head.secret[0].load(std::memory_order_acquire), head.secret[1].load(std::memory_order_acquire)};
 }
 
-/// What TableHeader::check must be.
+/// The required value of TableHeader::check.
 inline std::uint64_t secret_check(const HashSecret& secret) noexcept {
   return hash_bytes(std::as_bytes(std::span(&secret, 1)));
 }
 
-/// The entry whose block starts at `block`, or nullptr when no entry can be there. Checks places and sizes in O(1), not
+/// The entry whose block starts at `block`, or nullptr if there cannot be one. Checks offsets and sizes in O(1), not
 /// checksums.
 inline const Entry* checked_entry(const std::byte* base, std::uint64_t segment_bytes, Offset block) noexcept {
   if (block % kBlockAlign != 0 || block < kPageBytes || block > segment_bytes - sizeof(Entry)) return nullptr;
@@ -94,33 +94,34 @@ inline std::span<const std::byte> entry_value(const Entry& entry) noexcept {
   return {reinterpret_cast<const std::byte*>(&entry) + entry.value_offset, static_cast<std::size_t>(entry.length)};
 }
 
-/// L11: up to which id this build's entries are deleted. Right for an instant during the call, on any thread and in any
-/// process, whatever the daemon does meanwhile.
+/// L11: the id up to which this build's entries are deleted. Correct for some instant during the call, on any thread
+/// and in any process, whatever the daemon does concurrently.
 inline std::uint64_t deleted_upto(const Header& header, const BuildRecord& record) noexcept {
   for (;;) {
-    // In this order: the daemon stores the fact, drop_upto, before it takes the mark away.
+    // In this order: the daemon stores drop_upto before it clears the mark.
     const std::uint64_t epoch = record.deletion.load(std::memory_order_acquire);
     const std::uint64_t upto = record.drop_upto.load(std::memory_order_acquire);
     if (epoch == 0) return upto;
     const bool effective = header.deletion_epoch.load(std::memory_order_acquire) == epoch;
     const std::uint64_t all = header.deletion_upto.load(std::memory_order_acquire);
-    // The next deletion begins only when this one's marks are gone: with the mark still there, both were of this one.
+    // The next deletion begins only after this one's marks are cleared: if the mark is unchanged, both loads were of
+    // this one.
     if (record.deletion.load(std::memory_order_acquire) != epoch) continue;
     return effective && all > upto ? all : upto;
   }
 }
 
-/// Whether an entry that a slot leads to has been deleted: it leaves the index in its turn.
+/// Whether an entry that a slot refers to has been deleted; it leaves the index later.
 inline bool deleted(const std::byte* base, const Header& header, const Entry& entry) noexcept {
   const std::uint32_t at = entry.record.load(std::memory_order_relaxed);
   if (at >= header.builds_capacity) return false;
   const auto& record = reinterpret_cast<const BuildRecord*>(base + kPageBytes)[at];
-  // Another build's: this entry's is gone, and so is the entry from its slot.
+  // The record belongs to another build: this entry's build is gone, and so is the entry from its slot.
   if (record.buildid.load(std::memory_order_acquire) != entry.buildid) return false;
   return entry.id <= deleted_upto(header, record);
 }
 
-/// What Entry::meta_hash must be: over everything that never changes.
+/// The required value of Entry::meta_hash: over everything that never changes.
 inline std::uint64_t meta_hash(const Entry& entry) noexcept {
   const std::uint64_t fields[] = {
       entry.id,

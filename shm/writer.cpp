@@ -12,14 +12,14 @@ namespace stepstash::shm {
 namespace {
 
 constexpr std::uint64_t kLargestRecord = round_up(sizeof(Entry) + kMaxNameBytes + kMaxSourceBytes, kBlockAlign);
-/// Retired blocks that are pinned are looked at with each scan, up to this number: 0.1 ms.
+/// Each scan checks up to this many retired blocks that were pinned before: 0.1 ms.
 constexpr std::size_t kKeptLookedAt = 4096;
 
 std::uint64_t record_bytes(std::uint64_t text_bytes) noexcept {
   return round_up(sizeof(Entry) + text_bytes, kBlockAlign);
 }
 
-/// What a block takes for this entry: its value may have to be moved up to the next page.
+/// Block size for this entry: its value may have to be moved up to the next page.
 std::uint64_t block_bytes_for(std::string_view name, std::string_view source, std::uint64_t length) noexcept {
   return round_up(sizeof(Entry) + name.size() + source.size(), kBlockAlign) + length +
          (length >= kPageAlignedFrom ? kPageBytes : 0);
@@ -37,8 +37,8 @@ std::uint64_t Writer::unreserved_for(std::string_view name, std::string_view sou
 Result<Draft> Writer::draft(std::string_view name, std::string_view source, std::uint64_t length) {
   const std::uint64_t head = round_up(sizeof(Entry) + name.size() + source.size(), kBlockAlign);
   const bool page_aligned = length >= kPageAlignedFrom;
-  if (length > max_value_bytes()) return Errc::segment_full;  // keeps the sums below from overflowing
-  // Without room for a record nothing could be evicted any more: that comes before any value.
+  if (length > max_value_bytes()) return Errc::segment_full;  // prevents overflow of the sums below
+  // Without room for a record nothing could be evicted any more, so the slab comes before any value.
   STEPSTASH_TRY(keep_slab());
   const Offset block = STEPSTASH_TRY(heap_.allocate(block_bytes_for(name, source, length)));
   Draft made;
@@ -126,8 +126,8 @@ Result<const Entry*> Writer::publish_record_of(const Entry& entry, EntryState st
   return publish_record(facts);
 }
 
-/// Records are cut off one slab after another, so that the few bytes that stay of an evicted value do not lie scattered
-/// where large values could.
+/// Records are cut from one slab after another, so that the small remains of evicted values are not scattered over
+/// space for large ones.
 Result<Offset> Writer::allocate_record(std::uint64_t bytes) {
   (void)keep_slab();
   const std::uint64_t left = slab_bytes();
@@ -140,8 +140,8 @@ Result<Offset> Writer::allocate_record(std::uint64_t bytes) {
   return heap_.allocate_high(bytes);
 }
 
-/// Sees to it that the slab has room for a record of the largest kind. Errors: those of Heap::allocate_high, when there
-/// is no run for another slab.
+/// Ensures that the slab has room for the largest possible record. Errors: those of Heap::allocate_high if there is no
+/// run for another slab.
 Result<> Writer::keep_slab() noexcept {
   const std::uint64_t left = slab_bytes();
   if (left >= kLargestRecord) return success();
@@ -167,15 +167,15 @@ bool Writer::keep_clear(Offset begin, Offset end) noexcept {
 }
 
 void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const {
-  // The chains are ours and whole: there is nothing to complain of.
+  // The daemon's own chains are intact: no error is possible.
   const auto one = [&](Offset at, std::uint64_t size) { each(at, size, at == slab_ || heap_.is_free(at)); };
   (void)Heap::walk(mapping_.data(), header().heap_offset, bytes(), one);
   if (!heap_.stand_in_begun()) return;
-  each(bytes(), 0, false);  // what stands there is no neighbour of what comes now
+  each(bytes(), 0, false);  // blocks of the heap are not adjacent to those of the stand-in
   std::uint64_t room = heap_.stand_in_room();
   (void)Heap::walk(mapping_.data(), stand_in_offset(bytes()), mapped_bytes(), [&](Offset at, std::uint64_t size) {
     if (!heap_.is_free(at)) return one(at, size);
-    const std::uint64_t part = std::min(size, room);  // more of what is free here cannot be used
+    const std::uint64_t part = std::min(size, room);  // free bytes beyond the room cannot be used
     each(at, part, true);
     room -= part;
     if (part < size) each(at + part, 0, false);
@@ -185,7 +185,7 @@ void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes
 void Writer::bind(const Entry& entry) noexcept {
   const std::uint32_t record = builds_.record_of(entry.buildid);
   if (entry.record.load(std::memory_order_relaxed) == record) return;
-  const_cast<Entry&>(entry).record.store(record, std::memory_order_release);  // ours to write, as in mark()
+  const_cast<Entry&>(entry).record.store(record, std::memory_order_release);  // the daemon may write it, as in mark()
   STEPSTASH_CRASH_POINT("shm.entry.record.bound");
 }
 
@@ -194,8 +194,8 @@ void Writer::erase(const Entry& entry) noexcept {
 }
 
 void Writer::mark(const Entry& entry, EntryState state) noexcept {
-  // The segment is ours to write; entries are handed out as const because only `state` ever changes.
-  // Release: a later attach that sees `clean` may rely on the commit, which happened before.
+  // The daemon may write the segment; entries are const elsewhere because only `state` ever changes. Release: a later
+  // attach that sees `clean` may rely on the commit, which happened before.
   const_cast<Entry&>(entry).state.store(state, std::memory_order_release);
   STEPSTASH_CRASH_POINT("shm.entry.state.marked");
 }
@@ -223,7 +223,7 @@ std::uint64_t Writer::max_value_bytes() const noexcept {
 
 std::uint64_t Writer::max_value_bytes_on(std::uint64_t total) const noexcept {
   // Pages come in whole granules: two are cut by the value's ends, one holds the end of the table, two the slab. The
-  // rest is for pin pages and what is kept for them.
+  // rest is for pin pages and their reserve.
   const std::uint64_t taken = header().heap_offset + 3 * heap_.block_bytes(index_.table_block()) + 8 * Heap::kGranule;
   return std::min(max_value_bytes(), total > taken ? total - taken : 0);
 }
@@ -266,7 +266,7 @@ std::uint64_t Writer::reclaim(bool all) {
   }
   retired_.clear();
   heap_.write_off(written_off);
-  // What is still held counts no longer: the next scan waits for as much again.
+  // Blocks still pinned no longer count: the next scan waits for the same amount again.
   due_blocks_ = 16 + 8 * pins_.pages();
   due_bytes_ = retired_bytes_ + heap_.capacity() / 64;
   const std::uint64_t after = heap_.free_bytes();
@@ -274,7 +274,7 @@ std::uint64_t Writer::reclaim(bool all) {
   return after > before ? after - before : 0;
 }
 
-/// A page may name anything: what is held is what is an entry's block.
+/// A page may name any offset: only the blocks of entries count as held.
 BlockSet Writer::entry_blocks() const {
   BlockSet entries(mapped_bytes());
   for_each_block([&](Offset at, std::uint64_t size, bool free) {
@@ -324,7 +324,7 @@ bool Writer::worth_reclaiming() const noexcept {
 }
 
 const PinScan& Writer::pinned_now() {
-  (void)pins_.scan(scan_, /*hints=*/true);  // of a page that cannot be read nothing is known
+  (void)pins_.scan(scan_, /*hints=*/true);  // pins of an unreadable page are unknown
   return scan_;
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The daemon's side of a segment: the only code that writes one.
 ///
-/// Makes it or attaches to one that an earlier daemon left (segment.cpp, recovery.cpp), gives out blocks, publishes and
-/// unpublishes entries, and returns blocks to the heap when nobody looks at them any more (writer.cpp).
+/// Creates a segment or attaches to one that an earlier daemon left (segment.cpp, recovery.cpp), allocates blocks,
+/// publishes and unpublishes entries, and frees blocks that no reader uses any more (writer.cpp).
 #pragma once
 
 #include <chrono>
@@ -29,7 +29,7 @@
 
 namespace stepstash::shm {
 
-/// An entry in the making: a block in use that no slot refers to. If the daemon dies it never was.
+/// An unpublished entry: a block in use that no slot refers to. If the daemon dies, it vanishes.
 struct Draft {
   Offset block = 0;
   std::uint32_t value_offset = 0;
@@ -39,76 +39,77 @@ struct Draft {
 /// What attach found, for the log and for `stats`.
 struct Recovery {
   std::uint64_t entries_kept = 0;
-  std::vector<std::string> set_aside;  ///< what could not be trusted, by name, one line each
+  std::vector<std::string> set_aside;  ///< rejected items by name, one line each
 };
 
-/// Thread safety: one thread (the loop's), but for reserve() and value_bytes() of drafts, which other threads may call.
+/// Thread safety: one thread (the event loop's), except reserve() and value_bytes() of drafts, which any thread may
+/// call.
 class Writer {
  public:
-  /// Makes a segment of `bytes` bytes (rounded up to pages) under a temporary name; install() gives it its own.
+  /// Creates a segment of `bytes` bytes (rounded up to pages) under a temporary name; install() gives it the final one.
   /// Its build table has room for twice `known_builds`, and for one build per 64 KiB of segment. Only header, build
   /// table and index are reserved now. Errors: ENOSPC, Errc::invalid_argument (too small, also for the builds, or too
   /// large).
   static Result<std::unique_ptr<Writer>> create(const ObjectDirectory& directory, const std::string& name,
                                                 std::uint64_t bytes, std::uint64_t known_builds = 0);
 
-  /// Puts a new segment in its place. What was there is replaced in one step or, with `keep_former`, first renamed to
-  /// `name`.damaged.N; returns that name (empty: nothing was kept). Clients of the former segment are told to attach
-  /// anew. Its header's store_id says that the new one is complete, and has to be set by then: killed between the two
-  /// steps, attach() takes the second.
+  /// Gives a new segment its final name. Atomically replaces an existing one or, with `keep_former`, first renames that
+  /// to `name`.damaged.N; returns that name (empty: none was kept). Clients of the former segment are notified to
+  /// attach again. Set the header's store_id first: it marks the new segment as complete. If we are killed between the
+  /// two steps, attach() completes the second.
   Result<std::string> install(bool keep_former);
   /// Removes a new segment instead.
   void abandon();
 
-  /// Takes over the segment called `name`. Entries that cannot be trusted are unpublished and named in `recovery`;
-  /// deletions that were under way are completed. O(entries + builds + dirty bytes). Errors: ENOENT;
-  /// Errc::format_mismatch, Errc::corrupt_segment (as a whole: nothing was changed), Errc::unsafe_object; those of
-  /// PinRegistry::adopt, with nothing changed, and of pinned(), with nothing freed.
+  /// Takes over the segment called `name`. Unpublishes entries that cannot be trusted and names them in `recovery`;
+  /// completes pending deletions. O(entries + builds + dirty bytes). Errors: ENOENT; Errc::format_mismatch,
+  /// Errc::corrupt_segment (as a whole: nothing was changed), Errc::unsafe_object; those of PinRegistry::adopt, with
+  /// nothing changed, and of PinRegistry::scan, with nothing freed.
   static Result<std::unique_ptr<Writer>> attach(const ObjectDirectory& directory, const std::string& name,
                                                 Recovery& recovery);
 
-  /// What the header of a segment that attach refused says, for what it is worth: which database its clean values are
+  /// What the header of a segment rejected by attach says, unverified: above all which database its clean values are
   /// in. Zeros where nothing can be read.
   struct Former {
-    std::uint64_t bytes = 0;   ///< not more than the object has
-    std::uint64_t builds = 0;  ///< that its table holds
+    std::uint64_t bytes = 0;   ///< at most the size of the object
+    std::uint64_t builds = 0;  ///< in its table
     std::uint64_t store_id = 0;
-    std::uint64_t commit_count = 0;  ///< with kUnsettled, as it stands there
+    std::uint64_t commit_count = 0;  ///< with kUnsettled, as stored
   };
   static Result<Former> former(const ObjectDirectory& directory, const std::string& name);
 
-  /// Calls `each` with every entry of a segment that attach refused whose checksums hold, value included, and `build`
-  /// with every build record that is plausible, these first. Either may be empty. Trusts nothing; O(segment). The
-  /// object is not changed.
+  /// Calls `build` with every plausible build record of a segment rejected by attach, then `each` with every entry
+  /// whose checksums match, value included. Either may be empty. Trusts nothing; O(segment). Does not change the
+  /// object.
   static Result<> salvage(const ObjectDirectory& directory, const std::string& name,
                           const std::function<void(const Entry&)>& each,
                           const std::function<void(const BuildRecord&)>& build);
 
-  /// The smallest segment that has room for `builds` builds, said to create(), and `entries` evicted entries with
+  /// The smallest segment with room for `builds` builds, as passed to create(), and `entries` evicted entries with
   /// `text_bytes` of names and sources.
   static std::uint64_t bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept;
 
   // ---- entries ----
 
-  /// Finds room for an entry whose value has `length` bytes. The memory is not reserved yet. Errors:
+  /// Allocates room for an entry whose value has `length` bytes. Its memory is not reserved yet. Errors:
   /// Errc::segment_full, ENOSPC.
   Result<Draft> draft(std::string_view name, std::string_view source, std::uint64_t length);
-  /// Reserves the pages of the record and of the value's first `bytes` bytes: 1 ms and more per MiB where they are new,
-  /// and allowed on any thread. Errors: ENOSPC.
+  /// Reserves the pages of the record and of the value's first `bytes` bytes: 1 ms or more per MiB of new pages. Any
+  /// thread. Errors: ENOSPC.
   Result<> reserve(const Draft& draft, std::uint64_t bytes);
-  /// Bytes that the tmpfs has to have for draft() and reserve() of the whole value, at most. O(log runs + granules).
+  /// Upper bound of the tmpfs bytes that draft() and reserve() of the whole value need. O(log runs + granules).
   std::uint64_t unreserved_for(std::string_view name, std::string_view source, std::uint64_t length) const noexcept;
-  /// Bytes that reserve() of the same would ask the tmpfs for, at most. O(granules).
+  /// Upper bound of the bytes that the same reserve() would request from the tmpfs. O(granules).
   std::uint64_t unreserved_bytes(const Draft& draft, std::uint64_t bytes) const noexcept {
     return heap_.unreserved_bytes(draft.block, draft.value_offset + bytes);
   }
-  /// Where the draft's value goes. Only what reserve() has covered may be touched.
+  /// The memory for the draft's value. Only bytes that reserve() has covered may be touched.
   std::span<std::byte> value_bytes(const Draft& draft) const noexcept;
-  /// Lengthens a draft in place when the room behind it is free. reserve() again.
+  /// Extends a draft in place if the room after it is free. Call reserve() again.
   Result<bool> extend(Draft& draft, std::uint64_t capacity);
   void discard(const Draft& draft) noexcept { heap_.free(draft.block); }
 
-  /// All of an entry but its bytes and where they lie.
+  /// All of an entry but its value.
   struct EntryFacts {
     std::uint64_t id = 0;
     std::uint64_t revision = 0;
@@ -120,39 +121,40 @@ class Writer {
     std::chrono::nanoseconds set_at{0};
     EntryState state = EntryState::dirty;
   };
-  /// Completes the record and publishes it by one store; what stood there before is retired. The slot has to be
-  /// there: make_room() comes first, for this key. Gives back what the draft has too much.
+  /// Completes the record and publishes it by one store; retires the entry it replaces. Call make_room() for this key
+  /// first, which guarantees a slot. Returns the draft's excess room to the heap.
   const Entry& publish(const Draft& draft, const EntryFacts& facts) noexcept;
   Result<> make_room(BuildId build, std::string_view name) { return index_.make_room(build, name); }
 
   /// Publishes an entry whose value is in the database only. Errors: Errc::segment_full, ENOSPC.
   Result<const Entry*> publish_record(const EntryFacts& facts);
-  /// Replaces a clean resident entry by its record alone. The value's block is retired. Errors: Errc::segment_full.
+  /// Replaces a clean resident entry by its record alone and retires the value's block. Errors: Errc::segment_full.
   Result<const Entry*> evict(const Entry& entry);
-  /// Replaces an entry whose value is damaged by its record alone, dirty, for the database is to be told: a get reports
-  /// the damage from now on, and finds no older value after a cold start. Errors: Errc::segment_full.
+  /// Replaces an entry with a damaged value by its record alone, marked dirty so that the database learns of it: gets
+  /// report the damage from now on, and a cold start finds no older value. Errors: Errc::segment_full.
   Result<const Entry*> mark_lost(const Entry& entry);
-  /// Publishes a copy of an evicted entry's record elsewhere; the former is retired. Errors: Errc::segment_full.
+  /// Publishes a copy of an evicted entry's record elsewhere and retires the original. Errors: Errc::segment_full.
   Result<const Entry*> move_record(const Entry& record);
-  /// Bytes that evict() would give back: 0 when it is not worth doing.
+  /// Bytes that evict() would free; 0 if it is not worthwhile.
   std::uint64_t evictable_bytes(const Entry& entry) const noexcept;
 
-  /// Puts no record into [begin, end) until it is called again: that run is to become free. (0, 0): everywhere again.
-  /// Returns whether what is set apart for records lay there and lies elsewhere now.
+  /// Places no record in [begin, end) until the next call, so that this run can become free. (0, 0): no restriction.
+  /// Returns whether the slab for records lay there and has been moved.
   bool keep_clear(Offset begin, Offset end) noexcept;
-  /// Calls `each` with every block of the heap, in order; what is set apart for records counts as free. O(blocks).
+  /// Calls `each` with every block of the heap, in order; the slab for records counts as free. O(blocks).
   void for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const;
 
-  /// L11: deletes what the builds hold now, all of it at one instant for everybody. The entries leave the index by
-  /// erase(), in any time; then end_deletion(). Returns the id up to which entries are deleted. O(builds).
+  /// L11: atomically deletes everything the builds hold now; all processes see it at the same instant. Remove the
+  /// entries from the index by erase(), at any pace, then call end_deletion(). Returns the id up to which entries are
+  /// deleted. O(builds).
   std::uint64_t begin_deletion(std::span<BuildRecord* const> builds) noexcept { return builds_.begin_deletion(builds); }
   void end_deletion() noexcept { builds_.end_deletion(); }
-  /// Sees to it that the entry knows where its build's record is: for one whose build got it after the entry.
+  /// Stores the place of the build's record in the entry: for an entry that is older than the record.
   void bind(const Entry& entry) noexcept;
 
-  /// Unpublishes and retires. The reference is void afterwards, but for hold()s.
+  /// Unpublishes and retires the entry. The reference is invalid afterwards, unless the block is held by hold().
   void erase(const Entry& entry) noexcept;
-  /// Its transaction has committed / it has to be written (again).
+  /// `clean`: its transaction has committed; `dirty`: it has to be written (again).
   void mark(const Entry& entry, EntryState state) noexcept;
 
   const Entry* find(BuildId build, std::string_view name) const noexcept;
@@ -167,23 +169,21 @@ class Writer {
 
   // ---- reclaiming ----
 
-  /// Keeps a block from being reused, retired or not, until unhold(); counted. What a flush or a copy in progress
-  /// reads.
+  /// Keeps a block, retired or not, from being reused until unhold(); counted. For a flush or copy in progress.
   void hold(Offset block) { ++holds_[block]; }
   void unhold(Offset block) noexcept;
-  /// Frees retired blocks that nobody pins or holds; returns the bytes. None while a pin page cannot be read.
-  /// O(retired + pages * kPinsPerPage).
+  /// Frees retired blocks that are neither pinned nor held; returns the bytes. Frees none while a pin page cannot be
+  /// read. O(retired + pages * kPinsPerPage).
   std::uint64_t reclaim();
-  /// The same for what was retired since the last reclaim(), or is little: who pins very many blocks that were retired
-  /// makes others pay for it no more often than reclaim() is called.
+  /// The same for blocks retired since the last reclaim(), or for all if they are few: a client that pins very many
+  /// retired blocks makes others pay for them only when reclaim() is called.
   std::uint64_t reclaim_new();
-  /// reclaim_new(), when enough has been retired for the scan of all pin pages to be worth its price: O(1) amortised
-  /// over retired blocks.
+  /// reclaim_new(), if enough has been retired to justify scanning all pin pages: O(1) amortised over retired blocks.
   std::uint64_t reclaim_if_due();
-  /// Whether a scan of the pages could free so much that its price does not count.
+  /// Whether a scan of the pages could free so much that its cost is negligible.
   bool worth_reclaiming() const noexcept;
-  /// What is pinned now, as far as it can be read, and what readers' hints say: for a choice of what had better go,
-  /// nothing is freed by it. Valid until the next call of this or of reclaim(). O(pages * kPinsPerPage).
+  /// The current pins, as far as they can be read, and the readers' hints. Only for choosing eviction victims: nothing
+  /// is freed by it. Valid until the next call of this or of reclaim(). O(pages * kPinsPerPage).
   const PinScan& pinned_now();
   std::size_t retired() const noexcept { return retired_.size() + kept_.size(); }
   std::uint64_t retired_bytes() const noexcept { return retired_bytes_; }
@@ -195,18 +195,18 @@ class Writer {
     std::uint32_t uid = 0;
     std::uint64_t bytes = 0;
     std::size_t blocks = 0;
-    bool closed = false;  ///< and none of his pages that hold anything serves
+    bool closed = false;  ///< and no page of the user that holds anything is serving
   };
-  /// Of each user who holds anything or is closed. O(blocks + pages * kPinsPerPage).
+  /// For each user that holds anything or is closed. O(blocks + pages * kPinsPerPage).
   std::vector<Held> held_by_users() const;
-  /// Closes the pages of a user: what he holds stays as it is for him, but where only closed pages hold a block that is
-  /// retired, it is written off, and others have the room of as many bytes in the heap's stand-in. So who wants
-  /// room evicts what only closed pages pin, too. O(blocks). Errors: those of PinRegistry::close; he counts as closed
-  /// all the same, until open_user(), and can be closed again.
+  /// Closes a user's pages. What the user holds stays valid for the user. But a retired block held only by closed pages
+  /// is written off, and others get the same number of bytes from the heap's stand-in; so eviction for room may also
+  /// take entries that only closed pages pin. O(blocks). Errors: those of PinRegistry::close; the user counts as closed
+  /// nevertheless, until open_user(), and can be closed again.
   Result<> close_user(std::uint32_t uid);
-  /// The end of that: to be called when he holds little again, for it counts from now on.
+  /// Reverses close_user(). Call it once the user holds little, because its pins count from now on.
   void open_user(std::uint32_t uid);
-  /// What is left of the slab that records of evicted entries are cut from: neither free nor used.
+  /// The unused rest of the slab that records of evicted entries are cut from: neither free nor used.
   std::uint64_t slab_bytes() const noexcept { return slab_ == 0 ? 0 : heap_.block_bytes(slab_); }
 
   // ---- builds ----
@@ -227,23 +227,23 @@ class Writer {
   const IndexWriter& index() const noexcept { return index_; }
   /// IndexWriter::allow_rekey().
   void allow_rekey() noexcept { index_.allow_rekey(); }
-  /// As was wanted: to the end of the heap.
+  /// The configured size: to the end of the heap.
   std::uint64_t bytes() const noexcept { return header().segment_bytes; }
-  /// With the stand-in behind it, which has no memory unless it is used.
+  /// Including the stand-in after it, which takes memory only when it is used.
   std::uint64_t mapped_bytes() const noexcept { return mapping_.size(); }
   /// The longest value that an otherwise empty segment could hold.
   std::uint64_t max_value_bytes() const noexcept;
-  /// The same for a tmpfs of `total` bytes that has nothing but this segment.
+  /// The same for a tmpfs of `total` bytes that contains nothing but this segment.
   std::uint64_t max_value_bytes_on(std::uint64_t total) const noexcept;
   /// Where its object lies.
   const std::string& directory() const noexcept { return directory_.path(); }
   PinRegistry& pins() noexcept { return pins_; }
   const PinRegistry& pins() const noexcept { return pins_; }
-  /// A read-only descriptor of the segment, an open of its own, to be passed to a client.
+  /// A read-only descriptor of the segment, opened separately, to be passed to a client.
   Result<UniqueFd> open_for_client() const;
 
  private:
-  /// What keep_slab() sets aside: the records of at least 30 evicted entries, of some 500 usual ones.
+  /// Size of a slab from keep_slab(): records of at least 30 evicted entries, of some 500 typical ones.
   static constexpr std::uint64_t kSlabBytes = 64 * 1024;
 
   Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
@@ -264,14 +264,14 @@ class Writer {
   IndexWriter index_;
   BuildTable builds_;
   PinRegistry pins_;
-  std::vector<Offset> retired_;  // since the last scan of all
-  std::vector<Offset> kept_;     // that a scan found pinned, or held
-  PinScan scan_;                 // the last one
+  std::vector<Offset> retired_;  // since the last scan of all retired blocks
+  std::vector<Offset> kept_;     // found pinned or held by a scan
+  PinScan scan_;                 // the last scan
   std::uint64_t retired_bytes_ = 0;
   std::size_t due_blocks_ = 16;
   std::uint64_t due_bytes_ = 0;
   std::unordered_map<Offset, int> holds_;
-  Offset slab_ = 0;  // a slab for records of evicted entries: freeing is never refused
+  Offset slab_ = 0;  // for records of evicted entries, so that eviction never fails for lack of room
 };
 
 }  // namespace stepstash::shm

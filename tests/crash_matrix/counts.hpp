@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The file in which a process with crash points counts them: an array, in no order, unused places zero.
+/// The file in which a process with crash points counts them: an unordered array, unused entries zero.
 #pragma once
 
 #include <atomic>
@@ -9,7 +9,7 @@
 namespace stepstash::test {
 
 struct Counted {
-  char name[56];  ///< ends in a NUL; counts only when `count` is not 0
+  char name[56];  ///< NUL-terminated; valid only if `count` is not 0
   std::atomic<std::uint64_t> count;
 };
 static_assert(sizeof(Counted) == 64 && std::atomic<std::uint64_t>::is_always_lock_free);

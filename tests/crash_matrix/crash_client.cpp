@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A client that goes through all it can do: a view held meanwhile, a small set, a large one, another view. It is
-// compiled with crash points, and is killed at one of them.
+// A client that uses all of its functions: a view held throughout, a small set, a large one, another view. It is
+// compiled with crash points and killed at one of them.
 //
 //   crash_client SOCKET BUILD VALUE-LETTER
 #include <cstdio>
@@ -21,13 +21,13 @@ int main(int argc, char** argv) {
     auto held = client.get(build, "viewed");
     if (!held) return 1;
     client.set(build, "inline", std::string(1000, letter));
-    for (int round = 0; round < 2; ++round) {  // the second finds its ring there
+    for (int round = 0; round < 2; ++round) {  // the second one finds its ring ready
       auto writer = client.begin(build, "staged", 200'000);
       writer->write(std::string(200'000, letter));
       writer->commit();
     }
     held.reset();
-    // As the command does it, without the C ABI.
+    // Like the command line tool, without the C ABI.
     auto direct = client::Client::connect(client::Address::of(argv[1]).value(), client::Milliseconds(10'000));
     shm::Pinned again;
     if (!direct || !direct.value()->get(build, "staged", client::Milliseconds(10'000), again).value()) return 2;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What stands behind crash_point() in programs that have the points: each is counted, and one of them is the last thing
-// the process does. Told by the environment, under names that stepstash's own settings do not have:
+// The implementation of crash_point() in programs that have the points: counts each one, and kills the process at one
+// of them. Controlled by environment variables, whose names differ from those of stepstash's own settings:
 //
 //   CRASH_POINT_KILL=NAME:N     SIGKILL when NAME is passed for the N-th time
 //   CRASH_POINT_COUNTS=FILE     FILE, of CountsFile's layout, has every point and how often it was passed
 //
-// The counts are a shared mapping: they are there after the SIGKILL, whatever the process was doing.
+// The counts are a shared mapping: they survive the SIGKILL, whatever the process was doing.
 #include "base/crash_point.hpp"
 
 #include <fcntl.h>
@@ -25,8 +25,8 @@ namespace {
 using test::Counted;
 using test::kCounted;
 
-/// Made before main() and never torn down; from then on nothing but atomic operations, so that any thread may pass any
-/// point at any time.
+/// Created before main() and never destroyed; in between only atomic operations, so that any thread may pass any point
+/// at any time.
 class Points {
  public:
   Points() {
@@ -53,11 +53,11 @@ class Points {
     const std::uint64_t count = counted_[place].count.fetch_add(1) + 1;
     if (count != kill_at_ || kill_ != name) return;
     ::kill(::getpid(), SIGKILL);
-    for (;;) ::pause();  // not one more instruction of the program, however late the signal comes
+    for (;;) ::pause();  // execute nothing more, however late the signal arrives
   }
 
  private:
-  /// Where `name` is counted. A name stands in the source once, so its address says which it is.
+  /// The counter of `name`. A name occurs once in the source, so its address identifies it.
   std::size_t place_of(const char* name) noexcept {
     std::size_t at = reinterpret_cast<std::uintptr_t>(name) / 8 % kCounted;
     for (;; at = (at + 1) % kCounted) {

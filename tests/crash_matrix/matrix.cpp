@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The crash matrix: the real daemon is killed at every crash point, restarted, and compared with what clients were
-// promised; and so are clients, after whose death the daemon has to be what it was.
+// The crash matrix: kills the real daemon at every crash point, restarts it and compares the result with what clients
+// were promised. Does the same to clients; after their death the daemon must be in its former state.
 //
 //   crash_matrix [--full] [--seed N] [--jobs N] [--only SCENARIO[/POINT:N[+POINT:N]]] [--write-doc FILE --stamp TEXT]
 //
-// Points are found by enumeration: every scenario is played once to its end, and what it passes is counted. Without
-// --full every point is killed at twice: when it is first passed, in a scenario drawn by the seed, and at a later
-// passing, drawn too, in the scenario that passes it most. Every other recovery is killed as well, at a point that
-// recoveries pass. With --full it is every point of every scenario, at its first, middle and last passing.
+// Points are found by enumeration: every scenario is first run to completion, and the points it passes are counted.
+// Without --full every point is killed at twice: at its first passing, in a scenario drawn by the seed, and at a later
+// passing, drawn as well, in the scenario that passes it most often. Every other recovery is killed as well, at a point
+// that recoveries pass. With --full: every point of every scenario, at its first, middle and last passing.
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -82,7 +82,7 @@ bool clients_point(const std::string& point) {
 struct Case {
   const Scenario* scenario = nullptr;
   std::string kill;    ///< "point:n"; empty: enumeration
-  std::string second;  ///< at which the recovery is killed, or empty
+  std::string second;  ///< the recovery's kill point, or empty
 
   std::string name() const {
     return scenario->name + (kill.empty() ? "" : "/" + kill) + (second.empty() ? "" : "+" + second);
@@ -131,7 +131,7 @@ Result play(const Case& one) {
   return result;
 }
 
-/// A counter that several processes draw from.
+/// A counter shared by several processes.
 class Tickets {
  public:
   Tickets() {
@@ -146,8 +146,8 @@ class Tickets {
   std::atomic<std::size_t>* next_;
 };
 
-/// Processes and not threads: what a case is told goes through the environment, and a daemon dies with the thread that
-/// started it.
+/// Processes instead of threads: a case gets its parameters through the environment, and a daemon dies with the thread
+/// that started it.
 std::vector<Result> play_all(const std::vector<Case>& cases, unsigned jobs) {
   const Tickets tickets;
   const TempDir directory;
@@ -162,7 +162,7 @@ std::vector<Result> play_all(const std::vector<Case>& cases, unsigned jobs) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     int status = 0;
     try {
-      // What is mounted here is seen, and outlived, by nobody else.
+      // No other process sees what is mounted here, and it is unmounted automatically.
       if (::geteuid() == 0 && ::unshare(CLONE_NEWNS) == 0) ::mount("", "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
       std::ofstream out(directory.file(std::to_string(job)));
       for (std::size_t i = tickets.draw(); i < cases.size(); i = tickets.draw()) {
@@ -202,7 +202,7 @@ struct ClientCase {
   bool daemon_too = false;  ///< the daemon is killed before it can have noticed
 };
 
-/// One daemon; a client that dies at one point after the other; the daemon's figures afterwards.
+/// One daemon; a client that dies at one point after the other; then the daemon's counters.
 class ClientMatrix {
  public:
   ClientMatrix() {
@@ -220,7 +220,7 @@ class ClientMatrix {
     return read_counts(file);
   }
 
-  /// Returns whether the client was killed where it should be. Throws Broken.
+  /// Returns whether the client was killed at the requested point. Throws Broken.
   bool play(const ClientCase& one) {
     const bool killed = client({"CRASH_POINT_KILL=" + one.point + ":" + std::to_string(one.n)}, 'b').status == 137;
     if (one.daemon_too) {
@@ -258,7 +258,7 @@ class ClientMatrix {
     return run({CRASH_CLIENT_PATH, daemon_.socket(), std::to_string(kBuild), std::string(1, letter)},
                {.environment = std::move(environment)});
   }
-  /// Everything as at the beginning. What a dead client viewed is replaced, so its block has to come free.
+  /// Restores the initial state. What a dead client viewed is replaced, so its block must be freed.
   void reset() {
     const Client writer(daemon_.socket());
     writer_set(writer, "viewed", 40'000);
@@ -296,7 +296,7 @@ struct Row {
   std::string where;
   std::set<std::string> scenarios;  ///< that pass it
   std::uint64_t kills = 0, second_kills = 0, failures = 0;
-  std::uint64_t checks = 0;  ///< in the cases that killed here first
+  std::uint64_t checks = 0;  ///< in the cases whose first kill was here
 };
 
 struct Matrix {
@@ -322,7 +322,7 @@ void count_result(Matrix& matrix, const Case& one, const Result& result) {
   if (result.verdict.second_killed) ++matrix.rows[point_of(one.second)].second_kills;
 }
 
-/// Which point recoveries of a scenario are killed at next: the one that has been least.
+/// Chooses the point at which the next recovery of a scenario is killed: the one used least so far.
 class Seconds {
  public:
   void add(const std::string& scenario, const Counts& passed) {
@@ -414,7 +414,7 @@ void play_clients(const Arguments& arguments, Matrix& matrix, std::mt19937_64& r
       std::cerr << "FAILED " << name << ": " << error.what() << std::endl;
       matrix.problems.push_back(name);
       ++row.failures;
-      break;  // the daemon is not what it was: what follows would say nothing
+      break;  // the daemon's state has changed: further results would be meaningless
     }
   }
   matrix.checks += clients.checks;
@@ -480,7 +480,7 @@ int run_matrix(const Arguments& arguments) {
     }
     std::shuffle(places.begin(), places.end(), random);
     add(places.front(), 1);
-    // Where it is passed most: there a later passing is most likely another situation.
+    // Where it is passed most often: a later passing is most likely a different situation there.
     const Place& other = *std::max_element(places.begin(), places.end(),
                                            [](const Place& a, const Place& b) { return a.passed < b.passed; });
     add(other, other.passed == 1 ? 1 : 2 + random() % (other.passed - 1));
@@ -560,7 +560,7 @@ int main(int argc, char** argv) {
         throw std::runtime_error("what is " + word + "?");
       }
     }
-    // SIGKILL leaves what was written, synced or not: a disk would only cost time.
+    // Written data survives SIGKILL, synced or not: a real disk would only cost time.
     struct stat status {};
     if (std::getenv("TMPDIR") == nullptr && ::stat("/dev/shm", &status) == 0) ::setenv("TMPDIR", "/dev/shm", 1);
     return arguments.only.empty() ? run_matrix(arguments) : run_one(arguments);

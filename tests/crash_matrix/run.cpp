@@ -28,9 +28,9 @@ namespace {
 using client::Channel;
 namespace fs = std::filesystem;
 
-/// Far beyond what anything here takes, also on a busy machine: reaching it is a failure.
+/// Far more than any step here takes, even on a busy machine: reaching it is a failure.
 constexpr auto kPatience = std::chrono::seconds(30);
-/// Builds of the judge's own.
+/// Builds reserved for the judge.
 constexpr BuildId kProbes = 999'983;
 constexpr std::uint64_t kSlabBytes = 64 * 1024;
 
@@ -45,7 +45,7 @@ T expect_reply(protocol::Reply reply, const char* what) {
   throw Broken(std::string(what) + " was answered with another kind of reply");
 }
 
-/// A variable for the daemon that is started next, and for nothing else.
+/// An environment variable for the next daemon only.
 class Variable {
  public:
   Variable(const char* name, const std::string& value) : name_(name) {
@@ -155,7 +155,7 @@ Run::~Run() {
   kept_.clear();  // before the directory that it may be mounted in
 }
 
-/// False when it was killed before it served.
+/// False if it was killed before it served.
 bool Run::launch(const Options& options, const std::string& kill, const std::string& counts) {
   options_ = options;
   const Variable armed("CRASH_POINT_KILL", kill);
@@ -387,7 +387,7 @@ std::optional<bool> Run::has_bytes(BuildId build, const Promises::Seen& entry, c
   return std::nullopt;
 }
 
-/// Everything that clients can see of the segment.
+/// Compares everything that clients can see of the segment.
 void Run::see_all() {
   std::uint64_t entries = 0;
   for (const BuildId build : promises_.builds()) {
@@ -415,7 +415,7 @@ void Run::see_all() {
   }
 }
 
-/// The database, after a flush: sound, and with the same in it.
+/// Checks the database after a flush: intact, with the same contents.
 void Run::see_database() {
   const nlohmann::json figures = stats();
   expect(figures.at("dirty_values") == 0 && figures.at("dirty_bytes") == 0,
@@ -487,7 +487,7 @@ void Run::compare() {
   see_views();
 }
 
-/// What is deleted stays deleted, and nothing of it is left anywhere.
+/// Deleted data stays deleted, and nothing of it remains.
 void Run::empty_and_compare() {
   for (const BuildId build : promises_.builds()) drop(build);
   see_views();
@@ -506,7 +506,7 @@ void Run::empty_and_compare() {
   const auto table = [](std::uint64_t slots) { return shm::IndexWriter::kTableHeader + slots * sizeof(shm::Slot); };
   const std::uint64_t used = figures.at("segment").at("used_bytes");
   const std::uint64_t least = table(figures.at("segment").at("index_slots")) + kSlabBytes;
-  const std::uint64_t former = table(slots_);  // a table that was left behind when the index was rebuilt stays
+  const std::uint64_t former = table(slots_);  // a former table stays after the index was rebuilt
   expect(used <= least + former, "everything was dropped, and " + std::to_string(used) +
                                      " bytes of the segment are in use; " + figures.at("segment").dump());
   const bool slab_was_cut = figures.at("evictions") != 0 || figures.at("last_recovery").at("entries_loaded") != 0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// One walk through a scenario: a daemon with crash points, one client that speaks the protocol to it, and the promises
-/// the client was given. Every operation announces, asks and confirms; when the daemon dies in between, Gone is thrown.
+/// One run of a scenario: a daemon with crash points, one client that uses its protocol, and the promises made to the
+/// client. Every operation announces, asks and confirms; throws Gone if the daemon dies in between.
 ///
-/// Threads: one. Lifetime: removes everything it made.
+/// Threads: one. Lifetime: removes everything it created.
 #pragma once
 
 #include <functional>
@@ -23,7 +23,7 @@
 
 namespace stepstash::test {
 
-/// The daemon is gone; thrown by what needed it.
+/// The daemon is gone; thrown by operations that needed it.
 class Gone : public std::exception {
  public:
   const char* what() const noexcept override { return "the daemon is gone"; }
@@ -33,10 +33,10 @@ class Gone : public std::exception {
 using Counts = std::map<std::string, std::uint64_t>;
 Counts read_counts(const std::string& path);
 
-/// A connection that says exactly what it is told to, and repeats nothing.
+/// A connection that sends exactly what it is given and never retries.
 class Session {
  public:
-  /// Says Hello; with `attach`, maps the segment as well.
+  /// Sends Hello; with `attach`, maps the segment as well.
   Session(const std::string& socket, bool attach);
 
   /// One request and its reply. Throws Gone.
@@ -46,7 +46,7 @@ class Session {
 
   client::Channel& channel() { return *channel_; }
   const shm::Reader& reader() const { return *reader_; }
-  /// The pin page's own descriptor, which a decent client closes.
+  /// The pin page's own descriptor, which a well-behaved client closes.
   int pin_page_fd() const { return pin_page_fd_.get(); }
 
  private:
@@ -64,20 +64,20 @@ struct SetOptions {
 
 class Run {
  public:
-  /// `kill` is what start_armed() kills at, `second` what the first recovery is killed at: "point:n", or empty.
+  /// `kill` is where start_armed() kills, `second` where the first recovery is killed: "point:n", or empty.
   Run(std::string kill, std::string second);
   ~Run();
 
   // ---- lives ----
 
   using Options = std::vector<std::string>;
-  /// A daemon that is there to prepare something. `kill` is a point of the preparation's own.
+  /// A daemon for preparation. `kill` is a point for the preparation itself.
   void start(const Options& options, const std::string& kill = {});
-  /// The daemon that is to die at `kill`. Throws Gone when it does so before it serves.
+  /// The daemon that is to die at `kill`. Throws Gone if it does so before it serves.
   void start_armed(const Options& options);
   void kill();
   void terminate();
-  /// Whether the daemon is dead; throws when it ended in another way than by SIGKILL.
+  /// Whether the daemon is dead; throws if it ended other than by SIGKILL.
   bool dead();
   DaemonProcess& daemon() { return *daemon_; }
 
@@ -99,34 +99,34 @@ class Run {
   void list(BuildId build);
   nlohmann::json stats();
   void until(const std::function<bool(const nlohmann::json&)>& condition, const char* what);
-  /// Opens a view, which then has to keep its bytes whatever happens, until release_views().
+  /// Opens a view, which must keep its bytes in all cases until release_views().
   void view(BuildId build, const std::string& name);
-  /// Returns the clients whose views they were, which are attached until the caller drops them.
+  /// Returns the clients that owned the views; they stay attached until the caller drops them.
   std::vector<std::shared_ptr<Session>> release_views();
   Promises& promises() { return promises_; }
-  /// Lives as long as this run, and ends after its daemon.
+  /// Kept as long as this run; ends after its daemon.
   void keep_until_the_end(std::shared_ptr<void> what) { kept_.push_back(std::move(what)); }
-  /// To be done when the armed life is over.
+  /// Run after the end of the armed life.
   void before_judging(std::function<void()> what) { before_judging_.push_back(std::move(what)); }
-  /// The test damages something: that things are set aside is no failure.
+  /// The test damages something: quarantined data is not a failure.
   void expect_damage() { damage_ = true; }
 
   // ---- while no daemon runs ----
 
-  /// Gives the segment's bytes to `change`.
+  /// Passes the segment's bytes to `change`.
   void poke(const std::function<void(std::byte* segment, std::size_t bytes)>& change);
 
   // ---- the judgement ----
 
   struct Verdict {
-    bool killed = false;         ///< at the point that was asked for
-    bool second_killed = false;  ///< during the recovery, too
+    bool killed = false;         ///< at the requested point
+    bool second_killed = false;  ///< during the recovery as well
     Counts counts;               ///< of the armed life
-    Counts until_served;         ///< of its start alone, if it got so far
-    Counts recovery;             ///< of the start that followed
+    Counts until_served;         ///< of its start alone, if it got that far
+    Counts recovery;             ///< of the following start
     std::uint64_t checks = 0;    ///< comparisons made
   };
-  /// To be called when the armed life is over, however it ended. Starts it again, compares, empties it, compares.
+  /// Call it after the end of the armed life, however it ended. Restarts the daemon, compares, empties it, compares.
   Verdict judge();
 
  private:
@@ -150,7 +150,7 @@ class Run {
   std::unique_ptr<Session> session_;
   bool attached_ = false;
   bool damage_ = false;
-  std::uint64_t slots_ = 0;  // of the index when the recovered daemon began
+  std::uint64_t slots_ = 0;  // of the index when the recovered daemon started
   Promises promises_;
   std::uint64_t next_seed_ = 0;
   struct HeldView {

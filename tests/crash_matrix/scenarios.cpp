@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-/// Nothing is flushed or given back but when the script says so: the same points are passed in every run.
+/// Nothing is flushed or freed unless the script says so: every run passes the same points.
 Run::Options options(const std::string& segment_size, const Run::Options& more = {}) {
   Run::Options all = {"--flush-interval=1h", "--punch-after=1h", "--ring-size=256KiB",
                       "--segment-size=" + segment_size};
@@ -28,7 +28,7 @@ Run::Options options(const std::string& segment_size, const Run::Options& more =
   return all;
 }
 
-/// Some of everything: small, empty, chunked in the database, replaced, finished, held.
+/// A sample of everything: small, empty, chunked in the database, replaced, finished, held.
 void some_data(Run& run) {
   run.set(1, "small", 500);
   run.set(1, "empty", 0);
@@ -40,14 +40,14 @@ void some_data(Run& run) {
   run.hold(2);
 }
 
-/// The first life of all: no database, no segment, and then every kind of request.
+/// The very first life: no database, no segment, and then every kind of request.
 void first_life(Run& run) {
   run.start_armed(options("8MiB"));
   some_data(run);
   run.set(1, "small", 700, {.if_absent = true});  // refused
   run.set(1, "absent", 700, {.if_absent = true});
   run.staged(3, "of unknown length", 1'700'000, {}, /*unknown=*/true);
-  // Something lies behind the block when it has to grow, so it grows elsewhere.
+  // Another block follows, so this one has to be moved to grow.
   run.staged(3, "moved", 1'200'000, {}, /*unknown=*/true, [&run] {
     Session other(run.daemon().socket(), false);
     const Value value{70, 60'000, "step"};
@@ -90,7 +90,7 @@ void huge_values(Run& run) {
   run.terminate();
 }
 
-/// A daemon that was killed with dirty values, a deletion under way and an open view.
+/// A daemon that was killed with dirty values, a pending deletion and an open view.
 void warm_restart(Run& run) {
   run.start(options("8MiB"));
   some_data(run);
@@ -121,8 +121,8 @@ void warm_restart(Run& run) {
   run.terminate();
 }
 
-/// A daemon that was killed while it marked builds for a prune, and one that was killed when the prune had taken effect
-/// and not one build said so by itself.
+/// A daemon that was killed while it marked builds for a prune, and one that was killed after the prune had taken
+/// effect but before any build recorded it.
 void deletion_cut_short(Run& run) {
   run.start(options("8MiB"));
   some_data(run);
@@ -152,11 +152,11 @@ void deletion_cut_short(Run& run) {
   run.terminate();
 }
 
-/// As after a reboot: the database is all there is.
+/// As after a reboot: only the database is left.
 void cold_start(Run& run) {
   run.start(options("8MiB"));
   some_data(run);
-  run.finish(7, 1'234'567);  // known to the database alone once it is written
+  run.finish(7, 1'234'567);  // only in the database once it is written
   run.hold(7);
   run.flush();
   run.terminate();
@@ -171,7 +171,7 @@ void cold_start(Run& run) {
   run.terminate();
 }
 
-/// More data than memory: eviction, reload, and giving memory back.
+/// More data than memory: eviction, reload, and returning memory.
 void eviction(Run& run) {
   run.start_armed(options("4MiB", {"--punch-after=1ms"}));
   for (int i = 0; i < 12; ++i) {
@@ -194,7 +194,7 @@ void eviction(Run& run) {
   run.terminate();
 }
 
-/// Room enough, but scattered: neighbours are evicted, or moved, to make one run of it.
+/// Enough room, but scattered: neighbours are evicted or moved to form one run.
 void scattered_room(Run& run) {
   run.start_armed(options("4MiB"));
   for (int i = 0; i < 58; ++i) run.set(1 + i % 2, "value " + std::to_string(i), 60'000);
@@ -206,7 +206,7 @@ void scattered_room(Run& run) {
   run.terminate();
 }
 
-/// The index grows, is cleaned, and is cleaned again into a table that was left behind.
+/// The index grows, is cleaned, and is cleaned again into a former table.
 void index_growth(Run& run) {
   run.start_armed(options("4MiB"));
   const auto fill = [&run](BuildId build, int count) {
@@ -215,7 +215,7 @@ void index_growth(Run& run) {
   run.set(1, "stays", 100);
   fill(2, 660);
   run.drop(2);
-  for (BuildId build = 3; build < 15; ++build) {  // what is dropped leaves slots behind, some of which are used again
+  for (BuildId build = 3; build < 15; ++build) {  // dropped entries leave slots behind, some of which are reused
     fill(build, 750);
     run.drop(build);
   }
@@ -223,7 +223,7 @@ void index_growth(Run& run) {
   run.terminate();
 }
 
-/// Another size is configured.
+/// A different size is configured.
 void resize(Run& run) {
   run.start(options("4MiB"));
   some_data(run);
@@ -239,7 +239,7 @@ void resize(Run& run) {
   run.terminate();
 }
 
-/// The segment's header is damaged: what is sound is saved out of it.
+/// The segment's header is damaged: sound entries are salvaged.
 void damaged_segment(Run& run) {
   run.start(options("8MiB"));
   some_data(run);
@@ -255,7 +255,7 @@ void damaged_segment(Run& run) {
   run.terminate();
 }
 
-/// Single bytes are damaged: a value that is not flushed yet, the record of a build, slots.
+/// Single bytes are damaged: an unflushed value, a build record, slots.
 void damaged_values(Run& run) {
   run.start(options("8MiB"));
   some_data(run);
@@ -289,12 +289,12 @@ void damaged_values(Run& run) {
     const auto [its_slots, its] = find(at, 3, "damaged later");
     reinterpret_cast<shm::Entry*>(at + shm::slot_offset(its_slots[its].load()))->record.store(77);  // another build's
     const auto [slots, i] = find(at, 3, "moved slot");
-    // Behind an empty one, where no probe for it comes.
+    // After an empty slot, where no probe for it arrives.
     int to = i + 2;
     while (slots[to % 1024].load() != shm::kEmptySlot || slots[(to + 1023) % 1024].load() != shm::kEmptySlot) ++to;
     slots[to % 1024].store(slots[i].exchange(shm::kTombstone));
     while (slots[to % 1024].load() != shm::kEmptySlot) ++to;
-    slots[to % 1024].store(0x1234'0000'0000'0040);  // leads to no block
+    slots[to % 1024].store(0x1234'0000'0000'0040);  // refers to no block
     auto* builds = reinterpret_cast<shm::BuildRecord*>(at + shm::kPageBytes);
     int unused = 0;
     while (builds[unused].buildid.load() != 0) ++unused;
@@ -308,7 +308,7 @@ void damaged_values(Run& run) {
   run.terminate();
 }
 
-/// The database is damaged: it is set aside, and what is resident is written to a new one.
+/// The database is damaged: it is quarantined, and resident values are written to a new one.
 void damaged_database(Run& run) {
   run.start(options("8MiB"));
   some_data(run);
@@ -327,7 +327,7 @@ void damaged_database(Run& run) {
   run.terminate();
 }
 
-/// What a start reads of the database is sound, and what the next commit needs is not.
+/// What a start reads of the database is intact, but not what the next commit needs.
 void database_damaged_in_use(Run& run) {
   run.start_armed(options("8MiB"));
   some_data(run);
@@ -338,7 +338,7 @@ void database_damaged_in_use(Run& run) {
   const auto unless_dead = [&run](const std::function<bool()>& does) {
     try {
       return does();
-    } catch (const Gone&) {  // it starts over, or was killed
+    } catch (const Gone&) {  // it restarts, or was killed
       run.detach();
       if (run.dead()) throw;
       return false;
@@ -355,7 +355,7 @@ void database_damaged_in_use(Run& run) {
   run.terminate();
 }
 
-/// Another database than the segment was written to, which gave the same ids to other names.
+/// Another database than the one the segment was written to; it has the same ids for other names.
 void other_database(Run& run) {
   run.start(options("4MiB"));
   for (int i = 0; i < 20; ++i) run.set(11, "theirs " + std::to_string(i), 1000);
@@ -376,7 +376,7 @@ void other_database(Run& run) {
     run.staged(13, name, 500'000);
     run.flush();
   }
-  // What was evicted is in that database alone.
+  // Evicted values are only in that database.
   for (int i = 0; i < 12; ++i) {
     const std::string name = "value " + std::to_string(i);
     shm::Pinned pinned;
@@ -400,7 +400,7 @@ void other_database(Run& run) {
   run.terminate();
 }
 
-/// An older copy of the database, without the rows of values that are nowhere else.
+/// An older copy of the database, without the rows of values that exist nowhere else.
 void older_copy(Run& run) {
   run.start(options("4MiB"));
   run.set(1, "in both", 1000);
@@ -430,7 +430,7 @@ void older_copy(Run& run) {
   run.terminate();
 }
 
-/// The range of ids that the database reserved is nearly used up.
+/// The range of ids reserved by the database is nearly exhausted.
 void ids_run_out(Run& run) {
   run.start_armed(options("4MiB"));
   run.set(1, "first", 1000);
@@ -444,7 +444,7 @@ void ids_run_out(Run& run) {
   run.terminate();
 }
 
-/// Pin pages: of clients that go, of one that went with the daemon, of one that cuts its page short.
+/// Pin pages: of clients that exit, of one that exited together with the daemon, of one that truncates its page.
 void pin_pages(Run& run) {
   run.start(options("4MiB"));
   run.set(1, "viewed", 5000);
@@ -477,7 +477,7 @@ void pin_pages(Run& run) {
   run.terminate();
 }
 
-/// Another user holds most of the segment in view while values want room: his pages are closed.
+/// Another user holds views of most of the segment while values need room: that user's pages are closed.
 void hold_nearly_all(Run& run) {
   fs::permissions(run.daemon().directory().path(), fs::perms{0755});
   for (int i = 0; i < 9; ++i) run.staged(1, std::to_string(i), 350'000);
@@ -497,7 +497,7 @@ void hold_nearly_all(Run& run) {
 }
 
 void release_nearly_all(Run& run) {
-  const auto attached = run.release_views();  // their pages are still there, and are opened
+  const auto attached = run.release_views();  // their pages still exist and are reopened
   run.until([](const json& now) { return now.at("closed_users").empty(); }, "the opening of pages");
   run.staged(4, "after", 350'000);
   run.terminate();
@@ -509,7 +509,7 @@ void greedy_reader(Run& run) {
   release_nearly_all(run);
 }
 
-/// The next daemon opens his pages, and closes them when there is no room again.
+/// The next daemon reopens that user's pages, and closes them when there is no room again.
 void greedy_reader_lives_on(Run& run) {
   const Run::Options open_to_all = options("4MiB", {"--socket-mode=0666"});
   run.start(open_to_all);
@@ -546,7 +546,7 @@ void fill_small_disk(Run& run) {
   }
 }
 
-/// The disk is full, and a deletion makes room.
+/// The disk is full, and a deletion frees space.
 void full_disk(Run& run) {
   use_small_disk(run);
   run.start_armed(options("16MiB"));
@@ -559,7 +559,7 @@ void full_disk(Run& run) {
   run.terminate();
 }
 
-/// A daemon of an earlier version had its objects in /dev/shm itself, and a client of it lives.
+/// A daemon of an earlier version had its objects directly in /dev/shm, and one of its clients is alive.
 void former_names(Run& run) {
   run.start(options("8MiB"));
   some_data(run);
@@ -586,7 +586,7 @@ void full_disk_at_start(Run& run) {
   run.flush();
   run.set(1, "dirty", 1000);
   run.kill();
-  fs::remove(run.daemon().db() + "-shm");  // SQLite wants room for it before anything else
+  fs::remove(run.daemon().db() + "-shm");  // SQLite needs space for it before anything else
   fill_small_disk(run);
   run.start_armed(options("16MiB"));
   run.drop(2);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What the daemon is doing when it is killed: scripted walks that together pass every crash point of the daemon.
+/// What the daemon is doing when it is killed: scripted runs that together pass every crash point of the daemon.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ namespace stepstash::test {
 struct Scenario {
   std::string name;
   std::string what;  ///< for the documentation: one line
-  /// Prepares, calls start_armed() once, and goes on until the daemon dies or the script is over.
+  /// Prepares, calls start_armed() once, and continues until the daemon dies or the script ends.
   void (*play)(Run&);
   bool needs_root = false;
 };

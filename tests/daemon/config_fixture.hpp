@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A home directory of its own for tests of the configuration: nothing of the machine's own settings shows through.
+/// A private home directory for configuration tests: the machine's own settings do not interfere.
 #pragma once
 
 #include <unistd.h>
@@ -21,7 +21,7 @@ class ConfigFixture {
     std::string pattern = (std::filesystem::temp_directory_path() / "stepstash-config.XXXXXX").string();
     if (mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
     home = pattern;
-    // A plain user, and where that can be one that the machine has no entry for; the home directory is his.
+    // A plain user; if running as root, one for whom the machine has no entry. The home directory belongs to that user.
     inputs.uid = ::getuid() != 0 ? ::getuid() : 4711;
     if (::chown(home.c_str(), inputs.uid, static_cast<gid_t>(-1)) != 0) throw std::runtime_error("chown failed");
     user = std::to_string(inputs.uid);
@@ -43,7 +43,7 @@ class ConfigFixture {
     return path;
   }
 
-  /// The configuration; the test ends with the message when there is none.
+  /// The configuration; throws the error's message if there is none.
   Reading read() {
     auto reading = read_config(inputs);
     if (!reading) throw std::runtime_error(reading.error().message);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The inside of a daemon without sockets and signals: segment, store, flusher and their loop, on a database that the
-/// test brings along. The loop runs only within run() and run_until(), so a test decides what happens in between.
+/// The core of a daemon without sockets and signals: segment, store, flusher and their loop, on a database provided by
+/// the test. The loop runs only within run() and run_until(), so a test decides what happens in between.
 #pragma once
 
 #include <utility>  // before awaitable.hpp, which uses std::exchange without it in Boost 1.74
@@ -46,7 +46,7 @@ class Engine {
   static constexpr std::uint64_t kSegmentBytes = 4 << 20;
   static constexpr const char* kSegment = "segment";
 
-  /// On the segment in `directory`, which is made when it is not there. Nothing is flushed before it is asked for.
+  /// Uses the segment in `directory`, creating it if missing. Nothing is flushed unless requested.
   Engine(const TempDir& directory, persist::BackingStore& database, const Clock& clock,
          std::uint64_t segment_bytes = kSegmentBytes)
       : objects_(shm::ObjectDirectory::open(directory.path()).value()),
@@ -54,7 +54,7 @@ class Engine {
         flusher_(loop_, *startup_.segment, database, clock, 1h),
         store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {{segment_bytes, 10s}, std::nullopt}) {
     store_.adopt(startup_.all_dirty, startup_.lost);
-    if (!database.unusable()) {  // as Server does it, last
+    if (!database.unusable()) {  // as Server does, last
       startup_.segment->header().store_id.store(database.store_id());
       startup_.segment->header().commit_count.store(database.commit_count());
     }
@@ -68,7 +68,7 @@ class Engine {
   }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
-  /// As SIGTERM ends a daemon, but without patience: what the database does not take stays dirty in the segment.
+  /// Like SIGTERM, but without waiting: what the database does not accept stays dirty in the segment.
   ~Engine() {
     waiter_.hang_up();
     flusher_.stop(std::chrono::steady_clock::now());
@@ -104,7 +104,7 @@ class Engine {
     run_until([&] { return result.has_value(); });
     return std::move(*result);
   }
-  /// Lets it go on whenever the loop runs; `result` must live until it has one.
+  /// Starts it; it continues whenever the loop runs. `result` must live until it has a value.
   template <class T>
   void start(awaitable<T> work, std::optional<T>& result) {
     ++waiting_;
@@ -132,7 +132,7 @@ class Engine {
   protocol::SetOk set(BuildId build, std::string name, std::string_view value) {
     return try_set(params(build, std::move(name)), value).value();
   }
-  /// Everything said so far is in the database.
+  /// Waits until everything set so far is in the database.
   Result<> flush(std::chrono::milliseconds deadline = 10s) {
     return run(flusher_.committed(flusher_.last_place(), waiter_, in(deadline)));
   }
@@ -155,7 +155,7 @@ class Engine {
   std::uint64_t drop(BuildId build) { return run(store_.builds().drop(build)).value(); }
   Result<> load(BuildId build, const std::string& name) { return run(store_.load(build, name, waiter_, in(10s))); }
 
-  // Coroutines that own what the store's only borrow, to be start()ed.
+  // Coroutines that own what the store's coroutines only borrow, for start().
   awaitable<Result<protocol::SetOk>> setting(protocol::SetParams params, std::string value, daemon::Waiter& waiter) {
     co_return co_await store_.set(params, bytes_of(value), waiter, in(30s));
   }
@@ -178,7 +178,7 @@ class Engine {
     const auto bytes = shm::entry_value(*entry);
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }
-  /// Bytes in use, once what is retired has been given back.
+  /// Bytes in use after reclaiming retired memory.
   std::uint64_t used() {
     segment().reclaim();
     return segment().heap().capacity() - segment().heap().free_bytes();

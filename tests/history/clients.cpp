@@ -9,7 +9,7 @@
 namespace stepstash::test {
 namespace {
 
-/// What an error of a call says about whether it was done.
+/// What a call's error says about whether the operation was done.
 Answer meaning(int code, bool durable) {
   switch (code) {
     case STEPSTASH_EUNAVAILABLE:
@@ -18,7 +18,7 @@ Answer meaning(int code, bool durable) {
     case STEPSTASH_EFULL:
     case STEPSTASH_ELIMIT:
       return Answer::failed;
-    case STEPSTASH_EIO:  // of a durable set: it is set, and not committed yet
+    case STEPSTASH_EIO:  // of a durable set: it was set but not committed yet
       return durable ? Answer::unknown : Answer::forbidden;
     default:
       return Answer::forbidden;
@@ -86,7 +86,7 @@ class Caller {
     return true;
   }
 
-  /// A view that was kept for a while still has its bytes.
+  /// Checks that a view kept for a while still has its bytes.
   void look_again() {
     const View view = std::move(held_.back());
     held_.pop_back();
@@ -229,7 +229,7 @@ class Caller {
 
 std::int64_t build_number(std::size_t build) { return kFirstBuild + static_cast<std::int64_t>(build); }
 
-/// Of several lengths: the shortest is no name at all.
+/// Of several lengths: the shortest name is empty.
 std::string name_of(std::size_t name) {
   return std::string(name % 6 * 40, 'n') + (name == 0 ? "" : std::to_string(name));
 }
@@ -265,7 +265,7 @@ void record_list(Recorder& recorder, const Client& client, std::size_t build) {
   try {
     std::uint64_t last = 0;
     for (const Entry& entry : client.list(build_number(build))) {
-      // In id order, each name once, and no name that nobody set.
+      // In id order, each name once, and only names that were set.
       std::size_t name = 0;
       while (name < kNames && name_of(name) != entry.name) ++name;
       if (name == kNames || entry.id <= last || entry.build != build_number(build) || record->seen[name].value != 0) {

@@ -17,7 +17,7 @@ std::size_t key_of(const Record& record) { return record.build * kNames + record
 
 bool sets(const Record& record) { return record.action == Action::set || record.action == Action::set_if_absent; }
 
-/// The names whose entries a record tells of.
+/// The number of names whose entries a record contains.
 std::size_t sights(const Record& record) {
   if (record.answer.load() != Answer::ok) return 0;
   switch (record.action) {
@@ -47,15 +47,15 @@ struct HistoryChecker::Problems {
   }
 };
 
-/// When an operation can have taken effect, if nobody knows how often it did: once in each daemon's life that it
-/// reached. `but_last`: all but that of the last, which is the one that answered.
+/// The intervals in which an operation can have taken effect if it is unknown how often it did: once in each daemon's
+/// life that it reached. `but_last`: all except the last, which sent the answer.
 static std::vector<Life> attempts(const Round& round, const Record& record, bool but_last) {
   const bool pending = record.answer.load() == Answer::pending;
   const std::int64_t given_up = pending ? round.quiet : record.end;
   std::vector<Life> windows;
   for (const Life& life : round.lives) {
     if (life.end < record.begin || life.begin > given_up) continue;
-    // What a daemon was asked and has not answered it may still do later, until it dies or is idle.
+    // A daemon may still execute an unanswered request later, until it dies or is idle.
     const std::int64_t until = but_last ? given_up : round.quiet;
     windows.push_back({std::max(life.begin, record.begin), std::min(life.end, until)});
   }
@@ -112,7 +112,7 @@ void HistoryChecker::expand(const Round& round, const Record& record, std::uint6
   switch (record.action) {
     case Action::set:
     case Action::set_if_absent:
-      if (record.value == 0) return;  // killed before it had decided what to set
+      if (record.value == 0) return;  // killed before it had chosen a value
       if (answer == Answer::unmet) {
         operation.kind = Kind::present;
         put(operation);
@@ -160,7 +160,7 @@ void HistoryChecker::expand(const Round& round, const Record& record, std::uint6
   }
 }
 
-/// What can be told from one look at an entry, whenever it was.
+/// Checks and records what one observation of an entry shows, whenever it was made.
 void HistoryChecker::note_sights(const Record& record, Problems& problems) {
   for (std::size_t i = 0; i < sights(record); ++i) {
     const Sight& sight = record.seen[i];
@@ -184,7 +184,7 @@ void HistoryChecker::note_sights(const Record& record, Problems& problems) {
   }
 }
 
-/// Deleting a build is one fact: where nobody knows whether it was done, it was done to all of its keys or to none.
+/// Deleting a build is atomic: if the outcome is unknown, it happened for all of its keys or for none.
 bool HistoryChecker::whole(const Round& round, const Record& record, std::uint64_t label, std::size_t build,
                            const std::vector<std::vector<KeyOperation>>& operations) const {
   std::vector<Life> options = attempts(round, record, false);
@@ -228,7 +228,7 @@ void HistoryChecker::check_builds(const Round& round, Problems& problems) {
     }
   }
   for (std::size_t build = 0; build < builds_.size(); ++build) {
-    if (builds_[build].empty()) {  // of the round before; what its keys hold now may be known all the same
+    if (builds_[build].empty()) {  // of the previous round; what its keys hold now may be known nevertheless
       BuildHolds holds;
       for (std::size_t name = 0; name < kNames; ++name) {
         const std::vector<KeyState>& states = before_[build * kNames + name];

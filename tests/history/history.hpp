@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What clients did and saw, as they record it, and whether the daemon kept its word.
+/// What clients did and saw, as they recorded it, and whether the daemon kept its promises.
 ///
-/// Clients write a Record each before they call and complete it when they know the outcome, in memory that outlives
-/// them: a client that is killed leaves the record of what it had begun. HistoryChecker makes one history per key out
-/// of the records of all clients and has each explained (register.hpp), and checks what concerns several keys: no id
-/// and no revision twice, no value out of thin air, exact bytes, exact counts, no half deletions. And all keys of a
-/// build together: a drop, a prune and a list are one instant for all of them.
+/// Clients write each Record before the call and complete it once they know the outcome, in memory that outlives them:
+/// a killed client leaves the record of the operation it had begun. HistoryChecker builds one history per key from the
+/// records of all clients, has each explained (register.hpp), and checks what concerns several keys: no id or revision
+/// twice, no value out of thin air, exact bytes, exact counts, no partial deletions. It also checks all keys of a build
+/// together: a drop, a prune and a list are atomic for all of them.
 ///
-/// A history is checked in rounds: a round ends when nothing is under way and every key has been read, and what was
-/// read begins the next.
+/// A history is checked in rounds: a round ends when no operation is pending and every key has been read; these reads
+/// start the next round.
 #pragma once
 
 #include <array>
@@ -23,15 +23,15 @@
 
 namespace stepstash::test {
 
-/// Names of each build: more than a page of a list has room for.
+/// Names of each build: more than fit into one page of a list.
 inline constexpr std::size_t kNames = 40;
 
 /// An entry as a client saw it.
 struct Sight {
-  std::uint64_t value = 0;  ///< which value it says it is (its source); 0: it was not there
+  std::uint64_t value = 0;  ///< the value it claims to be (its source); 0: absent
   std::uint64_t id = 0;
   std::uint64_t revision = 0;
-  bool exact = true;  ///< length and, where they were looked at, bytes are those of `value`
+  bool exact = true;  ///< length and, if checked, bytes are those of `value`
 };
 
 enum class Action : std::uint8_t {
@@ -42,7 +42,7 @@ enum class Action : std::uint8_t {
   stat,
   list,
   finish,
-  completion,  ///< what the database says of it
+  completion,  ///< what the database says about it
   hold,
   holding,  ///< the same
   prune,
@@ -50,12 +50,12 @@ enum class Action : std::uint8_t {
   look
 };
 enum class Answer : std::uint8_t {
-  pending,  ///< the client died, or is still waiting
+  pending,  ///< the client died or is still waiting
   ok,
-  unmet,      ///< the condition did not hold
-  failed,     ///< it said that nothing was done
-  unknown,    ///< a broken connection, or a deadline: nobody can say
-  forbidden,  ///< an error that no fault of this test can be the reason of
+  unmet,      ///< the condition failed
+  failed,     ///< the error says that nothing was done
+  unknown,    ///< a broken connection or a deadline: the outcome is unknown
+  forbidden,  ///< an error that no fault of this test can cause
 };
 
 struct Record {
@@ -63,18 +63,18 @@ struct Record {
   std::atomic<Answer> answer{Answer::pending};
   std::uint8_t build = 0;  ///< from 0
   std::uint8_t name = 0;
-  bool repeats = false;  ///< the library asks again when the connection breaks: it may have taken effect more than once
+  bool repeats = false;  ///< the library retries if the connection breaks: may have taken effect more than once
   std::int32_t code = 0;
   std::int64_t begin = 0;
   std::int64_t end = 0;
   std::uint64_t value = 0;  ///< set: the one value that only this operation sets
-  std::uint64_t count = 0;  ///< prune, drop: entries deleted, by the answer
+  std::uint64_t count = 0;  ///< prune, drop: deleted entries, from the answer
   std::int64_t at = 0;  ///< finish and completion: complete_at; prune: older than; hold and holding: 1, or 0 for unhold
   std::array<Sight, kNames> seen{};  ///< list: by name; else the first: what was read, or id and revision of the set
 };
 static_assert(std::is_standard_layout_v<Record> && std::atomic<Answer>::is_always_lock_free);
 
-/// A time in which one daemon lived. Whatever was asked of it happened before its end, or never.
+/// The lifetime of one daemon. A request to it took effect before its end, or never.
 struct Life {
   std::int64_t begin = 0;
   std::int64_t end = INT64_MAX;
@@ -83,7 +83,7 @@ struct Life {
 struct Round {
   std::vector<const Record*> records;
   std::vector<Life> lives;  ///< in order
-  std::int64_t quiet = 0;   ///< from here on nothing is under way
+  std::int64_t quiet = 0;   ///< from here on no operation is pending
 };
 
 class HistoryChecker {
@@ -91,12 +91,12 @@ class HistoryChecker {
   explicit HistoryChecker(std::size_t builds)
       : keys_(builds * kNames, {KeyState{}}), builds_(builds, {BuildHolds(kNames, KeyState{})}) {}
 
-  /// What is wrong with this round, a text each; empty: nothing. What its last reads saw begins the next round.
+  /// The problems of this round, one text each; empty: none. Its last reads start the next round.
   std::vector<std::string> check(const Round& round);
 
-  /// Operations whose answers were compared, in all rounds.
+  /// Number of operations whose answers were compared, in all rounds.
   std::uint64_t checked() const noexcept { return checked_; }
-  /// Builds whose keys were looked at together, in all rounds; and those for which that was too much.
+  /// Number of builds whose keys were judged together, in all rounds; and those for which that was too expensive.
   std::uint64_t judged() const noexcept { return judged_; }
   std::uint64_t unjudged() const noexcept { return unjudged_; }
 
@@ -112,8 +112,8 @@ class HistoryChecker {
   std::vector<std::vector<KeyState>> keys_;
   std::map<std::uint64_t, std::size_t> key_of_id_;
   std::map<std::uint64_t, std::uint64_t> value_of_revision_;
-  std::vector<std::vector<KeyState>> before_;    // keys_ as the round began
-  std::vector<std::vector<BuildHolds>> builds_;  // empty: not known
+  std::vector<std::vector<KeyState>> before_;    // keys_ at the start of the round
+  std::vector<std::vector<BuildHolds>> builds_;  // empty: unknown
   std::uint64_t checked_ = 0;
   std::uint64_t judged_ = 0;
   std::uint64_t unjudged_ = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the records of clients to a verdict: who overlaps whom, what a daemon's death ends, what concerns several keys.
+// From the records of clients to a verdict: overlaps, the effect of a daemon's death, and rules for several keys.
 #include "tests/history/history.hpp"
 
 #include <boost/test/unit_test.hpp>
@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::uint64_t kA = 0xA, kB = 0xB;
 
-/// Records in order, and the lives of the daemons that they spoke to.
+/// Records in order, and the lives of the daemons that they were sent to.
 class Made {
  public:
   Record& add(Action action, std::int64_t begin, std::int64_t end, Answer answer = Answer::ok) {
@@ -176,7 +176,7 @@ BOOST_AUTO_TEST_CASE(a_set_without_an_answer_may_appear_while_its_daemon_lives) 
     unknown.answer = Answer::unknown;
     history.get(read_at - 5, read_at - 4, 0);
     history.get(read_at, read_at + 1, kA, 1, 1);
-    // The daemon that was asked lived until 50: what was not done by then never is.
+    // The daemon that got the request lived until 50: what was not done by then never is.
     BOOST_TEST(history.check({{0, 50}, {51, INT64_MAX}}).empty() == (read_at < 50));
   }
 }
@@ -332,7 +332,7 @@ BOOST_AUTO_TEST_CASE(a_list_that_saw_half_of_a_drop_is_found) {
   }
 }
 
-/// A list of two pages that are of different instants: the second key was set before the first was set anew.
+/// A list whose two pages are of different instants: the second key was set before the first was set again.
 BOOST_AUTO_TEST_CASE(a_list_whose_pages_are_of_two_instants_is_found) {
   for (const bool torn : {false, true}) {
     Made history;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// stepstash_history: random histories of real clients against a real daemon that is killed all the time, checked.
+// stepstash_history: checks random histories of real clients against a real daemon that is constantly killed.
 //
 //   stepstash_history [--cycles N] [--seed N] [--floor N] [--keep DIR]
 //
 // A cycle is one end of a daemon: SIGKILL, SIGTERM, SIGSTOP followed by SIGKILL, or SIGKILL in the middle of its start.
-// Rounds of a few cycles run with clients that go on calling; between rounds, with the clients gone, the daemon is
-// ended once more in one of several ways (the segment removed, as by a reboot, in some), everything is read, compared
-// with the database, and the history of the round is checked (history.hpp). Exit status: 0; 1 and a directory with all
-// there is to know when a promise was broken; 64 for wrong arguments.
+// Rounds of a few cycles run with clients that continue their calls. Between rounds, with the clients gone, the daemon
+// is ended once more in one of several ways (in some the segment is removed, as by a reboot), everything is read and
+// compared with the database, and the history of the round is checked (history.hpp). Exit status: 0; 1 and a directory
+// with all available information if a promise was broken; 64 for wrong arguments.
 //
-// A seed gives the same schedule and the same values, but the machine gives the interleaving: a failure may need
-// several runs to come again.
+// A seed determines the schedule and the values, but the machine determines the interleaving: reproducing a failure may
+// take several runs.
 #include <sqlite3.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -37,13 +37,13 @@ using namespace stepstash::test;
 
 namespace {
 
-/// Small enough that the values of all keys do not fit at once: they are evicted and come back all the time.
+/// Small enough that the values of all keys do not fit at once: they are constantly evicted and reloaded.
 const std::vector<std::string> kOptions = {"--segment-size=6MiB", "--flush-interval=20ms"};
 
 struct Settings {
   std::uint64_t cycles = 30;
   std::uint64_t seed = 1;
-  std::uint64_t floor = 50;  // operations per cycle: with fewer the run says nothing, and fails
+  std::uint64_t floor = 50;  // operations per cycle: with fewer the run proves nothing and fails
   std::string keep;
 };
 
@@ -52,7 +52,7 @@ struct Tally {
   std::uint64_t terminated = 0;       // SIGTERM
   std::uint64_t stopped = 0;          // SIGSTOP, later SIGKILL
   std::uint64_t during_recovery = 0;  // SIGKILL before it was ready
-  std::uint64_t cold = 0;             // of all starts: without the segment of before
+  std::uint64_t cold = 0;             // of all starts: without the previous segment
   std::uint64_t clients_killed = 0;
   std::uint64_t rounds = 0;
   std::uint64_t reloads = 0;  // of evicted values, by the daemons that lived to the end of a round
@@ -60,7 +60,7 @@ struct Tally {
   std::uint64_t cycles() const { return killed + terminated + stopped + during_recovery; }
 };
 
-/// What was promised and is not so. Ends the run.
+/// A broken promise. Ends the run.
 struct Broken {
   std::vector<std::string> problems;
 };
@@ -76,7 +76,7 @@ class Shared {
   Shared(const Shared&) = delete;
   Shared& operator=(const Shared&) = delete;
   ~Shared() { ::munmap(arena_, sizeof(Arena)); }
-  /// Everything as before the first round.
+  /// Resets everything to the state before the first round.
   Arena& fresh() { return *new (arena_) Arena; }
 
  private:
@@ -183,7 +183,7 @@ class Run {
         ull(checker_.unjudged()));
   }
 
-  /// Everything there is to know, in a directory; its name.
+  /// Saves all available information to a directory and returns its name.
   std::string keep(const std::vector<std::string>& problems) {
     namespace fs = std::filesystem;
     fs::path to = settings_.keep;
@@ -199,7 +199,7 @@ class Run {
     for (const Life& life : lives_) history << "daemon [" << life.begin << " .. " << life.end << "]\n";
     for (std::size_t i = 0; i < records_.size(); ++i) history << i << " " << describe(*records_[i]) << "\n";
     std::ofstream(to / "daemon.log") << daemon_.log();
-    daemon_.kill();  // the files stand still from here on
+    daemon_.kill();  // the files no longer change from here on
     for (const char* suffix : {"", "-wal"}) {
       fs::copy_file(daemon_.db() + suffix, to / (std::string("build_data.db") + suffix),
                     fs::copy_options::overwrite_existing, ignored);
@@ -223,14 +223,14 @@ class Run {
     start_takes_ = std::chrono::steady_clock::now() - before;
   }
 
-  /// Starts it again; before, kills it some times in the middle of that. Three in ten kills at least, so that the
-  /// share is reached whatever the dice say.
+  /// Restarts the daemon; before that, kills it several times during its start. At least three kills in ten are of that
+  /// kind, so that the share is reached whatever the random numbers are.
   void start_again() {
     for (int times = 0; times < 3; ++times) {
       const bool behind = tally_.during_recovery * 100 < 36 * (tally_.cycles() + 1);
       if (!behind && below(3) != 0) break;
       lives_.push_back({now_ns(), INT64_MAX});
-      // From the first instruction to a little after it serves; never after, where the share is to be reached.
+      // From the first instruction until shortly after it serves; never after, if the share must still be reached.
       const auto usual = std::chrono::duration_cast<std::chrono::microseconds>(start_takes_).count();
       const auto time =
           std::chrono::microseconds(below(static_cast<std::uint64_t>(usual) * (behind ? 8 : 11) / 10 + 1));
@@ -245,7 +245,7 @@ class Run {
     start();
   }
 
-  /// That a daemon ends by itself is no cycle, but a defect.
+  /// A daemon that ends by itself is a defect, not a cycle.
   void must_live() const {
     siginfo_t info{};
     ::waitid(P_PID, static_cast<id_t>(daemon_.pid()), &info, WEXITED | WNOHANG | WNOWAIT);
@@ -265,7 +265,7 @@ class Run {
       case 2:
       case 3:
         daemon_.stop();
-        pause(below(15'000));  // clients run into it meanwhile
+        pause(below(15'000));  // clients encounter it meanwhile
         daemon_.kill();
         ++tally_.stopped;
         break;
@@ -276,7 +276,7 @@ class Run {
     lives_.back().end = now_ns();
   }
 
-  /// Deletions are few, and they change the most: sometimes the daemon dies within the microseconds that one takes.
+  /// Deletions are few and change the most, so sometimes kills the daemon within the microseconds that one takes.
   void kill_in_a_deletion(const Arena& arena) {
     must_live();
     const std::uint64_t before = arena.deletions.load();
@@ -289,7 +289,7 @@ class Run {
     ++tally_.killed;
   }
 
-  /// Not to wait for anything: so that the next kill comes at any place of what the daemon does.
+  /// Not a wait for an event: it makes the next kill hit the daemon at a random point.
   static void pause(std::uint64_t microseconds) {
     std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
   }
@@ -313,7 +313,7 @@ class Run {
     const std::uint64_t kill_client_at = below(3 * kills);
     for (std::uint64_t kill = 0; kill < kills && tally_.cycles() < settings_.cycles; ++kill) {
       const std::uint64_t aim = arena.done.load() + 60 + below(500);
-      eventually([&] { return arena.done.load() >= aim; }, 3s);  // the floor says whether that was too little
+      eventually([&] { return arena.done.load() >= aim; }, 3s);  // the floor decides whether that was too little
       pause(below(4000));
       if (kill == kill_client_at) {
         clients.back()->kill();
@@ -340,7 +340,7 @@ class Run {
     look_over(arena);
   }
 
-  /// What is there, now that nobody is at work: the baseline, another restart, every key, the database, the history.
+  /// Checks the state while no client is active: the baseline, another restart, every key, the database, the history.
   void look_over(Arena& arena) {
     Recorder recorder(arena.of_driver, arena.done);
     burn_ids(recorder);
@@ -350,8 +350,8 @@ class Run {
     const std::int64_t quiet = now_ns();
     const bool cold = restart();
     const std::uint64_t used_after = baseline();
-    // A start finds out what is in use from the facts alone. More before it is memory that nobody would ever get back;
-    // the allowance is for the slab that records are cut from, and for tables that the index has grown out of.
+    // A start determines what is in use from the stored facts alone. If more was in use before it, that memory had
+    // leaked; the allowance is for the slab that records are cut from, and for tables that the index has outgrown.
     constexpr std::uint64_t kAllowance = 192 * kKiB;
     if (!cold && used_before > used_after + kAllowance) {
       throw Broken{{std::to_string(used_before - used_after) + " bytes of the segment were in use that no entry has"}};
@@ -382,8 +382,8 @@ class Run {
     if (!problems.empty()) throw Broken{problems};
   }
 
-  /// The largest ids and revisions there are are those of an entry that is gone: whoever counts on from what is left
-  /// gives them again.
+  /// Makes the largest ids and revisions those of a deleted entry: a daemon that continues from the remaining ones
+  /// would reuse them.
   void burn_ids(Recorder& recorder) {
     Client client(daemon_.socket(), 30s);
     const std::size_t build = below(kBuilds);
@@ -399,7 +399,7 @@ class Run {
     recorder.end(*record, Answer::ok);
   }
 
-  /// Values that are begun and not committed: their memory has to be there again (look_over).
+  /// Begins sets and does not commit them: their memory must be free again afterwards (look_over).
   void abandon_sets() {
     Client client(daemon_.socket(), 30s);
     for (const std::uint64_t length : {300 * kKiB, Client::kUnknownLength}) {
@@ -413,7 +413,7 @@ class Run {
     if (record.action != Action::none) records_.push_back(&record);
   }
 
-  /// Waits until nothing of the clients is left and all is written; the segment's bytes in use.
+  /// Waits until nothing of the clients is left and everything is written; returns the segment's bytes in use.
   std::uint64_t baseline() {
     Client client(daemon_.socket(), 30s);
     client.flush();
@@ -435,7 +435,7 @@ class Run {
     return figures["segment"]["used_bytes"].get<std::uint64_t>();
   }
 
-  /// One more end and start, sometimes without the segment; whether it was without.
+  /// One more end and start, sometimes without the segment; returns whether it was without.
   bool restart() {
     bool cold = false;
     switch (below(6)) {

@@ -12,18 +12,19 @@ namespace {
 
 using Kind = KeyOperation::Kind;
 
-/// Beyond either of these a history cannot be judged in bearable time; it counts as not explained, never as good.
+/// Beyond either of these limits a history cannot be judged in acceptable time; it counts as unexplained, never as
+/// good.
 constexpr std::size_t kMostUnderWay = 64;
 constexpr std::size_t kMostExplanations = 200'000;
-/// Of a build, where each is as large as all of its keys.
+/// For a build, whose explanations are as large as all of its keys.
 constexpr std::size_t kMostBuildExplanations = 20'000;
 
-/// One explanation of all that has returned so far.
+/// One explanation of everything that has returned so far.
 template <class State>
 struct Explanation {
   State state;
-  std::uint64_t effective = 0;  // of the operations under way, by place: has taken effect
-  std::uint64_t removed = 0;    // of those: was a deletion of something
+  std::uint64_t effective = 0;  // pending operations that have taken effect, by place
+  std::uint64_t removed = 0;    // of those, deletions that removed something
   auto operator<=>(const Explanation&) const = default;
 };
 
@@ -32,7 +33,7 @@ void become_absent(KeyState& state) {
   state.value = state.id = state.revision = 0;
 }
 
-/// An id and a revision that were seen: they must be those that are known, or newer than all that went before.
+/// An observed id and revision: they must match the known ones, or be newer than everything before.
 bool bind(KeyState& state, std::uint64_t id, std::uint64_t revision) {
   if (id != 0) {
     if (state.id != 0 ? state.id != id : id <= state.floor) return false;
@@ -46,7 +47,7 @@ bool bind(KeyState& state, std::uint64_t id, std::uint64_t revision) {
   return true;
 }
 
-/// Lets `operation` take effect. False when it cannot have done so on this state.
+/// Applies `operation`. False if it cannot have taken effect in this state.
 bool apply(const KeyOperation& operation, KeyState& state) {
   switch (operation.kind) {
     case Kind::set_if_absent:
@@ -54,7 +55,7 @@ bool apply(const KeyOperation& operation, KeyState& state) {
       [[fallthrough]];
     case Kind::set:
       state.value = operation.value;
-      state.revision = 0;  // a new one, whoever set it
+      state.revision = 0;  // a new one, whichever client set it
       return bind(state, operation.id, operation.revision);
     case Kind::remove:
       become_absent(state);
@@ -85,7 +86,7 @@ bool only_looks(const KeyOperation& operation) {
          operation.kind == Kind::read_held;
 }
 
-// The same for a build: all of its keys.
+// The same for all keys of a build.
 bool apply(const BuildOperation& operation, BuildHolds& holds) {
   if (!operation.reads.empty()) {
     for (std::size_t name = 0; name < holds.size(); ++name) {
@@ -100,7 +101,7 @@ bool apply(const BuildOperation& operation, BuildHolds& holds) {
 bool only_looks(const BuildOperation& operation) { return !operation.reads.empty() || only_looks(operation.operation); }
 
 bool removes(const KeyState& before, const KeyState& after) { return before.value != 0 && after.value == 0; }
-bool removes(const BuildHolds&, const BuildHolds&) { return false; }  // told key by key
+bool removes(const BuildHolds&, const BuildHolds&) { return false; }  // determined per key
 
 const KeyOperation& told(const KeyOperation& operation) { return operation; }
 const KeyOperation& told(const BuildOperation& operation) { return operation.operation; }
@@ -122,7 +123,7 @@ class Search {
     return give_up("more than 64 operations under way at once");
   }
 
-  /// After `operation` has returned it has taken effect in every explanation, unless it is optional.
+  /// After `operation` has returned, it has taken effect in every explanation, unless it is optional.
   bool finish(const Operation& operation, std::map<std::uint64_t, Removal>& removals) {
     const auto at = std::find(under_way_.begin(), under_way_.end(), &operation);
     const auto place = static_cast<std::size_t>(at - under_way_.begin());
@@ -131,7 +132,7 @@ class Search {
     std::set<Explanation<State>> seen;
     std::vector<Explanation<State>> open(explanations_.begin(), explanations_.end());
     Removal removal;
-    if (told(operation).optional) {  // not at all: all that was possible stays so
+    if (told(operation).optional) {  // possibly without effect: all explanations remain
       std::copy_if(explanations_.begin(), explanations_.end(), std::inserter(kept, kept.end()),
                    [&](const Explanation<State>& e) { return (e.effective & bit) == 0; });
     }
@@ -148,13 +149,13 @@ class Search {
         kept.insert(here);
         continue;
       }
-      // After any other that is under way.
+      // After any other pending operation.
       for (std::size_t other = 0; other < places_; ++other) {
         const std::uint64_t other_bit = std::uint64_t{1} << other;
         if (under_way_[other] == nullptr || (here.effective & other_bit) != 0) continue;
         Explanation<State> next = here;
         if (!apply(*under_way_[other], next.state)) continue;
-        if (told(*under_way_[other]).optional && next.state == here.state) continue;  // as good as not at all
+        if (told(*under_way_[other]).optional && next.state == here.state) continue;  // equivalent to no effect
         next.effective |= other_bit;
         if (removes(here.state, next.state)) next.removed |= other_bit;
         open.push_back(next);
@@ -175,7 +176,7 @@ class Search {
     return {states.begin(), states.end()};
   }
 
-  /// Not empty: it is not known whether there is an explanation.
+  /// Not empty: it is unknown whether there is an explanation.
   const std::string& given_up() const { return given_up_; }
 
   std::vector<const Operation*> under_way() const {
@@ -187,7 +188,7 @@ class Search {
   }
 
  private:
-  /// Reads that change nothing, not even what is known, may as well have happened now.
+  /// Reads that change nothing, not even what is known, may be applied immediately.
   void look(Explanation<State>& here) const {
     for (std::size_t place = 0; place < places_; ++place) {
       const Operation* operation = under_way_[place];
@@ -290,7 +291,7 @@ struct Step {
   std::size_t operation;
 };
 
-/// Calls and returns in order of time.
+/// Calls and returns in time order.
 template <class Operation>
 std::vector<Step> steps_of(const std::vector<Operation>& operations) {
   std::vector<Step> steps;
@@ -299,7 +300,7 @@ std::vector<Step> steps_of(const std::vector<Operation>& operations) {
     steps.push_back({told(operations[i]).begin, false, i});
     steps.push_back({told(operations[i]).end, true, i});
   }
-  // At the same instant calls come first: what touches is not known to be in order.
+  // At the same instant calls come first: operations that touch are not known to be ordered.
   std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) {
     return a.time != b.time ? a.time < b.time : a.is_return < b.is_return;
   });

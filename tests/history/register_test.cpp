@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The checker of one key, on histories that somebody made up. A checker that takes everything for good is worse than
-// none: each kind of broken promise must be found, and what concurrency allows must not be taken for one.
+// Tests the checker of one key on made-up histories. A checker that accepts everything is worse than none: it must find
+// each kind of broken promise, and must not report what concurrency allows.
 #include "tests/history/register.hpp"
 
 #include <boost/test/unit_test.hpp>
@@ -136,7 +136,7 @@ BOOST_AUTO_TEST_CASE(what_the_key_can_hold_in_the_end_begins_the_next_round) {
   BOOST_TEST(second.finals[0].revision == 4u);
 }
 
-/// A register that really is one, used by several at once: whatever it answers is good.
+/// A register that really is atomic, used concurrently: all of its answers are valid.
 BOOST_AUTO_TEST_CASE(whatever_an_atomic_register_does_is_explained) {
   for (unsigned seed = 1; seed <= 200; ++seed) {
     std::mt19937 random(seed);
@@ -218,7 +218,7 @@ BOOST_AUTO_TEST_CASE(a_stale_read) {
 
 BOOST_AUTO_TEST_CASE(an_overwritten_value_that_returns) {
   BOOST_TEST(!good({set(0, 1, kA), set(2, 3, kB), read(4, 5, kB), read(6, 7, kA)}));
-  // An unknown set that was seen, and overwritten after it could last take effect.
+  // An unknown set that was seen, and overwritten after its last possible effect.
   BOOST_TEST(!good({perhaps(set(0, 10, kA)), read(2, 3, kA), set(11, 12, kB), read(13, 14, kA)}));
 }
 

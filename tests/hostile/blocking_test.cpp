@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the daemon writes to may not take it: its standard error, its service manager, its disk. Clients do not wait for
-// that.
+// A blocked sink must not block the daemon: its standard error, its service manager, its disk. Clients do not wait for
+// them.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -15,7 +15,7 @@ using namespace stepstash::test;
 
 namespace {
 
-/// A pipe with no room left.
+/// A full pipe.
 struct FullPipe {
   FullPipe() {
     int ends[2];
@@ -47,13 +47,13 @@ BOOST_AUTO_TEST_CASE(a_log_that_nobody_reads_keeps_no_client_waiting) {
   daemon.start();
   Client client(daemon.socket());
   for (int i = 0; i < 5; ++i) {
-    BOOST_REQUIRE(::kill(daemon.pid(), SIGHUP) == 0);  // each has two lines to say
+    BOOST_REQUIRE(::kill(daemon.pid(), SIGHUP) == 0);  // each logs two lines
     served_at_once(client);
     if (i == 0) client.set(1, "durable", "value", "", {.durable = true});
   }
   BOOST_TEST(client.get(1, "durable")->text() == "value");
   BOOST_TEST(stats(client).at("log_lines_dropped") == 0u);
-  // Somebody reads: everything is there.
+  // The pipe is read: everything is there.
   pipe.write.reset();
   std::string text;
   std::thread reader([&] {

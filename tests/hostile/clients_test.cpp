@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Clients that die, stand still or lie about what they hold, and clients in namespaces of their own. What they held
-// comes back within five seconds, without a restart, and is seen in `stats`; others read exact bytes throughout.
+// Clients that die, stall or lie about what they hold, and clients in separate namespaces. What they held is freed
+// within five seconds, without a restart, and is visible in `stats`; others read exact bytes throughout.
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -27,7 +27,7 @@ namespace {
 
 constexpr auto kGivenBackWithin = 5s;
 
-/// An attached client that writes into its pin page what it likes.
+/// An attached client that writes arbitrary data into its pin page.
 class Liar {
  public:
   explicit Liar(const std::string& socket) : raw_(socket) {
@@ -47,7 +47,7 @@ class Liar {
   shm::PinPage& page() { return *static_cast<shm::PinPage*>(page_); }
   int page_fd() { return raw_.descriptors()[1].get(); }
   std::uint64_t bytes() const { return bytes_; }
-  /// Where blocks begin, as the chain says at this moment.
+  /// The current block offsets, according to the chain.
   std::vector<shm::Offset> blocks() const {
     const auto* base = static_cast<const std::byte*>(segment_);
     const auto& header = *reinterpret_cast<const shm::Header*>(base);
@@ -84,7 +84,7 @@ BOOST_AUTO_TEST_SUITE(clients)
 
 namespace {
 
-/// What `stats` says of what clients hold.
+/// What `stats` reports about resources held by clients.
 std::map<std::string, std::uint64_t> held(const Client& client) {
   const nlohmann::json all = stats(client);
   std::map<std::string, std::uint64_t> figures;
@@ -108,13 +108,13 @@ BOOST_AUTO_TEST_CASE(what_a_client_held_comes_back_wherever_it_was_killed) {
   DaemonProcess& daemon = served.daemon;
   Client& client = served.client;
   client.set(7, "viewed", generated(kMiB, 1));
-  client.set(8, "half", generated(3 * kMiB, 2));  // all that happens for the first time has happened
+  client.set(8, "half", generated(3 * kMiB, 2));  // all first-time work is done
   client.drop(8);
   client.drop(7);
   client.set(7, "viewed", generated(kMiB, 1));
   client.flush();
   enum Stage { connected, view, most_views, replaced_view, begun, half, whole, committed, stages };
-  // Without a restart; and where the client dies while no daemon is there.
+  // Without a restart; and when the client dies while no daemon is running.
   for (const bool while_down : {false, true}) {
     if (while_down) {
       daemon.kill();
@@ -144,7 +144,7 @@ BOOST_AUTO_TEST_CASE(what_a_client_held_comes_back_wherever_it_was_killed) {
         return 0;
       });
       BOOST_REQUIRE(there.wait());
-      // What it holds is seen.
+      // What it holds is visible.
       const auto now = held(client);
       BOOST_TEST(now.at("connections") == 2u);
       BOOST_TEST(now.at("descriptors") > baseline.at("descriptors"));
@@ -166,7 +166,7 @@ BOOST_AUTO_TEST_CASE(what_a_client_held_comes_back_wherever_it_was_killed) {
         BOOST_TEST(stage != committed);
       }
       BOOST_TEST(is_generated(client.get(7, "viewed")->bytes(), kMiB, 1));
-      client.flush();  // its own block goes, too, when what was dropped is written
+      client.flush();  // its own block is freed once the drop has been written
       BOOST_TEST(eventually([&] { return held(client) == baseline; }, kGivenBackWithin),
                  (while_down ? "daemon down, stage " : "stage ")
                      << stage << ": it was " << text_of(baseline) << "and is " << text_of(held(client)));
@@ -198,7 +198,7 @@ BOOST_AUTO_TEST_CASE(a_stopped_holder_keeps_exact_bytes_under_pressure) {
   });
   BOOST_REQUIRE(there.wait());
   ::kill(holder.pid(), SIGSTOP);
-  // Replaced, dropped, evicted, and three segments' worth of others.
+  // Replaced, dropped, evicted, and followed by three segments' worth of other values.
   for (std::uint64_t i = 0; i < kHeld; i += 2) client.set(1, std::to_string(i), "replaced");
   client.set(2, "n", "v");
   for (std::uint64_t i = 0; i < 160; ++i) client.set(3, std::to_string(i), generated(300'000, 1000 + i));
@@ -206,7 +206,7 @@ BOOST_AUTO_TEST_CASE(a_stopped_holder_keeps_exact_bytes_under_pressure) {
   BOOST_TEST(figure(client, "evictions") > 0u);
   BOOST_TEST(figure(client, "open_views") == kHeld);
   BOOST_TEST(figure(client, "segment.retired_bytes") >= kHeld * 300'000);
-  served.daemon.kill();  // and another daemon does not know better
+  served.daemon.kill();  // and the next daemon has no more information
   served.daemon.start();
   for (std::uint64_t i = 0; i < 60; ++i) client.set(4, std::to_string(i), generated(300'000, 2000 + i));
   ::kill(holder.pid(), SIGCONT);
@@ -237,7 +237,7 @@ BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody) {
         case 1:
           liar.fill([&] { return random() % liar.bytes(); });
           break;
-        case 2:  // every block that there is, free ones and tables included
+        case 2:  // every existing block, free ones and tables included
           liar.fill([&] { return blocks[next++ % blocks.size()]; });
           break;
         case 3:
@@ -246,7 +246,7 @@ BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody) {
         case 4:
           liar.fill([&] { return UINT64_MAX; });
           break;
-        default:  // its head, too: whose page it is, of which segment, that another serves
+        default:  // the page's head as well: owner, segment, and that another segment serves
           for (std::size_t i = 0; i < shm::kPageBytes / 8; ++i)
             reinterpret_cast<std::uint64_t*>(&liar.page())[i] = random();
           break;
@@ -260,12 +260,12 @@ BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody) {
         BOOST_REQUIRE(view.has_value());
         BOOST_TEST(is_generated(view->bytes(), 200'000, i + 100u * static_cast<unsigned>(round)));
       }
-      // What one client can hold is bounded, and seen.
+      // What one client can hold is bounded, and visible.
       const nlohmann::json all = stats(siege.client);
       BOOST_TEST(all.at("open_views").get<std::uint64_t>() <= most + 2);
       if (round % 6 == 4) BOOST_TEST(all.at("open_views").get<std::uint64_t>() >= most);
       BOOST_TEST(all.at("segment").at("retired_blocks").get<std::uint64_t>() <= most + 64);
-      // An object of another length is given its length back, and costs its owner its pins at most.
+      // An object whose length was changed gets its length back; its owner loses at most its pins.
       if (round % 3 == 0) BOOST_TEST(::ftruncate(liar.page_fd(), (round % 2 == 0) ? 0 : 1 << 20) == 0);
       BOOST_TEST(eventually([&] {
         struct stat status {};
@@ -278,7 +278,7 @@ BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody) {
 
 namespace {
 
-/// Takes the room that is left in the tmpfs, through a page whose length stays as it is. How much that was.
+/// Takes the free space of the tmpfs through a page whose length stays the same. Returns how much.
 std::int64_t take_all(int page) {
   std::int64_t taken = 0;
   for (const ::off_t step : {1 << 20, 1 << 16, 1 << 12}) {
@@ -309,14 +309,14 @@ BOOST_AUTO_TEST_CASE(a_client_that_takes_the_whole_tmpfs_through_its_page_has_it
       client.drop(1);
       client.flush();
     }
-    // Without the lock by which the daemon knows whose the page is.
+    // Without the lock by which the daemon recognises that a client has the page.
     struct flock unlock {};
     unlock.l_type = F_UNLCK;
     require(::fcntl(liar.page_fd(), F_OFD_SETLK, &unlock) == 0, "the lock could not be given up");
-    std::this_thread::sleep_for(300ms);  // time for a daemon to forget it
+    std::this_thread::sleep_for(300ms);  // time for a daemon to forget the page
     require(take_all(liar.page_fd()) > 0, "nothing could be taken without the lock");
     require(given_back(), "the room is not there again from who gave up the lock");
-    // While no daemon is there, and again and again.
+    // While no daemon is running, repeatedly.
     served.daemon.kill();
     require(take_all(liar.page_fd()) > 0, "nothing could be taken without a daemon");
     served.daemon.start();
@@ -393,7 +393,7 @@ BOOST_AUTO_TEST_CASE(who_reserves_memory_and_does_not_fill_it_keeps_nobody_from_
   for (std::uint64_t i = 0; i < 300; ++i) good.set(1, std::to_string(i), generated(kBytes, i));
   good.flush();
   {
-    // One that does nothing, one that came fast and stopped, one that asks for something else meanwhile.
+    // One that does nothing, one that was fast and then stalled, one that sends other requests meanwhile.
     Client idle(served.daemon.socket());
     Client stopped(served.daemon.socket());
     RawConnection asks(served.daemon.socket());
@@ -405,7 +405,7 @@ BOOST_AUTO_TEST_CASE(who_reserves_memory_and_does_not_fill_it_keeps_nobody_from_
     BOOST_REQUIRE(std::holds_alternative<protocol::SetReady>(asks.receive().value()));
     asks.send(protocol::Wait{2, "never", UINT32_MAX});
     BOOST_TEST(figure(good, "staged_bytes") >= 3 * kReserved);
-    for (std::uint64_t i = 0; i < 300; ++i) {  // what had to make way comes back
+    for (std::uint64_t i = 0; i < 300; ++i) {  // what was evicted is reloaded
       BOOST_TEST(is_generated(good.get(1, std::to_string(i))->bytes(), kBytes, i));
     }
     good.set(1, "small", generated(kBytes, 1), "", {.deadline = 1s * kScale});
@@ -463,7 +463,7 @@ BOOST_AUTO_TEST_CASE(sets_that_the_daemon_holds_back_are_not_given_up) {
       }));
     }
     BOOST_TEST(eventually([&] { return figure(served.client, "staged_bytes") >= 2 * kMiB; }));
-    // Longer than a client may let others wait, with somebody who waits for room.
+    // Longer than a client may keep others waiting, while another client waits for room.
     BOOST_CHECK_EXCEPTION(served.client.set(5, "n", generated(20 * kMiB, 1), "", {.deadline = 7s}), Error,
                           [](const Error& error) { return error.code() == STEPSTASH_EFULL; });
   }
@@ -478,7 +478,7 @@ BOOST_AUTO_TEST_CASE(a_client_in_a_pid_namespace_holds_and_gives_back, *boost::u
   const Signal there, go_on, looked;
   Child outer([&] {
     require(::unshare(CLONE_NEWPID) == 0, "unshare(2)");
-    Child inner([&] {  // process 1 of its own world
+    Child inner([&] {  // process 1 of its own PID namespace
       require(::getpid() == 1, "the pid");
       Client own(served.daemon.socket());
       const auto view = own.get(1, "v");
@@ -499,7 +499,7 @@ BOOST_AUTO_TEST_CASE(a_client_in_a_pid_namespace_holds_and_gives_back, *boost::u
   go_on.raise();
   BOOST_REQUIRE(looked.wait());
   BOOST_TEST(is_generated(client.get(2, "from inside")->bytes(), 300 * kKiB, 3));
-  outer.kill();  // and the kernel ends its child with it
+  outer.kill();  // the kernel then kills its child
   BOOST_TEST(eventually([&] { return figure(client, "open_views") == 0 && figure(client, "pin_pages") == 1; },
                         kGivenBackWithin));
 }
@@ -539,7 +539,7 @@ BOOST_AUTO_TEST_CASE(an_exec_gives_back_what_was_held) {
     Client own(served.daemon.socket());
     const auto view = own.get(1, "v");
     own.set(1, "large", generated(300 * kKiB, 1));
-    // The pipe is closed by the exec and by nothing else.
+    // Only the exec closes the pipe.
     ::execlp("sleep", "sleep", "60", nullptr);
     return 1;
   });

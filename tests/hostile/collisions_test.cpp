@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keys that somebody chose, who reads the segment: all of them belong into the same part of the table that serves. His
-// sets take as long as any, but for those that wait for another table; a restart takes as long as after any other keys,
-// and others are served.
+// Chosen keys from an attacker who reads the segment: all of them fall into the same part of the current table. The
+// attacker's sets take as long as any others, except those that wait for a rebuild; a restart takes as long as with any
+// other keys, and others are served.
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -22,7 +22,7 @@ using namespace stepstash::test;
 
 namespace {
 
-/// STEPSTASH_COLLIDING_KEYS=100000 for figures.
+/// STEPSTASH_COLLIDING_KEYS=100000 for measurements.
 std::uint64_t count_of_keys() {
   const char* wanted = std::getenv("STEPSTASH_COLLIDING_KEYS");
   return wanted != nullptr ? std::stoull(wanted) : 24'000 / kScale;
@@ -45,7 +45,7 @@ class Segment {
   shm::Mapping mapping_;
 };
 
-/// Names of one build that belong into 1024 neighbouring slots of the table that serves when they are asked for.
+/// Names of one build that fall into 1024 neighbouring slots of the table that is current at the time of the call.
 class Chosen {
  public:
   explicit Chosen(const Segment& segment) : segment_(segment) {}
@@ -75,15 +75,15 @@ class Chosen {
 
 struct Figures {
   double set_us = 0;      // a set, in the median
-  double all_ms = 0;      // all sets, waits for another table included
+  double all_ms = 0;      // all sets, including waits for a rebuild
   double start_ms = 0;    // of the daemon, after a kill
-  double slowest_ms = 0;  // request of somebody else
+  double slowest_ms = 0;  // the slowest request of another client
 };
 
 double ms(std::chrono::steady_clock::duration took) { return std::chrono::duration<double, std::milli>(took).count(); }
 
-/// Sets that many keys, each of which `name` gives, while another client is served; then kills the daemon, starts it
-/// again and finds them all.
+/// Sets that many keys, each from `name`, while another client is served; then kills the daemon, restarts it and finds
+/// them all.
 Figures set_and_restart(Served& served, std::uint64_t count, const std::function<std::string()>& name) {
   Figures figures;
   std::atomic<bool> over{false};
@@ -97,7 +97,7 @@ Figures set_and_restart(Served& served, std::uint64_t count, const std::function
       require(own.get(7, "good " + std::to_string(i % 500)).has_value(), "the good client's value");
       slowest = std::max(slowest, ms(std::chrono::steady_clock::now() - start));
       ++rounds;
-      std::this_thread::sleep_for(1ms);  // a client that does something else, too
+      std::this_thread::sleep_for(1ms);  // a client with other work to do
     }
   });
   std::vector<std::string> names;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything that can run out runs out: shared memory, the segment, the disk, descriptors, address space, memory. The
-// one who wanted more gets an error; what was acknowledged stays; freeing works; and nobody dies of SIGBUS.
+// Exhausts every resource: shared memory, the segment, the disk, descriptors, address space, memory. The client that
+// requested more gets an error; acknowledged data stays; freeing works; and no process dies of SIGBUS.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -24,7 +24,7 @@ using namespace stepstash::test;
 
 namespace {
 
-/// Sets values of `bytes` bytes until one is refused; how many were taken.
+/// Sets values of `bytes` bytes until one is refused; returns how many were accepted.
 std::uint64_t fill(Client& client, std::int64_t build, std::uint64_t bytes, std::uint64_t most) {
   for (std::uint64_t i = 0; i < most; ++i) {
     try {
@@ -44,7 +44,7 @@ void all_there(const Client& client, std::int64_t build, std::uint64_t bytes, st
   }
 }
 
-/// Whether a signal waits for the process to take it: ShdPnd of proc(5).
+/// Whether a signal is pending for the process: ShdPnd of proc(5).
 bool is_pending(pid_t pid, int signal) {
   std::ifstream status("/proc/" + std::to_string(pid) + "/status");
   for (std::string line; std::getline(status, line);) {
@@ -53,7 +53,7 @@ bool is_pending(pid_t pid, int signal) {
   return false;
 }
 
-/// Gives the daemon a disk of 16 MiB for its database, and returns where. In a mount namespace of the caller's own.
+/// Gives the daemon a disk of 16 MiB for its database and returns its path. In the caller's mount namespace.
 std::string small_disk(DaemonProcess& daemon) {
   std::string disk = daemon.directory().file("disk");
   require(::mkdir(disk.c_str(), 0700) == 0, disk);
@@ -62,7 +62,7 @@ std::string small_disk(DaemonProcess& daemon) {
   return disk;
 }
 
-/// 0: it runs; else the signal that ended it, or 1000 + its exit status.
+/// 0: it runs; otherwise the signal that ended it, or 1000 + its exit status.
 int fate(const DaemonProcess& daemon) {
   siginfo_t info{};
   if (::waitid(P_PID, static_cast<id_t>(daemon.pid()), &info, WEXITED | WNOHANG | WNOWAIT) != 0) return -1;
@@ -78,7 +78,7 @@ BOOST_AUTO_TEST_SUITE(exhaustion)
 
 BOOST_AUTO_TEST_CASE(a_full_dev_shm_is_an_error_to_who_wanted_more, *boost::unit_test::precondition(may_mount)) {
   with_small_shm(16 * kMiB, [] {
-    // Twice as large as what there is: it comes as it is needed. Nothing is clean, so nothing can be evicted.
+    // Twice the available size: allocated on demand. Nothing is clean, so nothing can be evicted.
     DaemonProcess daemon({"--segment-size=32MiB", "--max-dirty=32MiB", "--flush-interval=1h"});
     daemon.start();
     Client client(daemon.socket());
@@ -91,7 +91,7 @@ BOOST_AUTO_TEST_CASE(a_full_dev_shm_is_an_error_to_who_wanted_more, *boost::unit
       all_there(client, 1, 60'000, small);
       const Filler filler("/dev/shm");
       require(fill(client, 2, 500'000, 10) == 0, "a large value found room");
-      // Dozens more can come, whoever it is that frees something; then there is not even a page for one.
+      // Dozens more can attach, whatever frees the memory; then there is not even a page left for one.
       std::vector<Client> more;
       int code = 0;
       while (code == 0 && more.size() < 1000) {
@@ -111,7 +111,7 @@ BOOST_AUTO_TEST_CASE(a_full_dev_shm_is_an_error_to_who_wanted_more, *boost::unit
       client.unhold(2);
       require(client.prune(epoch(2000)) == small + 1, "prune");
       require(client.drop(1) == 0, "drop");
-      // What was freed can be used again, though the file system is as full as before.
+      // Freed memory can be reused although the file system is still full.
       client.set(4, "again", generated(100'000, 7));
       require(is_generated(client.get(4, "again")->bytes(), 100'000, 7), "set again");
     }
@@ -204,7 +204,7 @@ BOOST_AUTO_TEST_CASE(of_a_damaged_segment_what_only_it_has_is_saved_first, *boos
     daemon.start();
     const Client client(daemon.socket());
     all_there(client, 2, 300'000, 16);
-    // The damaged one is kept, so there is no room for all; what there is none for is named.
+    // The damaged one is kept, so there is not enough room for all; entries that do not fit are named.
     const std::size_t clean = client.list(1).size();
     require(clean > 0 && clean < 20, std::to_string(clean) + " clean values");
     require(contains(daemon.log(), "could not be saved"), daemon.log());
@@ -213,7 +213,7 @@ BOOST_AUTO_TEST_CASE(of_a_damaged_segment_what_only_it_has_is_saved_first, *boos
 
 BOOST_AUTO_TEST_CASE(what_finds_no_room_beside_a_damaged_segment_goes_to_the_database_or_is_named,
                      *boost::unit_test::precondition(may_mount)) {
-  // With the list, or by themselves, the dirty values have no room.
+  // With the list, or by themselves, the dirty values do not fit.
   for (const auto& [listed, disk_full] : {std::pair{8000u, false}, {8000u, true}, {10u, false}}) {
     with_small_shm(20 * kMiB, [listed = listed, disk_full = disk_full] {
       DaemonProcess daemon({"--segment-size=16MiB", "--max-dirty=16MiB", "--flush-interval=1h"});
@@ -234,7 +234,7 @@ BOOST_AUTO_TEST_CASE(what_finds_no_room_beside_a_damaged_segment_goes_to_the_dat
       require(::pwrite(segment.get(), "x", 1, 0) == 1, "the damage");
       std::optional<Filler> filler;
       if (disk_full) filler.emplace(disk);
-      // Killed on the way, too; but not where the log of that one start has to name something.
+      // Killed in between as well, but not if the log of that one start has to name something.
       bool ready = false;
       for (auto time = 2ms; !ready && !disk_full && time < 60ms; time += 4ms) ready = daemon.start_killed_after(time);
       if (!ready) daemon.start();
@@ -270,7 +270,7 @@ BOOST_AUTO_TEST_CASE(a_dev_shm_too_small_for_a_segment_is_an_error_at_the_start,
 
 namespace {
 
-/// A client that sets and gets something small all the while; how long it had to wait for one round at most.
+/// A client that constantly sets and gets something small; records the longest wait for one round.
 class GoodClient {
  public:
   explicit GoodClient(const std::string& socket)
@@ -303,8 +303,8 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Sets ten values of `bytes` bytes one after the other, then ten at the same time, and gets all, in order and out of
-/// it; prints how long that took.
+/// Sets ten values of `bytes` bytes sequentially, then ten concurrently, and gets all of them in and out of order;
+/// prints how long that took.
 void set_and_get(const DaemonProcess& daemon, const char* what, std::uint64_t bytes) {
   Client client(daemon.socket());
   GoodClient good(daemon.socket());
@@ -390,7 +390,7 @@ BOOST_AUTO_TEST_CASE(small_values_that_lie_scattered_leave_a_small_tmpfs_for_a_l
     DaemonProcess daemon({"--segment-size=256MiB", "--flush-interval=10ms"});
     daemon.start();
     Client client(daemon.socket());
-    // Far more than there is room for; every other one is read last, so that what goes first are holes.
+    // Far more than fits; every other value is read last, so that evicting the rest leaves holes.
     constexpr std::uint64_t kValues = 16'000 / kScale;
     for (std::uint64_t i = 0; i < kValues; ++i) client.set(1, std::to_string(i), generated(3000, i));
     client.flush();
@@ -412,11 +412,11 @@ BOOST_AUTO_TEST_CASE(where_others_fill_the_tmpfs_sets_and_gets_wait_until_they_l
     Client client(daemon.socket());
     client.set(1, "evicted", generated(10 * kMiB, 7));
     client.flush();
-    client.set(2, "large", generated(55 * kMiB, 8));  // in place of the other
+    client.set(2, "large", generated(55 * kMiB, 8));  // replaces the other one
     require(figure(client, "evictions") == 1, "evictions");
     client.drop(2);
     client.flush();
-    const WriteLock lock(daemon.db());  // nothing that is set from here on can be evicted
+    const WriteLock lock(daemon.db());  // nothing set from here on can be evicted
     client.set(3, "dirty", generated(20 * kMiB, 9));
     require(eventually([&] { return figure(client, "segment.retired_blocks") == 0; }), "the room of what was dropped");
     std::vector<Worker> waiting;
@@ -425,7 +425,7 @@ BOOST_AUTO_TEST_CASE(where_others_fill_the_tmpfs_sets_and_gets_wait_until_they_l
       const auto start = std::chrono::steady_clock::now();
       std::string message;
       try {
-        // More than is free in the segment and has pages.
+        // More than what is free in the segment and has pages.
         client.set(3, "no room", generated(60 * kMiB, 1), "", {.deadline = 700ms});
       } catch (const Error& error) {
         require(error.code() == STEPSTASH_EFULL, error.what());
@@ -435,7 +435,7 @@ BOOST_AUTO_TEST_CASE(where_others_fill_the_tmpfs_sets_and_gets_wait_until_they_l
       require(!contains(message, "--segment-size"), "advice: " + message);
       require(std::chrono::steady_clock::now() - start >= 600ms, "it did not wait: " + message);
       filler.reset();
-      filler.emplace("/dev/shm");  // also what has just been given back
+      filler.emplace("/dev/shm");  // also what has just been freed
       for (std::uint64_t i = 0; i < 4; ++i) {
         waiting.emplace_back([&daemon, i] {
           Client own(daemon.socket());
@@ -532,14 +532,14 @@ BOOST_AUTO_TEST_CASE(a_full_disk_delays_what_is_written_and_loses_nothing, *boos
     }
     client.set(1, "0", generated(500'000, 0));
     client.unhold(1);
-    // Half of it, for the disk holds 16 MiB.
+    // Half of it, because the disk holds 16 MiB.
     for (std::uint64_t i = 15; i < count; ++i) client.set(1, std::to_string(i), "");
     client.flush(30s);
     require(figure(client, "dirty_bytes") == 0, "something is dirty");
     require(stats(client).at("last_flush_error").get<std::string>().empty(), "an error stays");
     require(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(count) + 1, "rows");
     require(daemon.terminate() == 0, "the daemon's end");
-    daemon.remove_segment();  // from the disk alone
+    daemon.remove_segment();  // read from the disk only
     daemon.start();
     Client again(daemon.socket());
     all_there(again, 1, 500'000, 15);
@@ -547,7 +547,7 @@ BOOST_AUTO_TEST_CASE(a_full_disk_delays_what_is_written_and_loses_nothing, *boos
   });
 }
 
-// A sanitizer brings its own allocator, and does not let itself be preloaded.
+// A sanitizer brings its own allocator and cannot be used with the preloaded library.
 BOOST_AUTO_TEST_CASE(io_errors_delay_what_is_written_and_lose_nothing, *boost::unit_test::enable_if<kScale == 1>()) {
   Faults faults;
   Served served({"--flush-interval=10ms"});
@@ -589,7 +589,7 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_read_just_now_is_an_error_and_comes_back,
   set_all(2);
   BOOST_REQUIRE(figure(client, "values_evicted") > 60u);
   faults.fail_reads(EIO);
-  // Of those that were evicted none can be had, and of the others each.
+  // None of the evicted values can be read, and all of the others.
   std::uint64_t had = 0, failed = 0;
   for (std::uint64_t i = 0; i < 60; ++i) {
     for (const std::int64_t build : {1, 2}) {
@@ -608,7 +608,7 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_read_just_now_is_an_error_and_comes_back,
   BOOST_TEST(failed > 10u);
   BOOST_TEST(figure(client, "reload_errors") > 0u);
   client.set(3, "meanwhile", "value");
-  // A start waits for it, with the segment and without, wherever it is. Returns whether it had to.
+  // A start waits for it, with the segment and without, wherever it occurs. Returns whether it had to.
   const auto serves = [&] {
     try {
       return Client(served.daemon.socket(), 100ms).get(1, "0").has_value();
@@ -638,7 +638,7 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_read_just_now_is_an_error_and_comes_back,
   }
   BOOST_TEST(client.get(3, "meanwhile")->text() == "value");
   client.flush();
-  // From the database alone it reads more, and fails in the midst of the list of entries, too.
+  // A start from the database alone reads more, and fails in the middle of the list of entries as well.
   for (reads = 0;; reads += 1 + reads / 2) {
     served.daemon.kill();
     served.daemon.remove_segment();
@@ -648,7 +648,7 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_read_just_now_is_an_error_and_comes_back,
   BOOST_TEST_MESSAGE("and with no segment up to " << reads << " times");
   BOOST_TEST(reads > 2);
   BOOST_TEST(client.get(3, "meanwhile")->text() == "value");
-  BOOST_TEST(stats(client).at("kept_aside").empty());  // and it was not taken for damage
+  BOOST_TEST(stats(client).at("kept_aside").empty());  // not mistaken for damage
 }
 
 BOOST_AUTO_TEST_CASE(a_damaged_database_that_cannot_be_set_aside_costs_the_service_no_more_than_its_database,
@@ -695,7 +695,7 @@ BOOST_AUTO_TEST_CASE(a_stop_that_is_asked_for_while_the_daemon_starts_over_is_do
   ::kill(daemon.pid(), SIGHUP);
   ::kill(daemon.pid(), SIGTERM);
   BOOST_TEST(eventually([&] { return is_pending(daemon.pid(), SIGTERM); }));
-  BOOST_TEST(fate(daemon) == 0);  // what is acknowledged as durable is in no database now
+  BOOST_TEST(fate(daemon) == 0);  // data acknowledged as durable is now in no database
   faults.fail_renames(0);
   BOOST_TEST(daemon.terminate() == 0, daemon.log());
   BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 21);
@@ -715,7 +715,7 @@ BOOST_AUTO_TEST_CASE(damage_is_told_from_an_error_of_the_disk_that_was_before_it
   faults.fail_io(EIO);
   client.set(2, "meets it", "value");
   BOOST_TEST(eventually([&] { return figure(client, "flush_errors") > 3; }));
-  BOOST_TEST(!std::filesystem::exists(kept));  // who knows what the disk has
+  BOOST_TEST(!std::filesystem::exists(kept));  // the state of the disk is unknown
   faults.fail_reads(0, 0);
   faults.fail_io(0);
   BOOST_TEST(eventually([&] { return std::filesystem::exists(kept); }), daemon.log());
@@ -774,7 +774,7 @@ BOOST_AUTO_TEST_CASE(with_segment_dev_shm_and_disk_full_at_once_freeing_works_an
       require(count > 10, "values: " + std::to_string(count));
       const Filler shm_filler("/dev/shm");
       require(fill(client, 2, 300'000, 10) == 0, "a value found room");
-      // A daemon that dies of it, too, comes back to the same.
+      // A daemon that dies of it returns to the same state.
       daemon.kill();
       daemon.start();
       all_there(client, 1, 300'000, count);
@@ -785,7 +785,7 @@ BOOST_AUTO_TEST_CASE(with_segment_dev_shm_and_disk_full_at_once_freeing_works_an
       client.unhold(1);
       client.finish(777, epoch(1000));
       require(client.drop(777) == 0, "drop of nothing");
-      // What was freed can be used again.
+      // Freed memory can be reused.
       client.set(1, "0", generated(300'000, 0), "", {.deadline = 5s});
       all_there(client, 1, 300'000, count);
     }
@@ -800,8 +800,8 @@ BOOST_AUTO_TEST_CASE(with_segment_dev_shm_and_disk_full_at_once_freeing_works_an
 
 // ---- limits of the process -----------------------------------------------------------------------------------------
 
-// Not with the sanitizers: UBSan finds out by means of a pipe whether it may look at an object, and takes every object
-// for a broken one where there is no descriptor for it.
+// Not with the sanitizers: UBSan uses a pipe to find out whether it may read an object, and considers every object
+// invalid if it has no descriptor for it.
 BOOST_AUTO_TEST_CASE(without_descriptors_others_are_told_and_those_inside_are_served,
                      *boost::unit_test::enable_if<kScale == 1>()) {
   Siege siege;
@@ -815,24 +815,24 @@ BOOST_AUTO_TEST_CASE(without_descriptors_others_are_told_and_those_inside_are_se
       many.back().send(protocol::Hello{.attach = i % 2 == 0});
     }
     int served = 0, told = 0;
-    // Refused are ten a second: the first few of the queue will do.
+    // Ten are refused per second: the first few of the queue are sufficient.
     for (std::size_t i = 0; i < 40 && told < 3; ++i) {
       const auto reply = many[i].receive();
       if (!reply) continue;
       served += std::holds_alternative<protocol::HelloOk>(*reply) ? 1 : 0;
       const auto* failure = std::get_if<protocol::Failure>(&*reply);
       if (failure != nullptr) BOOST_TEST((failure->code == Errc::too_many), failure->message);
-      // Others are inside, and get no pin page.
+      // Others are connected, but get no pin page.
       told += failure != nullptr && contains(failure->message, "LimitNOFILE") ? 1 : 0;
     }
     BOOST_TEST(served > 5);
     BOOST_TEST(told >= 3);
-    // Whoever is inside is served, and what needs a descriptor is refused with a word.
+    // Connected clients are served; a request that needs a descriptor is refused with a reason.
     siege.client.set(5, "small", "v");
     BOOST_TEST(siege.client.get(5, "small")->text() == "v");
     siege.client.finish(5, epoch(1000));
     BOOST_TEST(siege.client.drop(5) == 1u);
-    // It does not spin: a tenth of a second between two tries.
+    // It does not spin: a tenth of a second between two attempts.
     BOOST_TEST(figure(siege.client, "connections_refused") < 200u);
   }
   BOOST_REQUIRE(::prlimit(siege.daemon.pid(), RLIMIT_NOFILE, &former, nullptr) == 0);
@@ -853,7 +853,7 @@ BOOST_AUTO_TEST_CASE(without_address_space_requests_fail_and_nothing_is_lost,
     const std::uint64_t bytes = kib_of(daemon.pid(), "VmSize") * 1024 + 24 * kMiB;
     const rlimit limit{bytes, bytes};
     BOOST_REQUIRE(::prlimit(daemon.pid(), RLIMIT_AS, &limit, nullptr) == 0);
-    // A staging ring of 64 MiB cannot be mapped any more: an error to the one who wants it.
+    // A staging ring of 64 MiB cannot be mapped any more: the client that requests it gets an error.
     const int code = [&] {
       try {
         client.set(1, "large", generated(kMiB, 1), "", {.deadline = 2s});
@@ -866,7 +866,7 @@ BOOST_AUTO_TEST_CASE(without_address_space_requests_fail_and_nothing_is_lost,
     client.set(1, "small", generated(30'000, 99));
     acknowledged["small"] = 99;
   }
-  // Connections until there is no memory for another: refused, or the daemon ends and is started again.
+  // Connections until there is no memory for another: it is refused, or the daemon exits and is restarted.
   std::vector<RawConnection> many;
   std::vector<std::byte> half = protocol::frame_of(protocol::Request(protocol::Hello{}));
   half.resize(half.size() + 60'000);
@@ -875,18 +875,18 @@ BOOST_AUTO_TEST_CASE(without_address_space_requests_fail_and_nothing_is_lost,
   half.resize(half.size() - 1000);
   for (int i = 0; i < 1000 && fate(daemon) == 0; ++i) {
     UniqueFd connected(connect_to(daemon.socket()));
-    if (!connected) break;  // it has just ended
+    if (!connected) break;  // the daemon has just exited
     many.emplace_back(std::move(connected));
     ::fcntl(many.back().fd(), F_SETFL, O_NONBLOCK);
     many.back().send(half);
   }
-  // Until all of them have come in, been refused, or been too much.
+  // Until all of them were accepted or refused, or were too many.
   BOOST_TEST(eventually([&] {
     if (fate(daemon) != 0) return true;
     try {
       return figure(client, "connections_accepted") + figure(client, "connections_refused") > many.size();
     } catch (const Error&) {
-      return false;  // there is no memory for the question
+      return false;  // no memory to answer the request
     }
   }));
   const int end = fate(daemon);
@@ -901,7 +901,7 @@ BOOST_AUTO_TEST_CASE(without_address_space_requests_fail_and_nothing_is_lost,
 
 namespace {
 
-/// What clients ask for; each is one connection. Returns whether it was acknowledged.
+/// A client's request; each uses one connection. Returns whether it was acknowledged.
 using Request = std::function<bool(RawConnection&)>;
 
 template <class Ok>
@@ -984,7 +984,7 @@ BOOST_AUTO_TEST_CASE(any_allocation_may_fail_and_nothing_acknowledged_is_lost,
       {"stats", asking(protocol::Stats{})}};
   int deaths = 0, refusals = 0, failures = 0;
   for (const auto& [what, request] : requests) {
-    // N = 1, 2, ... until the request needs no N allocations.
+    // N = 1, 2, ... until the request needs fewer than N allocations.
     long last = 0;
     for (long nth = 1;; ++nth) {
       faults.fail_allocation(nth);
@@ -997,7 +997,7 @@ BOOST_AUTO_TEST_CASE(any_allocation_may_fail_and_nothing_acknowledged_is_lost,
       const bool reached = faults.allocations() >= nth;
       faults.fail_allocation(0);
       failures += reached ? 1 : 0;
-      // The end of a process takes a moment, also after its sockets are gone.
+      // A process takes a moment to exit, even after its sockets are closed.
       const auto lives = [&] {
         try {
           return !Client(daemon.socket(), 500ms).stats().empty();

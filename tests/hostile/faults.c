@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Preloaded into the daemon under test: its N-th allocation fails, its writes to the disk fail, as the file that
- * FAULTS_CONTROL names says at that moment. The layout of that file is struct faults; faults.hpp is its other side. */
+/* Preloaded into the daemon under test: makes its N-th allocation and its disk I/O fail, as currently requested by the
+ * file that FAULTS_CONTROL names. The layout of that file is struct faults; faults.hpp is the test's side. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -42,7 +42,7 @@ static int allocation_fails(void) {
   return 1;
 }
 
-/* glibc's own names for what is interposed: dlsym(3) would allocate. */
+/* glibc's internal names of the interposed functions: dlsym(3) would allocate. */
 extern void* __libc_malloc(size_t);
 extern void* __libc_calloc(size_t, size_t);
 extern void* __libc_realloc(void*, size_t);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Makes the allocations and the disk of the daemons that are started while it lives fail when the test wants it
-/// (faults.c, which is preloaded). Not with a sanitizer, which has an allocator of its own.
+/// Makes allocations and disk I/O fail on request in daemons that are started while it exists (faults.c, which is
+/// preloaded). Not with a sanitizer, which has its own allocator.
 #pragma once
 
 #include <fcntl.h>
@@ -42,16 +42,16 @@ class Faults {
     control_->allocations = 0;
     control_->fail_at = nth;
   }
-  /// Since fail_allocation() was called last.
+  /// Allocations since the last call of fail_allocation().
   long allocations() const { return control_->allocations; }
-  /// What writing to the database fails with; 0: it works.
+  /// The errno of writes to the database; 0: they succeed.
   void fail_io(int error) { control_->io_errno = error; }
-  /// What reading it fails with, after `reads` that work.
+  /// The errno of reads from it, after `reads` successful ones.
   void fail_reads(int error, long reads = 0) {
     control_->reads_left = reads;
     control_->read_errno = error;
   }
-  /// What rename(2) fails with; -1: it waits.
+  /// The errno of rename(2); -1: it blocks.
   void fail_renames(int error) { control_->rename_errno = error; }
 
  private:

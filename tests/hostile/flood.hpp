@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A user who asks the daemon for more than it can do, over as many connections as he likes.
+/// A user who sends the daemon more requests than it can handle, over any number of connections.
 #pragma once
 
 #include <fcntl.h>
@@ -25,7 +25,7 @@ inline void become(uid_t uid) {
           "cannot become that user");
 }
 
-/// -1: nobody takes it just now.
+/// -1: not accepted at the moment.
 inline int connect_to(const std::string& path) {
   const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_un address{};
@@ -36,8 +36,8 @@ inline int connect_to(const std::string& path) {
   return -1;
 }
 
-/// A process of `uid` with `count` connections: each says `first` and then `again` for ever, as fast as the socket
-/// takes it, and reads and drops what comes.
+/// A process of `uid` with `count` connections: each sends `first` and then repeats `again` forever, as fast as the
+/// socket accepts it, and drops all replies.
 class Flood {
  public:
   Flood(const std::string& socket, uid_t uid, std::size_t count, std::string first, const std::string& again)
@@ -56,7 +56,7 @@ class Flood {
     while (many.size() < 16 * kKiB) many += again;
     struct Peer {
       int fd;
-      std::size_t at;  // in `many`, so that no frame is cut by a write that the socket took half of
+      std::size_t at;  // position in `many`, so that a partial write does not cut a frame
     };
     std::vector<Peer> peers;
     const int events = ::epoll_create1(EPOLL_CLOEXEC);
@@ -95,7 +95,7 @@ class Flood {
   Child child_;
 };
 
-/// How long sets of a client take that comes again and again, in microseconds.
+/// How long the sets of a repeatedly connecting client take, in microseconds.
 struct Latency {
   std::size_t sets = 0;
   double median = 0;
@@ -108,7 +108,7 @@ struct Latency {
       client.set(50, "latency", "value", "", {.deadline = 60s});
       const auto then = std::exchange(now, std::chrono::steady_clock::now());
       all.push_back(std::chrono::duration<double, std::micro>(now - then).count());
-      std::this_thread::sleep_for(2ms);  // a client that does something else, too
+      std::this_thread::sleep_for(2ms);  // a client with other work to do
       now = std::chrono::steady_clock::now();
     }
     std::sort(all.begin(), all.end());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Tests in mount namespaces of their own, a small /dev/shm, a small disk, and as other users. Needs root.
+/// Tests in separate mount namespaces, with a small /dev/shm, a small disk, and as other users. Needs root.
 #pragma once
 
 #include <grp.h>
@@ -19,7 +19,8 @@
 
 namespace stepstash::test {
 
-/// For checks in a forked child, where the test framework's do not count: the message is printed, and the child fails.
+/// For checks in a forked child, where the test framework's checks do not count: prints the message and fails the
+/// child.
 inline void require(bool holds, const std::string& what) {
   if (!holds) throw std::runtime_error(what + "\n");
 }
@@ -57,14 +58,14 @@ inline boost::test_tools::assertion_result may_mount(boost::unit_test::test_unit
   return may;
 }
 
-/// A precondition: only root can be somebody else.
+/// A precondition: only root can switch to another user.
 inline boost::test_tools::assertion_result root(boost::unit_test::test_unit_id) {
   boost::test_tools::assertion_result is(::geteuid() == 0);
   is.message() << "only root can be other users";
   return is;
 }
 
-/// A process of this user that runs `body`; what it throws is printed, and fails the test.
+/// Runs `body` in a process of this user; an exception is printed and fails the test.
 inline void as_user(uid_t uid, gid_t gid, const std::vector<gid_t>& groups, const std::function<void()>& body) {
   Child child([&] {
     require(::setgroups(groups.size(), groups.data()) == 0 && ::setresgid(gid, gid, gid) == 0 &&
@@ -76,7 +77,7 @@ inline void as_user(uid_t uid, gid_t gid, const std::vector<gid_t>& groups, cons
   BOOST_TEST(child.join() == 0, "as user " << uid);
 }
 
-/// Takes all the room that is left below `directory`; its destructor gives it back.
+/// Takes all the free space below `directory`; its destructor releases it.
 class Filler {
  public:
   explicit Filler(const std::string& directory) : path_(directory + "/filler") {

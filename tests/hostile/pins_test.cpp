@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What clients hold, and what they write into their pin pages, against those who set: pages of clients that do nothing,
-// pages full of numbers, and readers that hold more than their share.
+// Pins and hostile pin pages against clients that set: pages of idle clients, pages full of numbers, and readers that
+// hold more than their share.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -24,7 +24,7 @@ using namespace stepstash::test;
 
 namespace {
 
-/// Attached clients without a connection: each keeps its page, and writes what it likes into it.
+/// Attached clients without a connection: each keeps its page and writes arbitrary data into it.
 class Pages {
  public:
   Pages(const std::string& socket, std::size_t count) {
@@ -57,7 +57,7 @@ class Pages {
     }
   }
 
-  /// Blocks in which no value lies, as the chain says at this moment: free ones, tables, records of evicted values.
+  /// The current blocks without a value, according to the chain: free ones, tables, records of evicted values.
   std::vector<shm::Offset> blocks_without_value() const {
     const auto* base = static_cast<const std::byte*>(segment_);
     const auto& header = *reinterpret_cast<const shm::Header*>(base);
@@ -81,7 +81,7 @@ class Pages {
 constexpr std::int64_t kSmall = 40;  // builds
 constexpr std::int64_t kLarge = 41;
 
-/// What the daemon's process has used, in seconds: other processes of the machine do not count.
+/// CPU time of the daemon's process, in seconds: other processes of the machine do not count.
 double cpu_seconds(pid_t pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
   std::string line;
@@ -96,10 +96,10 @@ double cpu_seconds(pid_t pid) {
 
 struct Figures {
   double sets_a_second = 0;
-  double cpu_of_a_set = 0;  // of the daemon's, in seconds
+  double cpu_of_a_set = 0;  // of the daemon, in seconds
 };
 
-/// Sets for a second values of `length` bytes under names of which most have been evicted.
+/// For one second sets values of `length` bytes under names most of which have been evicted.
 Figures set_for_a_second(Siege& siege, std::int64_t build, std::uint64_t length) {
   static std::uint64_t number = 0;
   constexpr std::uint64_t kNames = 20'000;
@@ -108,7 +108,7 @@ Figures set_for_a_second(Siege& siege, std::int64_t build, std::uint64_t length)
   const auto set = [&] {
     siege.client.set(build, std::to_string(number++ % kNames), value, "", {.durable = durable, .deadline = 30s});
   };
-  // Until the segment is full: nearly each set takes another value's place. Where that takes so long, it is slow.
+  // Until the segment is full: then nearly every set replaces another value. If that takes this long, it is slow.
   const auto slow = std::chrono::steady_clock::now() + 5s * kScale;
   const std::uint64_t some = durable ? 10 : 2000;
   for (std::uint64_t evicted = 0; evicted < some / 2 && std::chrono::steady_clock::now() < slow;) {
@@ -131,10 +131,10 @@ Figures set_for_a_second(Siege& siege, std::int64_t build, std::uint64_t length)
 
 BOOST_AUTO_TEST_SUITE(pins)
 
-/// A full segment, so that each set needs what others give up. A reclaim reads the pages, and nothing in it may grow
-/// with what stands in them; as a clean client holds nothing, its page may not count for every set either.
+/// A full segment, so that each set needs to evict. A reclaim reads the pages, and its cost may not grow with their
+/// contents; a well-behaved client holds nothing, so its page may not add a cost to every set either.
 BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow_down_sets) {
-  // Fewer with a sanitizer, whose daemon takes the attaching clients one by one in minutes.
+  // Fewer with a sanitizer, whose daemon takes minutes to attach that many clients one by one.
   const std::size_t many = kScale > 1 ? 300 : 1000, most = kScale > 1 ? 300 : 2040;
   Siege siege({"--segment-size=64MiB", "--flush-interval=5ms"});
   for (int i = 0; i < 20'000; ++i) {
@@ -166,9 +166,9 @@ BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow
   };
   (void)measure("at first");
   const Rates quiet = measure("quiet");
-  // A machine that is busy with other things makes it wait without any attack, too.
+  // A machine that is busy with other work delays it without any attack.
   const auto within = std::max<std::chrono::milliseconds>(Siege::kServedWithin, 2 * siege.slowest());
-  // By the clock, or by what the daemon used, for the machine may have had other things to do.
+  // By wall clock, or by the daemon's CPU time, because the machine may have been busy with other work.
   const auto near = [](const Figures& now, const Figures& then) {
     return now.sets_a_second * 12 >= then.sets_a_second || now.cpu_of_a_set <= 12 * then.cpu_of_a_set;
   };
@@ -189,7 +189,7 @@ BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow
     std::mt19937_64 random(7);
     liar.fill([&] { return random(); });
     bearable(measure("2,040 pages of garbage"), "2,040 pages of garbage");
-    // Places in the segment in which blocks could begin.
+    // Offsets in the segment at which blocks could begin.
     liar.fill([&] { return random() % (64 * kMiB) / 64 * 64 + 1; });
     bearable(measure("2,040 pages of places in the segment"), "2,040 pages of places in the segment");
     const std::vector<shm::Offset> blocks = liar.blocks_without_value();
@@ -205,8 +205,7 @@ namespace {
 
 constexpr std::uint64_t kHeldBytes = 40'000;
 
-/// Reads in good faith or not: has every value of a build that is resident in view, through as many clients as it
-/// takes.
+/// In good faith or not: opens views of all resident values of a build, through as many clients as that takes.
 class Greedy {
  public:
   explicit Greedy(const std::string& socket) : socket_(socket) {}
@@ -217,7 +216,7 @@ class Greedy {
       try {
         if (auto view = clients_.back()->get(build, std::to_string(i))) views_.emplace_back(i, std::move(*view));
       } catch (const Error& error) {
-        // It has been evicted, and there is no room to bring it back.
+        // It has been evicted, and there is no room to reload it.
         require(error.code() == STEPSTASH_EFULL || error.code() == STEPSTASH_EDEADLINE, error.what());
       }
     }
@@ -227,7 +226,7 @@ class Greedy {
     return std::all_of(views_.begin(), views_.end(),
                        [](const auto& held) { return is_generated(held.second.bytes(), kHeldBytes, held.first); });
   }
-  /// What a get gives now: 0, or an error's code; `message` is what it says.
+  /// The result of a get now: 0, or an error's code; `message` is its text.
   int get(std::int64_t build, const std::string& name, std::string* message = nullptr) {
     try {
       return clients_.front()->get(build, name).has_value() ? 0 : 1;
@@ -247,14 +246,14 @@ class Greedy {
 
 }  // namespace
 
-/// One who may only read has all of the segment in view. He keeps it, others are served all the same, also across a
-/// SIGKILL of the daemon, and he alone is told to release some.
+/// A user that may only read holds views of the whole segment. They stay valid, others are served nevertheless, also
+/// across a SIGKILL of the daemon, and only that user is told to release some.
 BOOST_AUTO_TEST_CASE(a_reader_who_holds_everything_keeps_nobody_from_setting, *boost::unit_test::precondition(root)) {
   Served served({"--segment-size=64MiB", "--flush-interval=5ms", "--socket-mode=0666", "--read-users=60001"});
   std::filesystem::permissions(served.daemon.directory().path(), std::filesystem::perms{0755});
   Client& client = served.client;
   std::uint64_t names = 0;
-  // Not after each set: statistics are made ten times a second.
+  // Not after each set: statistics are updated ten times a second.
   while (names % 64 != 0 || figure(client, "evictions") == 0) {
     client.set(1, std::to_string(names), generated(kHeldBytes, names)), ++names;
   }
@@ -302,7 +301,7 @@ BOOST_AUTO_TEST_CASE(a_reader_who_holds_everything_keeps_nobody_from_setting, *b
     return 0;
   });
   BOOST_REQUIRE(there.wait());
-  // All that is set from here on needs room that he has.
+  // Everything set from here on needs memory that this user holds.
   client.set(2, "first", generated(kHeldBytes, 1), "", {.deadline = 30s});
   sets_a_second("while one reader holds everything");
   BOOST_TEST((slowest < 1s * kScale));
@@ -322,7 +321,7 @@ BOOST_AUTO_TEST_CASE(a_reader_who_holds_everything_keeps_nobody_from_setting, *b
   served.daemon.kill();
   served.daemon.start();
   sets_a_second("after a SIGKILL, while he holds it still");
-  BOOST_TEST((slowest < 5s * kScale));  // its connection is made again, too
+  BOOST_TEST((slowest < 5s * kScale));  // includes reconnecting
   release.raise();
   BOOST_REQUIRE(released.wait());
   BOOST_TEST(reader.join() == 0);
@@ -334,7 +333,7 @@ BOOST_AUTO_TEST_CASE(a_reader_who_holds_everything_keeps_nobody_from_setting, *b
   }));
   BOOST_TEST(all.at("segment").at("used_bytes").get<std::uint64_t>() <=
              all.at("segment").at("heap_bytes").get<std::uint64_t>());
-  // Nothing that was acknowledged is missing, his included.
+  // No acknowledged data is missing, including this user's.
   for (std::uint64_t i = 0; i < names; ++i) {
     const auto view = client.get(1, std::to_string(i));
     BOOST_REQUIRE(view.has_value());

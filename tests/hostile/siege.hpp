@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A daemon under attack, a good client of it that is served all the while, and the account afterwards: memory,
-/// descriptors, connections, rings, pin pages and room in the segment are what they were.
+/// A daemon under attack and a well-behaved client that is served throughout. Afterwards it compares memory,
+/// descriptors, connections, rings, pin pages and room in the segment with their values before.
 #pragma once
 
 #include <sys/resource.h>
@@ -20,7 +20,7 @@
 
 namespace stepstash::test {
 
-/// Of /proc/PID/status, in KiB: "VmRSS", "RssShmem".
+/// A field of /proc/PID/status, in KiB: "VmRSS", "RssShmem".
 inline std::uint64_t kib_of(pid_t pid, std::string_view field) {
   std::ifstream status("/proc/" + std::to_string(pid) + "/status");
   for (std::string line; std::getline(status, line);) {
@@ -34,7 +34,7 @@ inline std::size_t descriptors_of(pid_t pid) {
   return static_cast<std::size_t>(std::distance(begin(all), end(all)));
 }
 
-/// As many descriptors as may be had: every connection of a flood is one of ours, too.
+/// Raises the descriptor limit as far as possible: every connection of a flood is one of ours as well.
 inline void raise_descriptor_limit() {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
@@ -73,16 +73,16 @@ inline std::ostream& operator<<(std::ostream& out, const Account& a) {
 
 class Siege : public Served {
  public:
-  /// Longer than this no request of a good client may take.
+  /// Maximum time for any request of the good client.
   static constexpr auto kServedWithin = 1s * (kScale > 1 ? 5 : 1);
-  /// What the process may have grown by: buffers of the allocator that were used once.
+  /// How much the process may grow: buffers of the allocator after first use.
   static constexpr std::uint64_t kGrowthKib = 16 * 1024;
-  /// No flipped bit of a small number is this build.
+  /// No bit flip in a small number gives this build.
   static constexpr std::int64_t kGoodBuild = 0x5EED'5EED'5EED;
 
   explicit Siege(std::vector<std::string> options = {}) : Served(std::move(options)) {
     raise_descriptor_limit();
-    // All that happens for the first time happens before the count: threads, rings, the index.
+    // All first-time work is done before the measurement: threads, rings, the index.
     for (std::uint64_t i = 0; i < 8; ++i) one_round(client, i);
     client.flush();
     before_ = Account::of(daemon, client);
@@ -96,21 +96,21 @@ class Siege : public Served {
         const auto took = std::chrono::steady_clock::now() - start;
         slowest_ = std::max(slowest_.load(), std::chrono::duration_cast<std::chrono::milliseconds>(took));
         ++rounds_;
-        std::this_thread::sleep_for(1ms);  // a client that does something else, too
+        std::this_thread::sleep_for(1ms);  // a client with other work to do
       }
     });
-    // It is connected before the attack begins.
+    // Connected before the attack begins.
     BOOST_REQUIRE(eventually([&] { return rounds_ >= 1; }));
   }
 
-  /// A test that ended early ends its good client, too.
+  /// Also stops the good client of a test that ended early.
   ~Siege() { over_ = true; }
 
   std::chrono::milliseconds slowest() const { return slowest_; }
 
-  /// Ends the attack, and wants the good client to have been served all the while; without the account.
+  /// Ends the attack and checks that the good client was served throughout; does not compare the account.
   void end(std::chrono::milliseconds within = kServedWithin) {
-    // However short the attack was: the good client has been there.
+    // However short the attack was, the good client has run.
     BOOST_TEST(eventually([&] { return rounds_ >= 5; }));
     over_ = true;
     try {
@@ -122,14 +122,14 @@ class Siege : public Served {
     BOOST_TEST(stats(client).at("pid") == pid_);
   }
 
-  /// Ends the attack and takes the account. Call it last, when everything that the attacker has is closed.
+  /// Ends the attack and compares the account. Call it last, after everything the attacker has is closed.
   void lift() {
     end();
     BOOST_TEST(eventually([&] { return settle() == before_; }, 10s), "it was " << before_ << ", now it is " << settle()
                                                                                << "; the daemon's log:\n"
                                                                                << daemon.log());
     const std::uint64_t now = kib_of(pid_, "VmRSS") - kib_of(pid_, "RssShmem");
-    // A sanitizer keeps what was freed for a while.
+    // A sanitizer keeps freed memory for a while.
     if (kScale == 1) BOOST_TEST(now <= private_kib_ + kGrowthKib);
     BOOST_TEST(client.get(kGoodBuild, "small")->text().starts_with("small "));
   }
@@ -145,7 +145,7 @@ class Siege : public Served {
     own.set(kGoodBuild, "large", generated(200 * kKiB, i), "", {.deadline = 10s});
     if (!is_generated(own.get(kGoodBuild, "large")->bytes(), 200 * kKiB, i)) throw std::runtime_error("other bytes");
   }
-  /// What attackers managed to set is dropped, as an operator would.
+  /// Drops what attackers managed to set, as an operator would.
   Account settle() {
     for (std::int64_t build = 1; build <= 50; ++build) client.drop(build);
     client.flush();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hostile input on the socket. Throughout, a good client is served within a second; afterwards memory, descriptors and
-// connections are what they were (siege.hpp).
+// Hostile input on the socket. Throughout, a well-behaved client is served within a second; afterwards memory,
+// descriptors and connections are what they were (siege.hpp).
 #include <fcntl.h>
 
 #include <random>
@@ -22,7 +22,7 @@ std::string frame_text(const protocol::Request& request) { return text_of(protoc
 
 std::string hello_text() { return frame_text(protocol::Hello{}); }
 
-/// `text` with `bytes` at `at`.
+/// `text` with `bytes` written at `at`.
 template <class U>
 std::string patched(std::string text, std::size_t at, U value) {
   std::memcpy(text.data() + at, &value, sizeof value);
@@ -99,7 +99,7 @@ BOOST_AUTO_TEST_CASE(every_length_field_is_refused_beyond_what_is_there) {
     int width;
     std::uint64_t right;
   };
-  // Offsets as docs/protocol.md gives them, and the 8 bytes of the head.
+  // Offsets from docs/protocol.md, plus the 8 bytes of the head.
   const Field fields[] = {{"payload", set, 0, 4, set.size() - 8}, {"set's name", set, 8 + 24, 2, 4},
                           {"set's source", set, 8 + 26, 2, 6},    {"set's value", set, 8 + 28, 4, 10},
                           {"begin's name", begin, 8 + 24, 2, 4},  {"begin's source", begin, 8 + 26, 2, 6},
@@ -122,7 +122,7 @@ BOOST_AUTO_TEST_CASE(every_length_field_is_refused_beyond_what_is_there) {
       BOOST_TEST(raw.end() == 0, field.name << " " << wrong);
     }
   }
-  // A length of a staged value is no length of a frame: it is compared with the segment.
+  // The length of a staged value is not the length of a frame: it is compared with the segment.
   const std::uint64_t largest = figure(siege.client, "segment.max_value_bytes");
   for (const std::uint64_t length : {largest + 1, std::uint64_t{1} << 31, std::uint64_t{1} << 32,
                                      std::uint64_t{INT64_MAX}, std::uint64_t{1} << 63, UINT64_MAX - 1}) {
@@ -131,7 +131,7 @@ BOOST_AUTO_TEST_CASE(every_length_field_is_refused_beyond_what_is_there) {
     raw.greet();
     raw.send(patched(begin, 8 + 32, length));
     BOOST_TEST((raw.refusal() == Errc::too_large), length);
-    raw.send(protocol::Stats{});  // it is refused, and the connection goes on
+    raw.send(protocol::Stats{});  // it is refused, but the connection continues
     BOOST_TEST(raw.receive().has_value());
   }
   for (const std::uint64_t length : {std::uint64_t{0}, std::uint64_t{1}, UINT64_MAX}) {
@@ -140,7 +140,7 @@ BOOST_AUTO_TEST_CASE(every_length_field_is_refused_beyond_what_is_there) {
     raw.send(patched(begin, 8 + 32, length));
     BOOST_TEST(std::holds_alternative<protocol::SetReady>(raw.receive().value()), length);
   }
-  // Builds, deadlines and revisions of every size are numbers, and nothing is reserved for them.
+  // Builds, deadlines and revisions of any size are just numbers: nothing is reserved for them.
   for (const std::int64_t build : {INT64_MIN, std::int64_t{-1}, std::int64_t{0}}) {
     RawConnection raw(siege.daemon.socket());
     raw.greet();
@@ -176,13 +176,13 @@ BOOST_AUTO_TEST_CASE(messages_in_any_order_harm_nobody) {
       {protocol::SetBegin{params, protocol::kUnknownLength}, protocol::Piece{0, UINT32_MAX}, protocol::SetAbort{},
        begin, protocol::Piece{8 << 20, 1}, protocol::SetAbort{}, begin},
       {protocol::Flush{UINT32_MAX}, protocol::Wait{3, "never", 1}, protocol::Load{3, "never", UINT32_MAX}},
-      {protocol::Wait{3, "never", UINT32_MAX}, protocol::Stats{}}};  // the last one: there is no end to it
+      {protocol::Wait{3, "never", UINT32_MAX}, protocol::Stats{}}};  // the last one never ends
   for (int round = 0; round < 20; ++round) {
     for (const auto& order : orders) {
       RawConnection raw(siege.daemon.socket());
       raw.send(hello_text());
       for (const protocol::Request& request : order) raw.send(request);
-      if (round % 2 == 0 || &order == &orders.back()) continue;  // gone before it is answered
+      if (round % 2 == 0 || &order == &orders.back()) continue;  // closed before it is answered
       ::shutdown(raw.fd(), SHUT_WR);
       std::size_t replies = 0;
       while (raw.receive()) ++replies;
@@ -221,7 +221,7 @@ BOOST_AUTO_TEST_CASE(a_flood_of_connections_is_refused_with_the_reason) {
     BOOST_TEST((flood.refusal(&why) == Errc::too_many));
     BOOST_TEST(why.find("40") != why.npos, why);
   }
-  // Those that never hang up are cut off, too, and are bounded in number.
+  // Those that never hang up are closed as well, and their number is bounded.
   const std::size_t before = descriptors_of(siege.daemon.pid());
   std::vector<RawConnection> stay;
   for (int i = 0; i < 1000; ++i) {
@@ -246,7 +246,7 @@ BOOST_AUTO_TEST_CASE(a_refused_connection_reads_why_before_it_is_cut_off) {
     BOOST_TEST(raw.try_send(hello));
     pollfd answered{raw.fd(), POLLIN, 0};
     BOOST_REQUIRE(::poll(&answered, 1, 10'000) == 1);
-    // The refusal is there, unread. Whoever says more before reading it is not cut off for that.
+    // The refusal is there, unread. A client that sends more before reading it is not closed for that.
     BOOST_TEST(raw.try_send(large));
     BOOST_TEST((raw.refusal() == Errc::too_many));
     BOOST_TEST(raw.end() == 0);
@@ -278,7 +278,7 @@ BOOST_AUTO_TEST_CASE(who_talks_on_after_a_refusal_is_cut_off) {
   const auto start = std::chrono::steady_clock::now();
   std::size_t sent = 0;
   while (raw.try_send(more) && std::chrono::steady_clock::now() - start < 20s) sent += more.size();
-  BOOST_TEST(sent <= 4 * kMiB);  // what it drops, and what the socket's buffer takes
+  BOOST_TEST(sent <= 4 * kMiB);  // what it drops, plus the socket's buffer
   BOOST_TEST((std::chrono::steady_clock::now() - start < 10s));
   siege.lift();
 }
@@ -292,7 +292,7 @@ BOOST_AUTO_TEST_CASE(a_frame_has_its_time_however_its_bytes_come) {
     if (i % 2 == 0) slow.back().greet();
     slow.back().send(head(60'000, 2));
   }
-  // A byte at a time, each well within the time: that does not prolong it.
+  // One byte at a time, each well within the limit: that does not extend the limit.
   std::size_t open = slow.size();
   while (open > 0 && std::chrono::steady_clock::now() - start < 20s) {
     std::this_thread::sleep_for(20ms);
@@ -343,13 +343,13 @@ BOOST_AUTO_TEST_CASE(floods_of_descriptors_are_dropped_by_the_kernel) {
       most = std::max(most, descriptors_of(siege.daemon.pid()));
     }
   }
-  // 50,600 were sent. The daemon may have had the connection's own, and the good client's further ones.
+  // 50,600 were sent. The daemon may also hold the connection's own and further ones of the good client.
   BOOST_TEST(most <= siege.before().descriptors + 16);
   to.reset();
   pollfd watched{from.get(), POLLIN, 0};
   BOOST_REQUIRE(::poll(&watched, 1, 10'000) == 1);
   char byte = 0;
-  BOOST_TEST(::read(from.get(), &byte, 1) == 0);  // the last copy is gone
+  BOOST_TEST(::read(from.get(), &byte, 1) == 0);  // the last copy is closed
   siege.lift();
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One user's requests, however many and however dear, and another user who is served all the while: how long a set of
-// the second takes, quiet and not, in one run. The figures are printed.
+// One user's requests, however many and however expensive, and another user who is served meanwhile: measures how long
+// a set of the second takes with and without load, in one run, and prints the figures.
 #include "tests/hostile/flood.hpp"
 #include "tests/hostile/siege.hpp"
 #include "tests/protocol/samples.hpp"
@@ -32,7 +32,7 @@ struct Crowd : Siege {
                                      "--max-connections-per-user=1200"});
     return options;
   }
-  /// With so many connections of `uid` that each say `again` all the time.
+  /// With `count` connections of `uid` that each repeat `again` continuously.
   void endure(const char* what, uid_t uid, std::size_t count, const protocol::Request& again) {
     Flood flood(daemon.socket(), uid, count, text(protocol::Hello{}), text(again));
     const Latency latency = Latency::of(client, kPhase);
@@ -80,7 +80,7 @@ BOOST_AUTO_TEST_CASE(who_comes_and_goes_all_the_time_keeps_nobody_waiting) {
       processes.push_back(std::make_unique<Child>([&] {
         become(allowed ? kReader : kNobody);
         const std::string hello = text(attach);
-        std::vector<int> open(500, -1);  // they stay for a while, those beyond what one may have are refused
+        std::vector<int> open(500, -1);  // they stay a while; those beyond the limit are refused
         for (std::size_t n = 0;; ++n) {
           int& place = open[n % open.size()];
           if (place >= 0) ::close(place);
@@ -95,7 +95,7 @@ BOOST_AUTO_TEST_CASE(who_comes_and_goes_all_the_time_keeps_nobody_waiting) {
     const Latency latency = Latency::of(crowd.client, kPhase);
     BOOST_TEST_MESSAGE((allowed ? "attaching" : "refused") << " all the time: " << latency);
     BOOST_TEST(latency.worst < 1e6 * std::chrono::duration<double>(Siege::kServedWithin).count(), latency);
-    // Who comes is served, too, behind all who came before.
+    // A new client is served as well, after all earlier ones.
     for (int i = 0; i < 5; ++i) {
       const auto start = std::chrono::steady_clock::now();
       Client newcomer(crowd.daemon.socket());
@@ -112,14 +112,14 @@ BOOST_AUTO_TEST_CASE(a_request_that_waits_for_its_turn_is_answered_though_its_ri
   DaemonProcess daemon({"--socket-mode=0666", "--write-users=60002", "--max-rings=1"});
   daemon.start();
   std::filesystem::permissions(daemon.directory().path(), std::filesystem::perms{0755});
-  // Its ring stays with it after a set.
+  // It keeps its ring after a set.
   std::optional<RawConnection> idle(std::in_place, daemon.socket());
   idle->greet();
   idle->send(protocol::SetBegin{params_of(48, "large"), 0});
   BOOST_REQUIRE(std::holds_alternative<protocol::SetReady>(*idle->receive()));
   idle->send(protocol::SetCommit{});
   BOOST_REQUIRE(std::holds_alternative<protocol::SetOk>(*idle->receive()));
-  // Others of the same user are before it, so that the turn of the one who wants a ring comes first.
+  // Others of the same user are ahead of it, so that the turn of the connection that wants a ring comes first.
   std::vector<std::unique_ptr<RawConnection>> others;
   for (int i = 0; i < 50; ++i) {
     others.push_back(std::make_unique<RawConnection>(daemon.socket()));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Other users: who may do what, what they can reach of the daemon's objects, and what lies in the places where the
-// daemon puts them. Only root can be somebody else: passed over without it.
+// Other users: what each may do, what they can reach of the daemon's objects, and what they may have placed where the
+// daemon creates them. Only root can switch to another user: skipped otherwise.
 #include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// The error's code, 0: none.
+/// The error's code; 0: none.
 int refused(const std::function<void()>& call) {
   try {
     call();
@@ -34,7 +34,7 @@ int refused(const std::function<void()>& call) {
   }
 }
 
-/// A daemon whose directory and socket everybody may reach.
+/// A daemon whose directory and socket every user may reach.
 struct Open : Served {
   explicit Open(std::vector<std::string> options) : Served(with_mode(std::move(options))) {
     fs::permissions(daemon.directory().path(), fs::perms{0755});
@@ -154,7 +154,7 @@ BOOST_AUTO_TEST_CASE(each_right_is_what_the_lists_say) {
     RawConnection raw(socket);
     require(raw.refusal() == Errc::not_permitted, "somebody who is in no list");
   });
-  served.client.drop(77);  // root may everything, listed or not
+  served.client.drop(77);  // root may do everything, listed or not
 }
 
 BOOST_AUTO_TEST_CASE(without_lists_the_sockets_group_may_everything) {
@@ -205,7 +205,7 @@ BOOST_AUTO_TEST_CASE(modes_do_not_depend_on_the_umask) {
   }
 }
 
-// What the service is like after an upgrade: directory and files are those of a version that let the socket's group in.
+// The state after an upgrade: directory and files are those of a version that let the socket's group in.
 BOOST_AUTO_TEST_CASE(the_sockets_group_can_neither_read_the_database_nor_lock_it) {
   constexpr gid_t kGroup = 65'533;
   DaemonProcess daemon({"--flush-interval=5ms", "--socket-mode=0660", "--socket-group=65533", "--write-users=65532"});
@@ -368,7 +368,7 @@ BOOST_AUTO_TEST_CASE(a_clients_descriptors_give_no_more_than_reading) {
     fails("making the mapping writable", ::mprotect(mapped, 4096, PROT_READ | PROT_WRITE) != 0, {EACCES});
     const std::string pins = "/proc/self/fd/" + std::to_string(raw.descriptors()[1].get());
     fails("opening the pin page again", ::open(pins.c_str(), O_RDWR) < 0, {EACCES});
-    // Another's page: no way to it.
+    // Another user's page: no access.
     fails("opening another's pin page", ::open((served.daemon.segment_path() + ".pin.1.0").c_str(), O_RDONLY) < 0,
           {EACCES});
   });
@@ -402,7 +402,7 @@ constexpr std::pair<Squat, const char*> kSquats[] = {{Squat::file, "a file"},
                                                      {Squat::link_to_directory, "a link to a directory"},
                                                      {Squat::fifo, "a fifo"}};
 
-/// Another user's, made by this user himself: /dev/shm lets him, and keeps others from removing it.
+/// Creates a name as another user: /dev/shm permits it, and prevents others from removing it.
 void squat(Squat kind, const std::string& path) {
   as_user(65'534, 65'534, {}, [&] {
     switch (kind) {
@@ -429,7 +429,8 @@ void squat(Squat kind, const std::string& path) {
 
 constexpr uid_t kDaemonsUser = 60'101;
 
-/// Root may remove others' names from a sticky directory, so the daemon is somebody else, who has to reach its program.
+/// Root may remove others' names from a sticky directory, so the daemon runs as another user, who must be able to reach
+/// its program.
 boost::test_tools::assertion_result other_daemon(boost::unit_test::test_unit_id) {
   Child probe([] {
     require(::setgroups(0, nullptr) == 0 && ::setresuid(kDaemonsUser, kDaemonsUser, kDaemonsUser) == 0, "setresuid(2)");
@@ -440,7 +441,7 @@ boost::test_tools::assertion_result other_daemon(boost::unit_test::test_unit_id)
   return may;
 }
 
-/// All that can be squatted: what this version needs and what earlier ones did.
+/// All names that can be squatted: those that this version needs and those of earlier ones.
 std::vector<std::string> names_of(const DaemonProcess& daemon) {
   std::vector<std::string> names;
   for (const char* suffix : {".d", ".d.0000000000000000", "", ".lock", ".new", ".pin.1", ".pin.2", ".damaged.1",
@@ -450,7 +451,7 @@ std::vector<std::string> names_of(const DaemonProcess& daemon) {
   return names;
 }
 
-/// Where it serves from, as its log says.
+/// The directory it serves from, according to its log.
 std::string served_directory(const DaemonProcess& daemon) {
   std::string found;
   for (const auto& object : fs::directory_iterator("/dev/shm")) {
@@ -479,13 +480,13 @@ BOOST_AUTO_TEST_CASE(no_name_that_another_user_made_first_keeps_a_daemon_from_st
       BOOST_TEST(directory != daemon.segment_directory());
       BOOST_TEST(mode_of(directory) == 0700u);
       BOOST_TEST(contains(daemon.log(), directory), daemon.log());
-      // A second one for the same instance finds the same place, and is told.
+      // A second daemon for the same instance finds the same directory, and is refused.
       DaemonProcess second({"--segment-size=8MiB"});
       second.run_as(kDaemonsUser);
       second.use_segment(daemon.segment());
       BOOST_TEST(second.start_refused() == 75);
       BOOST_TEST(contains(second.log(), "is held by another stepstashd"), second.log());
-      // Killed, it finds it again, also when the name has become free or is somebody's again.
+      // After a kill it finds the directory again, even if the name has become free or belongs to another user again.
       daemon.kill();
       daemon.start();
       BOOST_TEST(Client(daemon.socket()).get(1, "v")->text() == "value");
@@ -579,7 +580,7 @@ BOOST_AUTO_TEST_CASE(what_an_earlier_version_left_in_dev_shm_is_moved_in_with_it
   BOOST_TEST(figure(client, "pin_pages") == 1u);
   daemon.kill();
   flat(daemon);
-  // While an earlier version runs it keeps what it has.
+  // While an earlier version runs, it keeps its files.
   {
     const UniqueFd lock(::open(("/dev/shm/" + daemon.segment() + ".lock").c_str(), O_RDWR | O_CLOEXEC));
     BOOST_REQUIRE(::flock(lock.get(), LOCK_EX | LOCK_NB) == 0);
@@ -589,14 +590,14 @@ BOOST_AUTO_TEST_CASE(what_an_earlier_version_left_in_dev_shm_is_moved_in_with_it
   daemon.start();
   client.set(1, "held", "another");
   for (int i = 0; i < 60; ++i) client.set(2, std::to_string(i % 3), generated(200'000, 50));
-  BOOST_TEST(is_generated(view->bytes(), 200'000, 1));  // its pin page came along
+  BOOST_TEST(is_generated(view->bytes(), 200'000, 1));  // its pin page was taken over
   BOOST_TEST(client.get(1, "v")->text() == "value");
-  BOOST_TEST(figure(client, "pin_pages") == 2u);  // that one is nobody's now: it holds what it pins, and no more
+  BOOST_TEST(figure(client, "pin_pages") == 2u);  // it belongs to kNobody now: keeps its pins, gets no more
   for (const auto& object : fs::directory_iterator("/dev/shm")) {
     const std::string name = object.path().filename();
     if (name.starts_with(daemon.segment())) BOOST_TEST(name == daemon.segment() + ".d");
   }
-  // An earlier version ran once more, and left a newer segment.
+  // An earlier version ran once more and left a newer segment.
   daemon.kill();
   const std::string aside = daemon.segment_directory() + "-aside";
   fs::rename(daemon.segment_directory(), aside);

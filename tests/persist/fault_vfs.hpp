@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// SQLite's own seam for faults: a VFS that counts what reaches the files and can fail it, stop at it, or die at it.
+/// Fault injection through SQLite's own seam: a VFS that counts I/O on the files and can fail, stop or kill at any of
+/// it.
 ///
-/// While one lives it is SQLite's default VFS, so the store under test is opened as in production and knows nothing.
-/// One at a time; every database opened through it is closed before it is destroyed.
+/// While one exists it is SQLite's default VFS, so the store under test is opened as in production and is unaware of
+/// it. One at a time; every database opened through it is closed before it is destroyed.
 #pragma once
 
 #include <atomic>
@@ -18,8 +19,8 @@ class FaultVfs {
   FaultVfs& operator=(const FaultVfs&) = delete;
   ~FaultVfs();
 
-  /// Called before each write (to database or WAL) with its number, from 1; what it returns other than 0 (SQLITE_OK)
-  /// is the write's result instead. Called in the thread that writes; must not be changed while one does.
+  /// Called before each write (to database or WAL) with its number, from 1; a result other than 0 (SQLITE_OK) replaces
+  /// the write's own. Called in the writing thread; must not be changed during a write.
   std::function<int(std::uint64_t number)> on_write;
   /// Likewise for fsync.
   std::function<int(std::uint64_t number)> on_sync;

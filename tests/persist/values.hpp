@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Values and batches for the tests of persist/, short to write and easy to tell apart.
+/// Values and batches for the tests of persist/: concise to write and easy to tell apart.
 #pragma once
 
 #define BOOST_TEST_DYN_LINK
@@ -20,7 +20,7 @@ namespace stepstash::test {
 
 using Bytes = std::vector<std::byte>;
 
-/// `size` bytes that differ from those of any other seed, from each other's neighbours and at every position.
+/// `size` bytes that differ from those of any other seed, from their neighbours and at every position.
 inline Bytes pattern(std::size_t size, std::uint64_t seed) {
   Bytes bytes(size);
   std::uint64_t word = seed * 0x9E3779B97F4A7C15u + 1;
@@ -41,7 +41,7 @@ inline persist::EntryRow row(std::uint64_t id, std::uint64_t revision, BuildId b
   made.buildid = build;
   made.name = name;
   made.source = source;
-  made.value_hash = ~revision;  // with the highest bit set: it must come back as it went
+  made.value_hash = ~revision;  // with the highest bit set: it must be read back unchanged
   made.value = value;
   return made;
 }

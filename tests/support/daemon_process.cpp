@@ -52,7 +52,7 @@ DaemonProcess::~DaemonProcess() {
   try {
     kill();
     if (owns_segment_) remove_segment();
-  } catch (const std::exception&) {  // a file that stays behind is no reason to end the test run
+  } catch (const std::exception&) {  // a leftover file must not end the test run
   }
 }
 
@@ -90,7 +90,7 @@ void DaemonProcess::spawn() {
   std::vector<std::string> environment = {"NOTIFY_SOCKET=" + notify_path};
   for (char** at = environ; *at != nullptr; ++at) {
     const std::string_view variable = *at;
-    // Settings of whoever runs the tests are none of the daemon under test.
+    // The daemon under test must not inherit the settings of the user running the tests.
     if (variable.starts_with("STEPSTASH_") || variable.starts_with("NOTIFY_SOCKET=") ||
         variable.starts_with("LISTEN_") || variable.starts_with("WATCHDOG_")) {
       continue;
@@ -109,14 +109,14 @@ void DaemonProcess::spawn() {
   const pid_t parent = ::getpid();
   pid_ = ::fork();
   if (pid_ < 0) fail("fork");
-  if (pid_ == 0) {  // only async-signal-safe calls from here: the test may have threads
+  if (pid_ == 0) {  // from here only async-signal-safe calls: the test may have threads
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != parent) ::_exit(127);
     const rlimit few{descriptors_, descriptors_};
     if (descriptors_ != 0 && ::setrlimit(RLIMIT_NOFILE, &few) != 0) ::_exit(127);
     if (user_ != 0 && (::setgroups(0, nullptr) != 0 || ::setresgid(user_, user_, user_) != 0 ||
                        ::setresuid(user_, user_, user_) != 0 || ::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)) {
-      ::_exit(127);  // the change of user has cleared the death signal
+      ::_exit(127);  // changing the user has cleared the death signal
     }
     const int null = ::open("/dev/null", O_RDONLY);
     ::dup2(null, 0);
@@ -133,7 +133,7 @@ void DaemonProcess::spawn() {
   if (!process_) fail("pidfd_open");
 }
 
-/// True when it said READY=1, false when it ended instead. Throws when it did neither in time.
+/// True if it sent READY=1, false if it exited instead. Throws if neither happened in time.
 bool DaemonProcess::wait_ready() {
   if (ready_within(kReadyDeadline)) return true;
   pollfd watched{process_.get(), POLLIN, 0};
@@ -141,7 +141,7 @@ bool DaemonProcess::wait_ready() {
   return false;
 }
 
-/// True when it said READY=1; false when it ended, or the time passed.
+/// True if it sent READY=1; false if it exited, or the time passed.
 bool DaemonProcess::ready_within(std::chrono::nanoseconds time) {
   const auto deadline = Clock::now() + time;
   for (;;) {

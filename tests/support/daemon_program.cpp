@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Which daemon a DaemonProcess runs. A file of its own: a test that defines the function itself, as crash_matrix does
-/// for the daemon with crash points, does not get this one from the library.
+/// The program that a DaemonProcess runs. A separate file: a test that defines the function itself, as crash_matrix
+/// does for the daemon with crash points, does not link this one from the library.
 #include "tests/support/daemon_process.hpp"
 
 namespace stepstash::test {

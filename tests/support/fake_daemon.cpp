@@ -191,14 +191,15 @@ void FakeDaemon::accept() {
     if (fd < 0) continue;
     ++connections_;
     const std::lock_guard lock(mutex_);
-    // The peer owns a copy, so that the end of the test can hang up whatever the script did with its own.
+    // The peer owns a copy, so that the test can hang up at its end whatever the script did with its own.
     peers_.push_back(fd);
     servers_.emplace_back([script = script_, fd, copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0)] {
       Peer peer(copy);
       try {
         script(peer);
       } catch (const std::exception&) {
-        // The client hung up, or sent what no client of ours sends: closing says so, and the test sees the effect.
+        // The client hung up, or sent something that none of our clients sends: closing the connection shows it, and
+        // the test sees the effect.
       }
       ::shutdown(fd, SHUT_RDWR);
     });

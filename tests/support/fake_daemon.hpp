@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A daemon whose every word a test decides: for what a real one does rarely, late or never.
+/// A daemon scripted entirely by a test: for behaviour that a real one shows rarely, late or never.
 #pragma once
 
 #include <atomic>
@@ -23,20 +23,20 @@
 
 namespace stepstash::test {
 
-/// A segment of a few entries, laid out by hand, and pin pages for it.
+/// A segment with a few hand-made entries, and pin pages for it.
 class FakeSegment {
  public:
   explicit FakeSegment(std::uint8_t id);
 
-  /// Adds an entry; evicted ones have no value in the segment. Offsets are given in steps, so that nothing is reused.
+  /// Adds an entry; evicted ones have no value in the segment. Offsets only increase, so nothing is reused.
   void put(BuildId build, std::string_view name, std::string_view value, bool evicted = false);
-  /// Leads the index for this key outside the heap.
+  /// Makes the index slot of this key point outside the heap.
   void damage(BuildId build, std::string_view name);
 
   int fd() const noexcept { return fd_.get(); }
   const shm::SegmentId& id() const noexcept { return header().segment_id; }
   std::uint64_t bytes() const noexcept { return mapping_.size(); }
-  /// A new pin page; its mapping is kept to look at.
+  /// A new pin page; its mapping is kept for inspection.
   int make_page();
   shm::PinPage& page(std::size_t index) {
     const std::lock_guard lock(mutex_);
@@ -54,19 +54,19 @@ class FakeSegment {
   UniqueFd fd_;
   shm::Mapping mapping_;
   shm::Offset next_;
-  mutable std::mutex mutex_;  // the pages: connections make them, tests look at them
+  mutable std::mutex mutex_;  // protects the pages: connections create them, tests inspect them
   std::vector<UniqueFd> page_fds_;
   std::vector<shm::Mapping> pages_;
 };
 
 class FakeDaemon {
  public:
-  /// One accepted connection, for the script. Everything throws std::runtime_error("gone") once the client hung up.
+  /// One accepted connection, for the script. Every call throws std::runtime_error("gone") once the client has hung up.
   class Peer {
    public:
     explicit Peer(int fd) : fd_(fd) {}
     protocol::Request read();
-    /// The bytes of `Set` requests are kept alive until the next read().
+    /// The bytes of `Set` requests stay valid until the next read().
     void send(const protocol::Reply& reply, std::initializer_list<int> descriptors = {});
     void send_bytes(std::span<const std::byte> bytes, std::initializer_list<int> descriptors = {});
     void close() { fd_.reset(); }
@@ -77,17 +77,17 @@ class FakeDaemon {
   };
   using Script = std::function<void(Peer&)>;
 
-  /// Serves each connection with the script, on a thread of its own, until the script returns.
+  /// Runs the script for each connection, on a separate thread, until the script returns.
   FakeDaemon();
   ~FakeDaemon();
 
-  /// What later connections are served with.
+  /// Sets the script for later connections.
   void serve(Script script);
-  /// Answers a Hello as a daemon with `segment` does, resuming where that is asked for and possible.
+  /// Answers a Hello as a daemon with `segment` does; resumes if requested and possible.
   static void greet(Peer& peer, FakeSegment& segment);
   static void answer_hello(Peer& peer, const protocol::Hello& hello, FakeSegment& segment);
 
-  /// Closes the listening socket and removes it, as a daemon that ends; listen() begins anew.
+  /// Closes and removes the listening socket, as a daemon that exits; listen() opens it again.
   void stop_listening();
   void listen();
   const std::string& socket() const noexcept { return socket_; }
@@ -108,7 +108,7 @@ class FakeDaemon {
   std::atomic<int> connections_{0};
 };
 
-/// A sealed memfd as a daemon makes for a staging ring.
+/// A sealed memfd, as a daemon creates it for a staging ring.
 UniqueFd make_ring(std::size_t bytes, bool sealed = true);
 
 }  // namespace stepstash::test

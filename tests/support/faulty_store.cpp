@@ -171,7 +171,7 @@ Result<> FaultyStore::commit(const persist::Batch& batch) {
       changed_.wait(lock, [&] { return !blocking_; });
       --blocked_;
     }
-    // Decided after the wait, so that a test can let a stopped commit fail.
+    // Checked after the wait, so that a test can make a blocked commit fail.
     if (number == fail_at_) {
       error = nth_error_;
       reaches_inner = landed_;

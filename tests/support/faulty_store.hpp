@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A BackingStore that hands everything on to another one, except what a test wants to fail or to wait.
+/// A BackingStore that forwards to another one, except for calls that a test makes fail or block.
 ///
 /// Thread safety: the controls may be used from any thread while calls run. Lifetime: the inner store outlives it, and
-/// nobody is blocked in it when it is destroyed.
+/// no call is blocked in it when it is destroyed.
 #pragma once
 
 #include <chrono>
@@ -24,36 +24,35 @@ class FaultyStore final : public persist::BackingStore {
   /// The `nth` commit from now (1: the next) fails with `error`.
   FaultyStore(persist::BackingStore& inner, std::uint64_t nth, std::error_code error);
 
-  /// A failing commit does not reach the inner store, unless `landed`: then the inner store commits and the caller is
-  /// told otherwise, which is what a failed COMMIT may mean.
+  /// A failing commit does not reach the inner store, unless `landed`: then the inner store commits but the caller sees
+  /// the error, as a failed COMMIT may do.
   void fail_nth_commit(std::uint64_t nth, std::error_code error, bool landed = false);
   void fail_commits(std::error_code error);
-  /// Commits with values fail, and those of builds' facts alone do not, as on a full disk.
+  /// Commits with values fail; those with facts of builds only succeed, as on a full disk.
   void fail_values(std::error_code error);
-  /// Reading single values and builds.
+  /// Reads of single values and builds fail.
   void fail_loads(std::error_code error);
   void fail_reservations(std::error_code error);
-  /// No more failures of any kind.
+  /// Ends all failures.
   void heal();
 
-  /// From the next one on, commits stop before they reach the inner store, until release().
+  /// From the next one on, commits block before they reach the inner store, until release().
   void block_commits();
-  /// The same for values that are loaded.
+  /// The same for loads of values.
   void block_loads();
-  /// Every call that may do input or output stops before it reaches the inner store, as on a disk that hangs, until
-  /// release().
+  /// Every call that may do I/O blocks before it reaches the inner store, as on a hung disk, until release().
   void hang();
-  /// What is known of one of these builds is not told before it is none of these.
+  /// Reading the facts of one of these builds blocks until the build is no longer in the set.
   void hang_on_builds(std::set<BuildId> builds);
-  /// Its files are where they belong, or not.
+  /// Whether its files appear to have been moved away.
   void move_away(bool away);
-  /// True when a call is stopped there; false when none came within `deadline`.
+  /// True once a call is blocked; false if none arrives within `deadline`.
   bool wait_until_blocked(std::chrono::milliseconds deadline = std::chrono::seconds(30));
   void release();
-  /// True when at least `count` commits have returned, failed ones included; false after `deadline`.
+  /// True once at least `count` commits have returned, failed ones included; false after `deadline`.
   bool wait_for_commits(std::uint64_t count, std::chrono::milliseconds deadline = std::chrono::seconds(30));
 
-  /// Calls, failed ones included: commits when they begin.
+  /// Numbers of calls, failed ones included; commits count when they begin.
   std::uint64_t commits() const;
   std::uint64_t failed_commits() const;
   std::uint64_t loads() const;
@@ -78,7 +77,7 @@ class FaultyStore final : public persist::BackingStore {
   std::string last_error() const override { return inner_.last_error(); }
 
  private:
-  /// Waits while the disk hangs. With the lock.
+  /// Waits while the disk hangs. Call with the lock held.
   void pass(std::unique_lock<std::mutex>& lock) const;
   void pass() const;
 
@@ -97,7 +96,7 @@ class FaultyStore final : public persist::BackingStore {
   std::optional<std::error_code> reservation_error_;
   bool blocking_ = false;
   bool blocking_loads_ = false;
-  mutable std::uint64_t blocked_ = 0;  // calls stopped now
+  mutable std::uint64_t blocked_ = 0;  // calls blocked now
   std::uint64_t commits_ = 0;
   std::uint64_t returned_ = 0;
   std::uint64_t failed_ = 0;

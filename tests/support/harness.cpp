@@ -28,7 +28,7 @@ using Clock = std::chrono::steady_clock;
 [[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::system_category(), what); }
 
 std::uint64_t word(std::uint64_t seed, std::uint64_t index) {
-  // splitmix64's mixing of a counter: cheap, and every word of every seed is another.
+  // The mixing function of splitmix64 over a counter: cheap, and every word differs for every seed.
   std::uint64_t z = (seed << 40) + index * 0x9E3779B97F4A7C15;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
   return z ^ (z >> 27);
@@ -113,7 +113,7 @@ std::int64_t query(const std::string& db, const std::string& sql) {
   }
   const std::unique_ptr<sqlite3_stmt, int (*)(sqlite3_stmt*)> statement(raw, ::sqlite3_finalize);
   const int step = ::sqlite3_step(raw);
-  if (step == SQLITE_DONE) return 0;  // a statement that changes something
+  if (step == SQLITE_DONE) return 0;  // a statement without a result
   if (step != SQLITE_ROW) throw std::runtime_error(sql + ": " + ::sqlite3_errmsg(connection.get()));
   return ::sqlite3_column_int64(raw, 0);
 }
@@ -223,7 +223,7 @@ Outcome run(const std::vector<std::string>& words, const RunOptions& options) {
     if (watched[0].revents != 0) {
       const ssize_t wrote = ::write(to_child.get(), options.input.data() + sent, options.input.size() - sent);
       if (wrote > 0) sent += static_cast<std::size_t>(wrote);
-      if (wrote < 0 && errno != EAGAIN) to_child.reset();  // it does not want more
+      if (wrote < 0 && errno != EAGAIN) to_child.reset();  // the child wants no more
     }
     const auto drain = [](UniqueFd& from, std::string& into) {
       std::array<char, 65536> text{};
@@ -243,7 +243,7 @@ Child::Child(const std::function<int()>& body) {
   if (pid_ < 0) fail("fork");
   if (pid_ > 0) return;
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  // The test framework's handlers would go on with the tests here.
+  // The test framework's handlers would continue the tests here.
   for (const int number : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGALRM}) ::signal(number, SIG_DFL);
   int status = 99;
   try {
@@ -252,7 +252,7 @@ Child::Child(const std::function<int()>& body) {
     static_cast<void>(!::write(2, e.what(), std::strlen(e.what())));
   } catch (...) {
   }
-  ::_exit(status);  // nothing of the parent's is torn down here
+  ::_exit(status);  // do not destroy the parent's objects
 }
 
 Child::~Child() { kill(); }

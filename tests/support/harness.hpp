@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What the whole-process tests share: waiting for conditions, generated values, child processes, the daemon's figures.
+/// Shared by the whole-process tests: waiting for conditions, generated values, child processes, the daemon's counters.
 #pragma once
 
 #include <sys/types.h>
@@ -53,17 +53,17 @@ inline constexpr bool kThreadSanitizer = true;
 #else
 inline constexpr bool kThreadSanitizer = false;
 #endif
-/// Sanitizers cost a factor of up to twenty: sizes and counts that only serve to make a test thorough are divided by
+/// Sanitizers slow down execution by a factor of up to twenty: divide sizes and counts that only serve thoroughness by
 /// this.
 inline constexpr std::uint64_t kScale = kAddressSanitizer || kThreadSanitizer ? 10 : 1;
 
-/// Whether `condition` became true before the deadline; looked at every few milliseconds.
+/// Whether `condition` became true before the deadline; polled every few milliseconds.
 bool eventually(const std::function<bool()>& condition, std::chrono::milliseconds deadline = 20s);
 
-/// `bytes` bytes that differ for every `seed` and at every place: a value in the wrong place, or of another version,
-/// is never taken for the right one.
+/// `bytes` bytes that differ for every `seed` and at every position: a misplaced value, or one of another version, is
+/// never mistaken for the right one.
 std::string generated(std::uint64_t bytes, std::uint64_t seed);
-/// The same, from `offset` of the value on, into `out`.
+/// The same, starting at `offset` of the value, into `out`.
 void generate(std::span<std::byte> out, std::uint64_t seed, std::uint64_t offset = 0);
 /// Whether a view's value is generated(bytes, seed).
 bool is_generated(std::span<const std::byte> value, std::uint64_t bytes, std::uint64_t seed);
@@ -74,7 +74,7 @@ std::uint64_t figure(const Client& client, std::string_view name);
 /// Runs SELECTs of one number on the daemon's database, as another process would.
 std::int64_t query(const std::string& db, const std::string& sql);
 
-/// A daemon that serves, and a client of it.
+/// A serving daemon and a client of it.
 struct Served {
   explicit Served(std::vector<std::string> options = {})
       : daemon(std::move(options)), client((daemon.start(), daemon.socket())) {}
@@ -88,10 +88,10 @@ inline std::chrono::system_clock::time_point epoch(std::time_t seconds) {
   return std::chrono::system_clock::from_time_t(seconds);
 }
 
-/// Spoils the schema of a database in use, so that the next commit meets it.
+/// Damages the schema of a database in use, so that the next commit finds it.
 void damage_schema(const std::string& db);
 
-/// Keeps every other process from writing the database, until it is destroyed.
+/// Keeps every other process from writing to the database until it is destroyed.
 class WriteLock {
  public:
   explicit WriteLock(const std::string& db);
@@ -105,7 +105,7 @@ class WriteLock {
   Database* database_;
 };
 
-/// A transaction that reads the database, and goes on until it is destroyed.
+/// A read transaction on the database that stays open until it is destroyed.
 class ReadLock {
  public:
   explicit ReadLock(const std::string& db);
@@ -117,7 +117,7 @@ class ReadLock {
   WriteLock::Database* database_;
 };
 
-/// What became of a program.
+/// The result of a program.
 struct Outcome {
   int status = -1;  ///< exit status, or 128 + signal
   std::string out;
@@ -126,16 +126,16 @@ struct Outcome {
 
 struct RunOptions {
   std::string input{};                     ///< its standard input
-  std::vector<std::string> environment{};  ///< added: "STEPSTASH_BUILD=7"
-  std::string out_path{};                  ///< not empty: its standard output is this file
-  std::uint64_t file_size_limit = 0;       ///< not 0: RLIMIT_FSIZE, with SIGXFSZ ignored
-  unsigned closed = 0;                     ///< descriptors that it starts without: bit n for descriptor n, of 0 to 2
+  std::vector<std::string> environment{};  ///< added, for example "STEPSTASH_BUILD=7"
+  std::string out_path{};                  ///< not empty: redirects its standard output to this file
+  std::uint64_t file_size_limit = 0;       ///< non-zero: RLIMIT_FSIZE, with SIGXFSZ ignored
+  unsigned closed = 0;                     ///< descriptors closed at its start: bit n for descriptor n, of 0 to 2
 };
 
-/// Runs `argv` (looked up in PATH) to its end; throws after a minute.
+/// Runs `argv` (looked up in PATH) to completion; throws after a minute.
 Outcome run(const std::vector<std::string>& argv, const RunOptions& options = {});
 
-/// A forked child that runs `body` and exits with what it returns; 99 when it throws. Killed when it is destroyed.
+/// A forked child that runs `body` and exits with its result; 99 if it throws. Killed by the destructor.
 class Child {
  public:
   explicit Child(const std::function<int()>& body);
@@ -146,14 +146,14 @@ class Child {
   pid_t pid() const noexcept { return pid_; }
   /// Exit status, or 128 + signal; throws after a minute.
   int join();
-  /// SIGKILL; returns when it is gone.
+  /// Sends SIGKILL; returns once it is gone.
   void kill();
 
  private:
   pid_t pid_ = -1;
 };
 
-/// A thread whose exception is thrown again where it is joined. Joined at the latest when it is destroyed.
+/// A thread whose exception is rethrown where it is joined. The destructor joins it at the latest.
 class Worker {
  public:
   explicit Worker(std::function<void()> body);
@@ -166,13 +166,13 @@ class Worker {
   std::thread thread_;
 };
 
-/// A byte stream between a child and its parent: signals that something has happened.
+/// A byte stream between a child and its parent, used to signal events.
 class Signal {
  public:
   Signal();
   /// May be called in either process.
   void raise() const;
-  /// False when nobody raised it within a minute.
+  /// False if it was not raised within a minute.
   bool wait() const;
 
  private:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Time that stands still until a test moves it.
+/// A clock that stands still until a test moves it.
 ///
 /// Thread safety: any thread may read and move it.
 #pragma once

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// BackingStore in memory, with the semantics of the one on disk: what a test substitutes for SQLite.
+/// BackingStore in memory, with the semantics of the one on disk: the tests' substitute for SQLite.
 ///
-/// Thread safety: all calls may run concurrently. It survives the death of the daemon object that uses it, so a test
-/// restarts a daemon on the same MemoryStore as on the same file.
+/// Thread safety: all calls may run concurrently. It outlives the daemon object that uses it, so a test can restart a
+/// daemon on the same MemoryStore as on the same file.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,7 @@ class MemoryStore final : public persist::BackingStore {
   std::uint64_t store_id() const override { return store_id_; }
   std::uint64_t commit_count() const override;
   std::int64_t last_written() const override { return last_written_; }
-  /// By default the clock of now is to be believed.
+  /// By default the current clock is plausible.
   void set_last_written(std::int64_t seconds) { last_written_ = seconds; }
   Result<> commit(const persist::Batch& batch) override;
   Result<std::uint64_t> reserve_ids(std::uint64_t count, std::uint64_t at_least) override;

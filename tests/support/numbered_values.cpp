@@ -22,7 +22,8 @@ std::uint64_t mixed(std::uint64_t z) {
 std::size_t length_of(std::uint64_t value) {
   const std::uint64_t kind = mixed(value) % 100;
   const std::uint64_t size = mixed(value + 1);
-  // The largest value of a message, of a shell's reach in the database, and one more each.
+  // The largest value that travels inline, the largest stored in build_data itself, one byte more of each, and the
+  // maximum.
   static constexpr std::size_t kEdges[] = {64 * kKiB, 64 * kKiB + 1, 256 * kKiB, 256 * kKiB + 1, kMiB};
   if (kind < 5) return 0;
   if (kind < 55) return 1 + size % 200;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Values that say which they are: a value's source is a number that is given once, from which its length and its bytes
-/// follow. So a reader can tell without asking anybody whether what it sees is exact.
+/// Self-describing values: a value's source is a unique number that determines its length and its bytes. So a reader
+/// can check exactness without any other information.
 #pragma once
 
 #include <cstddef>
@@ -11,18 +11,18 @@
 
 namespace stepstash::test {
 
-/// CLOCK_MONOTONIC, which all processes of a machine share.
+/// CLOCK_MONOTONIC, shared by all processes of a machine.
 std::int64_t now_ns();
 
-/// splitmix64: another number for each.
+/// splitmix64: a different number for each.
 std::uint64_t mixed(std::uint64_t number);
 
-/// From none at all to 1 MiB, small ones more often, and the lengths at which another way is taken.
+/// From zero to 1 MiB, with a preference for small ones and for the lengths at which the code path changes.
 std::size_t length_of(std::uint64_t value);
 std::string bytes_of(std::uint64_t value);
 bool is_exact(std::span<const std::byte> bytes, std::uint64_t value);
 std::string source_of(std::uint64_t value);
-/// 0 when the text is none of source_of()'s.
+/// 0 if the text is not from source_of().
 std::uint64_t value_of(std::string_view source);
 
 }  // namespace stepstash::test

@@ -14,9 +14,9 @@ void Promises::will_set(BuildId build, const std::string& name, const Value& val
   builds_[build].data[name].open = value;
 }
 
-/// Ids are never given twice, and a new one is greater than all before it.
+/// Ids are never reused, and a new one is greater than all before it.
 void Promises::give_id(std::uint64_t id, BuildId build, const std::string& name) {
-  if (ids_may_change_) return;  // two databases count for themselves
+  if (ids_may_change_) return;  // two databases count independently
   const std::string whose = key(build, name);
   const auto [at, added] = given_.emplace(id, whose);
   if (!added && at->second != whose) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What clients were promised, kept apart from the daemon, and compared with what is there after it was killed.
+/// A record of what clients were promised, independent of the daemon, to compare with what exists after it was killed.
 ///
-/// An operation is announced before it is sent (will_...) and confirmed by its answer (was_...). One that was announced
-/// and not confirmed may have been done or not, but nothing in between: a set left the old value or the new one, a drop
-/// all entries of its build or none. What was seen after a restart counts as confirmed from then on.
+/// An operation is announced before it is sent (will_...) and confirmed by its answer (was_...). An announced but
+/// unconfirmed operation may have been done or not, but nothing in between: a set leaves the old value or the new one,
+/// a drop all entries of its build or none. What was seen after a restart counts as confirmed from then on.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@
 
 namespace stepstash::test {
 
-/// A promise that was not kept; what() says which.
+/// A broken promise; what() says which one.
 class Broken : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -43,8 +43,8 @@ class Promises {
   struct Datum {
     std::optional<Confirmed> confirmed;
     std::optional<Value> open;  ///< a set that was announced
-    bool damaged = false;       ///< the test damaged its bytes: it may be refused, or be gone, but not be wrong
-    bool lost = false;          ///< it was in another database only: it may be gone
+    bool damaged = false;       ///< damaged by the test: may be refused or missing, but not wrong
+    bool lost = false;          ///< was only in another database: may be missing
   };
   struct Build {
     std::optional<std::int64_t> complete_at, open_complete_at;
@@ -61,7 +61,7 @@ class Promises {
   void was_not_set(BuildId build, const std::string& name);
   void will_drop(BuildId build) { builds_[build].open_drop = true; }
   void was_dropped(BuildId build);
-  /// Announces a prune: a drop of each build it concerns.
+  /// Announces a prune: a drop of each build that it affects.
   std::vector<BuildId> will_prune(std::int64_t older_than);
   void will_finish(BuildId build, std::int64_t at) { builds_[build].open_complete_at = at; }
   void was_finished(BuildId build);
@@ -77,14 +77,14 @@ class Promises {
     std::uint64_t revision = 0;
     std::uint64_t length = 0;
   };
-  /// Whether the value of an entry has these bytes; nullopt when the daemon refuses to give it.
+  /// Whether the value of an entry has these bytes; nullopt if the daemon refuses to serve it.
   using HasBytes = std::function<std::optional<bool>(BuildId, const Seen&, const Value&)>;
-  /// Compares with the list of a build, and settles what was open. Throws Broken.
+  /// Compares with the list of a build and settles pending operations. Throws Broken.
   void see(BuildId build, const std::vector<Seen>& list, const HasBytes& has_bytes);
-  /// The same for a build's row in the database; nullopt: there is none, or no such fact in it. After a flush.
+  /// The same for a build's row in the database; nullopt: no row, or no such fact in it. Call after a flush.
   void see_row(BuildId build, std::optional<std::int64_t> complete_at, bool held);
 
-  /// Every build that was ever named.
+  /// Every build ever named.
   std::vector<BuildId> builds() const;
   Build& build(BuildId build) { return builds_[build]; }
   std::uint64_t entries() const;
@@ -95,7 +95,7 @@ class Promises {
   void give_id(std::uint64_t id, BuildId build, const std::string& name);
 
   std::map<BuildId, Build> builds_;
-  std::map<std::uint64_t, std::string> given_;  // id -> whose it is, for ever
+  std::map<std::uint64_t, std::string> given_;  // id -> its owner, forever
   std::uint64_t highest_ = 0;
   bool ids_may_change_ = false;
 };

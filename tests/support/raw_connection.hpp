@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A client of the daemon's socket that says what it likes. Only in a process in which Boost.Test runs.
+/// A client of the daemon's socket that may send anything. Only in a process that runs Boost.Test.
 #pragma once
 
 #include <poll.h>
@@ -24,7 +24,7 @@
 
 namespace stepstash::test {
 
-/// A connection that is used as nobody should.
+/// A connection for protocol violations.
 class RawConnection {
  public:
   explicit RawConnection(const std::string& path) : fd_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -36,10 +36,10 @@ class RawConnection {
   }
   explicit RawConnection(UniqueFd connected) : fd_(std::move(connected)) {}
   void send(std::span<const std::byte> bytes) const {
-    // The daemon may have hung up already: that is an answer, too.
+    // The daemon may have hung up already, which is an answer as well.
     static_cast<void>(::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
   }
-  /// Whether all of it was taken; false when the daemon had cut this connection off.
+  /// Whether all of it was accepted; false if the daemon had closed this connection.
   bool try_send(std::span<const std::byte> bytes) const {
     return ::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
   }
@@ -85,7 +85,7 @@ class RawConnection {
     const auto reply = receive();
     BOOST_REQUIRE((reply && std::holds_alternative<protocol::HelloOk>(*reply)));
   }
-  /// What the next reply refuses with; nullopt when the daemon hung up instead.
+  /// The error code of the next reply; nullopt if the daemon hung up instead.
   std::optional<Errc> refusal(std::string* message = nullptr) {
     const auto reply = receive();
     if (!reply) return std::nullopt;
@@ -94,7 +94,7 @@ class RawConnection {
     if (message != nullptr) *message = failure->message;
     return failure->code;
   }
-  /// The errno of the next read; 0: the daemon hung up in order. What still comes before that is dropped.
+  /// The errno of the next read at the end; 0: an orderly hang-up. Drops whatever arrives before that.
   int end() const {
     std::array<std::byte, 4096> bytes;
     for (;;) {
@@ -106,7 +106,7 @@ class RawConnection {
   }
   bool hung_up() { return !receive().has_value(); }
   int fd() const { return fd_.get(); }
-  /// All that came with replies so far: after an attach the segment's and the pin page's.
+  /// All descriptors received so far: after an attach the segment's and the pin page's.
   std::vector<UniqueFd>& descriptors() { return descriptors_; }
 
  private:
@@ -147,7 +147,7 @@ inline protocol::SetParams params_of(BuildId build, std::string name, std::strin
   return params;
 }
 
-/// A frame's head, with nothing checked.
+/// A frame's head, without any checks.
 inline std::string head(std::uint32_t bytes, std::uint16_t type, std::uint16_t zero = 0) {
   std::string text(8, '\0');
   std::memcpy(text.data(), &bytes, 4);

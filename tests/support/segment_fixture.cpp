@@ -207,7 +207,7 @@ std::string disorder(const shm::Writer& writer) {
       table = true;
       used += size;
     } else if (reinterpret_cast<const shm::BlockHeader*>(base + at)->kind == shm::BlockKind::index) {
-      former_tables += size;  // kept for readers that are still in them (shm/index.cpp)
+      former_tables += size;  // kept for readers that may still be in them (shm/index.cpp)
     }
   };
   if (!shm::Heap::walk(base, head.heap_offset, head.segment_bytes, look_at)) return "the blocks do not tile the heap";
@@ -221,7 +221,7 @@ std::string disorder(const shm::Writer& writer) {
   const std::uint64_t known =
       used + former_tables + writer.retired_bytes() + writer.slab_bytes() + writer.heap().free_bytes();
   const std::uint64_t all = writer.heap().capacity() + writer.heap().written_off();
-  // After a restart what was written off counts again, and the stand-in may have more than there is room for.
+  // After a restart, blocks that had been written off count again, and the stand-in may hold more than the room allows.
   const bool beyond =
       writer.heap().free_bytes() == 0 && writer.heap().stand_in_used_bytes() > writer.heap().written_off();
   if (beyond ? known < all : known != all) {
@@ -231,7 +231,7 @@ std::string disorder(const shm::Writer& writer) {
 }
 
 FewDescriptors::FewDescriptors(int more) {
-  std::vector<UniqueFd> holes;  // all that are below the first that would be refused
+  std::vector<UniqueFd> holes;  // all free numbers below the first that would be refused
   for (int i = 0; i < more; ++i) holes.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   ::getrlimit(RLIMIT_NOFILE, &former_);
   ::rlimit few = former_;
@@ -273,7 +273,7 @@ Child::Child(const std::function<int(int)>& body) {
       status = body(ends[1]);
     } catch (const std::exception&) {
     }
-    ::_exit(status);  // nothing of the parent's is destroyed twice
+    ::_exit(status);  // do not destroy the parent's objects a second time
   }
   ::close(ends[1]);
   report_.reset(ends[0]);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What the tests of shm/ share: a directory for objects, a segment in it, values that tell whose they are, and
-/// processes to be killed. One thread, unless a function says otherwise.
+/// Shared by the tests of shm/: a directory for objects, a segment in it, values that identify their owner, and
+/// processes to kill. One thread, unless a function says otherwise.
 #pragma once
 
 #include <sys/resource.h>
@@ -27,7 +27,7 @@
 
 namespace stepstash::test {
 
-/// The value, or an exception that ends the test with the error's text.
+/// The value; throws an exception with the error's text, which ends the test, if there is none.
 template <class T>
 T take(Result<T> result) {
   if (!result) throw std::system_error(result.error());
@@ -37,7 +37,7 @@ inline void take(Result<> result) {
   if (!result) throw std::system_error(result.error());
 }
 
-/// A fresh directory on the tmpfs that production uses, /dev/shm; under $TMPDIR or /tmp where that cannot be written.
+/// A fresh directory on the tmpfs that production uses, /dev/shm, or under $TMPDIR or /tmp if that is not writable.
 /// Removed with everything in it.
 class ShmDir {
  public:
@@ -52,13 +52,13 @@ class ShmDir {
   std::string path_;
 };
 
-/// A tmpfs of its own of `bytes` bytes, which can be filled to the brim. Needs the right to mount.
+/// A separate tmpfs of `bytes` bytes, which can be filled completely. Requires the right to mount.
 class TinyTmpfs {
  public:
   explicit TinyTmpfs(std::uint64_t bytes);
   ~TinyTmpfs();
   const std::string& path() const noexcept { return dir_.path(); }
-  /// Takes all the room that is left.
+  /// Takes all the free space.
   void fill() const;
   /// A precondition for the tests that need one.
   static boost::test_tools::assertion_result possible(boost::unit_test::test_unit_id);
@@ -67,7 +67,7 @@ class TinyTmpfs {
   ShmDir dir_;
 };
 
-/// Bytes that belong to one id and revision and to no other: each word says where it stands.
+/// Bytes unique to one id and revision: each word encodes its position.
 void fill_pattern(std::span<std::byte> bytes, std::uint64_t id, std::uint64_t revision) noexcept;
 std::vector<std::byte> pattern(std::size_t bytes, std::uint64_t id, std::uint64_t revision);
 bool is_pattern(std::span<const std::byte> bytes, std::uint64_t id, std::uint64_t revision) noexcept;
@@ -75,17 +75,17 @@ bool is_pattern(std::span<const std::byte> bytes, std::uint64_t id, std::uint64_
 std::span<const std::byte> bytes_of(std::string_view text) noexcept;
 std::string text_of(std::span<const std::byte> bytes);
 
-/// Sets as the daemon does: draft, reserve, copy, make room, publish. The id is kept on replacing.
+/// Sets as the daemon does: draft, reserve, copy, make room, publish. Replacing keeps the id.
 Result<const shm::Entry*> try_set(shm::Writer& writer, BuildId build, std::string_view name,
                                   std::span<const std::byte> value, std::string_view source = "",
                                   shm::EntryState state = shm::EntryState::dirty);
 /// The same with a value of `bytes` bytes of the pattern.
 Result<const shm::Entry*> try_set_pattern(shm::Writer& writer, BuildId build, std::string_view name, std::size_t bytes,
                                           shm::EntryState state = shm::EntryState::dirty);
-/// Deletes all of a build, as the daemon does: the fact first, then the entries.
+/// Deletes all of a build as the daemon does: the fact first, then the entries.
 void drop(shm::Writer& writer, BuildId build);
 
-/// By which the index that serves places its keys.
+/// The secret by which the current index places its keys.
 inline shm::HashSecret secret_of(const shm::Writer& writer) {
   return shm::table_secret(reinterpret_cast<const std::byte*>(&writer.header()),
                            shm::index_slots_offset(writer.header().index.load()));
@@ -101,7 +101,7 @@ struct Stash {
     take(writer->install(/*keep_former=*/true));
   }
 
-  /// What a SIGKILL of the daemon and its next start do: nothing is tidied up in between.
+  /// A SIGKILL of the daemon and its next start: nothing is cleaned up in between.
   void restart() {
     writer.reset();
     recovery = {};
@@ -118,7 +118,7 @@ struct Stash {
   }
   std::uint64_t next_id() { return writer->header().next_id.fetch_add(1); }
 
-  /// A client: its own mappings, a pin page of its own.
+  /// A client: separate mappings and a separate pin page.
   shm::Reader reader();
 
   ShmDir dir;
@@ -127,14 +127,14 @@ struct Stash {
   shm::Recovery recovery;
 };
 
-/// The value that `reader` finds, as text; "(miss)", "(evicted)" and the like when there is none.
+/// The value that `reader` finds, as text; "(miss)", "(evicted)" and so on if there is none.
 std::string found(const shm::Reader& reader, BuildId build, std::string_view name);
 
-/// That the blocks tile the heap, that every entry of the index has one, and that what is neither entry nor table nor
-/// retired nor the reserve is free, to the byte. Returns what is wrong; empty: nothing.
+/// Checks that the blocks tile the heap, that every entry of the index has one, and that everything except entries,
+/// tables, retired blocks and the reserve is free, to the byte. Returns what is wrong; empty: nothing.
 std::string disorder(const shm::Writer& writer);
 
-/// UBSan, which comes with ASan here, takes every object for a broken one where there is no descriptor left for it.
+/// UBSan, which is enabled together with ASan here, considers every object invalid if it has no descriptor left.
 #ifdef __SANITIZE_ADDRESS__
 inline constexpr bool kMayLackDescriptors = false;
 #else
@@ -147,7 +147,7 @@ inline constexpr bool kMayLackAddresses = false;
 inline constexpr bool kMayLackAddresses = kMayLackDescriptors;
 #endif
 
-/// Leaves this process `more` descriptors that can be opened, until it is destroyed.
+/// Leaves this process only `more` descriptors to open, until it is destroyed.
 class FewDescriptors {
  public:
   explicit FewDescriptors(int more);
@@ -159,15 +159,15 @@ class FewDescriptors {
   ::rlimit former_{};
 };
 
-/// Makes every descriptor that this process has of the file `path` one that cannot be read from.
+/// Makes all descriptors of this process for the file `path` unreadable.
 void make_unreadable(const std::string& path);
-/// Makes every descriptor that this process has of it one that was opened with these flags.
+/// Replaces all descriptors of this process for it by ones opened with these flags.
 void reopen_as(const std::string& path, int flags);
 
-/// Whether `condition` came true within 30 s, asked for every millisecond.
+/// Whether `condition` became true within 30 s; polled every millisecond.
 bool eventually(const std::function<bool()>& condition);
 
-/// A child process that runs `body` and ends with its answer. `body` gets the writing end of a pipe.
+/// A child process that runs `body` and exits with its result. `body` gets the write end of a pipe.
 class Child {
  public:
   explicit Child(const std::function<int(int report)>& body);
@@ -175,7 +175,7 @@ class Child {
   Child& operator=(const Child&) = delete;
   ~Child();  ///< kills it
   ::pid_t pid() const noexcept { return pid_; }
-  /// Waits for one byte on the pipe. False: the child ended without.
+  /// Waits for one byte on the pipe. False: the child ended without writing one.
   bool wait_for_report() const;
   void kill();
   /// The status of waitpid(2).

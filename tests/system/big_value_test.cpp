@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One value beyond SQLite's 10^9 bytes: streamed in, through the database, and back after a cold start.
+// One value beyond SQLite's 10^9 bytes: streamed in, written to the database, and reloaded after a cold start.
 //
-// Needs 2.5 GB of disk and 1.1 GB of /dev/shm, and some seconds. Exit status 77 means that the machine lacks the room.
+// Needs 2.5 GB of disk and 1.1 GB of /dev/shm, and some seconds. Exit status 77 means that the machine lacks the space.
 #include <sys/statvfs.h>
 
 #include <cstdio>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Builds: finish, prune, drop, hold; and waiting for what another process will set.
+// Builds: finish, prune, drop, hold; and waiting for values that another process will set.
 #include <unistd.h>
 
 #include <atomic>
@@ -23,7 +23,7 @@ BOOST_AUTO_TEST_CASE(prune_deletes_what_completed_strictly_before_and_counts_exa
   client.finish(1, epoch(99));
   client.finish(2, epoch(100));
   client.finish(3, epoch(101));
-  client.finish(4, epoch(-5));  // before 1970 is a time, too
+  client.finish(4, epoch(-5));  // times before 1970 are valid
   BOOST_TEST(client.prune(epoch(-5)) == 0u);
   BOOST_TEST(client.prune(epoch(100)) == 1u + 4u);
   BOOST_TEST(client.list(1).empty());
@@ -104,7 +104,7 @@ BOOST_AUTO_TEST_CASE(a_build_that_finished_without_data_is_remembered) {
   Served served({"--flush-interval=1h"});
   served.client.finish(1, epoch(1000));  // in memory only
   served.client.finish(2, epoch(1000));
-  served.client.flush();  // ... and in the database only, for there is nothing to serve
+  served.client.flush();  // ... and only in the database, because there is nothing to serve
   served.client.finish(1, epoch(1000));
   served.daemon.kill();
   served.daemon.start();
@@ -139,10 +139,10 @@ BOOST_AUTO_TEST_CASE(held_builds_are_kept_until_they_are_let_go) {
   client.finish(1, epoch(1000));
   BOOST_TEST(client.prune(epoch(2000)) == 0u);
   BOOST_TEST(client.get(1, "v").has_value());
-  client.hold(1);  // twice is as good as once
+  client.hold(1);  // holding twice has no further effect
   client.unhold(1);
   BOOST_TEST(client.prune(epoch(2000)) == 1u);
-  // A hold outlives the data it was meant for.
+  // A hold outlives the data it was set for.
   client.set(2, "v", "v");
   client.hold(2);
   BOOST_TEST(client.drop(2) == 1u);
@@ -185,8 +185,8 @@ BOOST_AUTO_TEST_CASE(the_daemon_prunes_by_itself_after_the_horizon) {
   BOOST_TEST(figure(client, "entries_pruned") == 1u);
 }
 
-/// One client sets 150 names in turn, again and again, and drops them before each third time. Whatever the instant is,
-/// the names of this turn come first, and the others are of the turn before or, after a drop, not there.
+/// One client sets 150 names in turn, repeatedly, and drops them before every third round. At every instant the names
+/// of the current round come first, and the others are of the previous round or, after a drop, absent.
 BOOST_AUTO_TEST_CASE(a_list_of_several_pages_is_of_one_instant_while_its_build_is_set_and_dropped) {
   constexpr std::size_t kNames = 150;
   Served served;

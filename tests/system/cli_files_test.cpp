@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the command line reads and writes: closed and full outputs, `-o FILE` for everything that a path can be, inputs
-// that tell wrong sizes or do not block.
+// that report wrong sizes or are non-blocking.
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -35,14 +35,14 @@ struct Files : Command {
     client.set(7, "t", "text\n");
     fs::create_directory(directory);
   }
-  /// `script` by sh, with the command as "$0" and the words as "$@".
+  /// Runs `script` by sh, with the command as "$0" and the words as "$@".
   Outcome sh(const std::string& script, Words words = {}, RunOptions options = {}) const {
     words.insert(words.begin(), {"sh", "-c", script, STEPSTASH_CLI_PATH});
     options.environment.push_back("STEPSTASH_SOCKET=" + daemon.socket());
     return run(words, options);
   }
   Outcome get(const std::string& to, const std::string& name = "t") const { return cli({"get", "7", name, "-o", to}); }
-  /// As nobody, with a copy of the command: the build directory may be closed to others.
+  /// As user nobody, with a copy of the command: the build directory may not be accessible to others.
   Outcome as_nobody(const Words& words) const {
     const std::string copy = file("stepstash");
     if (!fs::exists(copy)) fs::copy_file(STEPSTASH_CLI_PATH, copy);
@@ -84,10 +84,10 @@ bool root_only() {
   return false;
 }
 
-/// For a shell: closes what the program that runs the tests may have left open.
+/// For a shell: closes descriptors that the program running the tests may have left open.
 constexpr const char* kNoOthers = "exec 3>&- 4>&- 5>&- 6>&-\n";
 
-/// An ACL as the kernel takes it: the owner rw, user 12345 r, group r, mask r, others nothing.
+/// An ACL in the kernel's format: the owner rw, user 12345 r, group r, mask r, others nothing.
 std::string acl_for_12345() {
   struct Entry {
     std::uint16_t tag, permissions;
@@ -123,7 +123,7 @@ BOOST_AUTO_TEST_CASE(every_command_notices_that_its_output_is_closed_or_full) {
                                        {"set", "7", "s", "--json", "/dev/null"},
                                        {"prune", "--older-than", "0"},
                                        {"drop", "9", "--json"},
-                                       {"drop", "7"},  // last: where it cannot be told, it is not done
+                                       {"drop", "7"},  // last: if its result cannot be printed, it is not done
                                        {"help"},
                                        {"help", "get"},
                                        {"--help"},
@@ -148,7 +148,7 @@ BOOST_AUTO_TEST_CASE(every_command_notices_that_its_output_is_closed_or_full) {
     BOOST_TEST(closed.status == 0, words[0] << ": " << closed.status << " " << closed.err);
   }
   BOOST_TEST(served.client.get(7, "n").has_value());
-  // A command that is added has to be tried here as well.
+  // New commands must be tested here as well.
   std::istringstream help(served.cli({"--help"}).out);
   std::string line;
   while (std::getline(help, line) && line != "Subcommands:") {
@@ -352,7 +352,8 @@ BOOST_AUTO_TEST_CASE(a_link_of_another_user_in_a_shared_directory_is_not_followe
   BOOST_REQUIRE(::lchown((shared / "link").c_str(), 65534, 65534) == 0);
   BOOST_TEST(served.get(shared / "link").status == 73);
   BOOST_TEST(content(served.in("victim")) == "old");
-  // Nor where nothing is at its end: between two looks its owner may take it away, and no kernel judges it then.
+  // Nor if the link's target does not exist: its owner could remove it between two checks, and then no kernel check
+  // applies.
   fs::create_symlink("../new", shared / "dangling");
   BOOST_REQUIRE(::lchown((shared / "dangling").c_str(), 65534, 65534) == 0);
   BOOST_TEST(served.get(shared / "dangling").status == 73);
@@ -387,7 +388,7 @@ BOOST_AUTO_TEST_CASE(where_no_other_file_can_take_its_place_a_file_is_written_in
   const auto get_as_nobody = [&](const char* to) { return served.as_nobody({"get", "7", "t", "-o", served.in(to)}); };
   const std::string old = "something longer than the value";
   fs::permissions(served.directory, fs::perms{0755});
-  // Nobody's file in a directory of root's: no other file can be made there.
+  // User nobody's file in a directory of root: no other file can be created there.
   write_file(served.in("closed directory"), old);
   BOOST_REQUIRE(::chown(served.in("closed directory").c_str(), 65534, 65534) == 0);
   const auto inode = status_of(served.in("closed directory")).st_ino;
@@ -396,7 +397,7 @@ BOOST_AUTO_TEST_CASE(where_no_other_file_can_take_its_place_a_file_is_written_in
   BOOST_TEST(content(served.in("closed directory")) == "text\n");
   BOOST_TEST(status_of(served.in("closed directory")).st_ino == inode);
   BOOST_TEST(get_as_nobody("new").status == 73);
-  // Root's file in a directory of everybody's: another file could not be given to root.
+  // Root's file in a world-writable directory: another file could not be given to root.
   fs::permissions(served.directory, fs::perms{0777});
   write_file(served.in("of root"), old);
   fs::permissions(served.in("of root"), fs::perms{0666});
@@ -404,7 +405,7 @@ BOOST_AUTO_TEST_CASE(where_no_other_file_can_take_its_place_a_file_is_written_in
   BOOST_TEST(of_root.status == 0, of_root.err);
   BOOST_TEST(content(served.in("of root")) == "text\n");
   BOOST_TEST(status_of(served.in("of root")).st_uid == 0u);
-  // What may not be written is not replaced either, though the directory would allow it.
+  // A file that may not be written is not replaced either, although the directory would allow it.
   write_file(served.in("read only"), old);
   fs::permissions(served.in("read only"), fs::perms{0644});
   const Outcome refused = get_as_nobody("read only");
@@ -465,7 +466,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_left_where_a_file_becomes_too_large) {
   Files served;
   write_file(served.in("old"), "old");
   for (const char* name : {"new", "old"}) {
-    // The signal's own effect, not what the harness makes of it.
+    // The effect of the signal itself, not the harness's interpretation.
     const Outcome outcome = served.sh("ulimit -f 100; \"$0\" get 7 n -o \"$1\"", {served.in(name)});
     BOOST_TEST(outcome.status == 74, outcome.status << " " << outcome.err);
     BOOST_TEST(contains(outcome.err, "too large"), outcome.err);
@@ -522,7 +523,7 @@ BOOST_AUTO_TEST_CASE(an_input_that_does_not_block_is_waited_for) {
   std::string expected;
   for (int i = 0; i < 5; ++i) {
     const std::string piece = generated(30'000, static_cast<std::uint64_t>(i));
-    // It is written once all that came before was read: a reader that looks again at once finds nothing.
+    // Written only after everything before it was read: a reader that checks again at once finds nothing.
     BOOST_REQUIRE(eventually([&] {
       int left = 0;
       return ::ioctl(reading.get(), FIONREAD, &left) == 0 && left == 0;
@@ -564,7 +565,7 @@ BOOST_AUTO_TEST_CASE(an_output_that_does_not_block_is_waited_for) {
 
 // ---- the rest of the command line ----------------------------------------------------------------------------------
 
-// Every variable that the manual names: one that is added is tried here, too.
+// All variables in the manual: a new one is tested here as well.
 BOOST_AUTO_TEST_CASE(an_empty_variable_is_not_an_absent_one) {
   Files served;
   std::ifstream manual(STEPSTASH_SOURCE_DIR "/docs/man/stepstash.1");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The command line: exit statuses, whole files or none, terminals, JSON; and what the binaries depend on.
+// The command line: exit statuses, whole files or none, terminals, JSON; and the dependencies of the binaries.
 #include <fcntl.h>
 #include <pty.h>
 #include <sys/stat.h>
@@ -18,7 +18,7 @@ using namespace stepstash::test;
 
 namespace {
 
-/// Names in a directory, hidden ones too.
+/// Names in a directory, including hidden ones.
 std::vector<std::string> names_in(const std::filesystem::path& directory) {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(directory)) names.push_back(entry.path().filename());
@@ -118,7 +118,7 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_read_or_written_is_status_74) {
   BOOST_TEST(served.cli({"set", "7", "m", served.file("no such file")}).status == 74);
   BOOST_TEST(served.cli({"set", "7", "m", served.daemon.directory().path().string()}).status == 74);
   BOOST_TEST(served.cli({"stat", "7", "m"}).status == 1);
-  // A reader that has gone.
+  // A reader that has exited.
   const Outcome gone = run({"sh", "-c", "{ \"$0\" get 7 n; echo \"status $?\" >&2; } | true", STEPSTASH_CLI_PATH},
                            {.environment = {"STEPSTASH_SOCKET=" + served.daemon.socket()}});
   BOOST_TEST(contains(gone.err, "status 74"), gone.err);
@@ -193,7 +193,7 @@ BOOST_AUTO_TEST_CASE(another_user_is_status_77, *boost::unit_test::enable_if<tru
     all.insert(all.end(), words.begin(), words.end());
     return run(all, {.environment = {"STEPSTASH_SOCKET=" + served.daemon.socket()}});
   };
-  // The build directory may be closed to others.
+  // The build directory may not be accessible to others.
   std::filesystem::copy_file(STEPSTASH_CLI_PATH, served.file("stepstash"));
   std::filesystem::permissions(served.file("stepstash"), std::filesystem::perms{0755});
   std::filesystem::permissions(served.daemon.directory().path(), std::filesystem::perms{0755});
@@ -203,7 +203,7 @@ BOOST_AUTO_TEST_CASE(another_user_is_status_77, *boost::unit_test::enable_if<tru
     BOOST_TEST(outcome.status == 77, words.front() << ": " << outcome.err);
     BOOST_TEST(outcome.out == "");
   }
-  // Where the socket's mode shuts it out already.
+  // When the socket's mode already denies access.
   std::filesystem::permissions(served.daemon.socket(), std::filesystem::perms{0600});
   BOOST_TEST(as_nobody({"get", "7", "n"}).status == 77);
   BOOST_TEST(served.cli({"get", "7", "n"}).out == "secret");
@@ -315,7 +315,7 @@ BOOST_AUTO_TEST_CASE(no_name_source_path_or_message_commands_the_terminal) {
   const auto list = nlohmann::json::parse(served.cli({"list", "7", "--json"}).out);
   BOOST_TEST(list.at(0).at("name").get<std::string>() == evil);
 
-  // The daemon's own words: to standard error before there is a log, and in the log.
+  // The daemon's own messages: to standard error before there is a log, and in the log.
   for (const std::vector<std::string>& options : {std::vector<std::string>{"--segment-directory=/" + evil},
                                                   {"--segment-name=" + evil},
                                                   {"--log-level=" + evil},
@@ -363,7 +363,7 @@ BOOST_AUTO_TEST_CASE(neither_library_nor_command_needs_a_dynamic_libstdcxx_or_bo
     BOOST_TEST(!contains(outcome.out, "libstdc++"), outcome.out);
     BOOST_TEST(!contains(outcome.out, "boost"), outcome.out);
   }
-  BOOST_TEST(contains(run({"readelf", "-d", STEPSTASH_LIBRARY_PATH}).out, "(NEEDED)"));  // it does say what is needed
+  BOOST_TEST(contains(run({"readelf", "-d", STEPSTASH_LIBRARY_PATH}).out, "(NEEDED)"));  // the list is not just empty
 }
 
 BOOST_AUTO_TEST_CASE(the_library_exports_its_c_abi_and_nothing_else, *boost::unit_test::enable_if<kScale == 1>()) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The command line tool as a test runs it, on a daemon of its own.
+/// Runs the command line tool in a test, against a private daemon.
 #pragma once
 
 #include <fstream>
@@ -23,7 +23,7 @@ struct Command {
   DaemonProcess daemon;
 };
 
-/// A file, whole.
+/// The whole content of a file.
 inline std::string content(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};

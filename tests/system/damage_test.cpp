@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Segments and databases that are damaged, of another version, locked, gone or replaced: the service starts wherever
-// anything can be served, keeps what it does not trust under another name, and says so in `stats`, the log and
+// Segments and databases that are damaged, of another version, locked, missing or replaced: the service starts whenever
+// anything can be served, quarantines what it does not trust under another name, and reports it in `stats`, the log and
 // `doctor`.
 #include <fcntl.h>
 #include <signal.h>
@@ -29,8 +29,8 @@ void overwrite(const std::string& path, std::uint64_t at, std::string_view bytes
   file << bytes;
 }
 
-/// A segment and a database as a killed daemon left them, to be put back and damaged as often as is wanted: ten values
-/// of build 1 that are in both, ten of build 2 that only the segment has.
+/// A segment and a database as a killed daemon left them, to be restored and damaged repeatedly: ten values of build 1
+/// that are in both, ten of build 2 that only the segment has.
 class Image {
  public:
   Image() : command_({"--flush-interval=1h", "--segment-size=4MiB"}) {
@@ -47,7 +47,7 @@ class Image {
   const Command& command() const { return command_; }
   const std::string& segment() const { return segment_; }
 
-  /// Everything as it was, but for the segment.
+  /// Restores everything except the segment.
   void put_back(std::string_view segment) {
     if (daemon().running()) daemon().kill();
     daemon().remove_segment();
@@ -60,7 +60,7 @@ class Image {
     BOOST_TEST_REQUIRE(::write(fd.get(), segment.data(), segment.size()) == static_cast<ssize_t>(segment.size()));
   }
 
-  /// From now on all of the database is in its file, and its WAL is empty.
+  /// From now on the whole database is in its file, and its WAL is empty.
   void checkpoint() {
     put_back(segment_);
     BOOST_TEST_REQUIRE(run({"sqlite3", daemon().db(), "PRAGMA wal_checkpoint(TRUNCATE)"}).status == 0);
@@ -68,7 +68,7 @@ class Image {
   }
   const std::string& file(std::size_t i) const { return files_.at(i); }
 
-  /// How many of the ten values are there. None is another than was set; one that is damaged is said to be.
+  /// How many of the ten values exist. None differs from what was set; a damaged one is reported as such.
   std::uint64_t served(std::int64_t build, const std::string& when) {
     const Client client(daemon().socket());
     std::uint64_t count = 0;
@@ -88,7 +88,7 @@ class Image {
     return count;
   }
 
-  /// What is set aside is told by everybody.
+  /// Checks that everything reports what was quarantined.
   void told(const std::string& when, const std::string& kept) {
     const nlohmann::json all = stats(Client(daemon().socket()));
     BOOST_TEST(!all.at("last_recovery").at("set_aside").empty(), when);
@@ -137,7 +137,7 @@ BOOST_AUTO_TEST_CASE(a_segment_that_is_no_segment_is_kept_aside_and_the_database
     image.served(2, what);
     const std::string kept = image.daemon().segment_path() + ".damaged.1";
     image.told(what, kept);
-    BOOST_TEST((content(kept) == segment), what);  // for whoever wants to examine it
+    BOOST_TEST((content(kept) == segment), what);  // for later analysis
     BOOST_TEST(image.command().cli({"set", "3", "n"}, {.input = "v"}).status == 0, what);
     BOOST_TEST(image.command().cli({"flush"}).status == 0, what);
   }
@@ -175,7 +175,7 @@ BOOST_AUTO_TEST_CASE(with_segment_and_database_damaged_what_is_sound_in_the_segm
   fs::remove(image.daemon().db() + "-wal");
   overwrite(image.daemon().db(), 0, std::string(16 * kKiB, 'Z'));
   image.daemon().start();
-  // Those of build 1 count as clean, and yet the segment alone has them.
+  // Those of build 1 are marked clean, and yet only the segment has them.
   BOOST_TEST(image.served(1, "both damaged") == 10u);
   BOOST_TEST(image.served(2, "both damaged") == 10u);
   image.told("both damaged", image.daemon().segment_path() + ".damaged.1");
@@ -194,7 +194,7 @@ BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_un
   BOOST_TEST(served.cli({"set", "7", "report"}, {.input = value}).status == 0);
   BOOST_TEST(served.cli({"set", "7", "sound"}, {.input = "sound"}).status == 0);
   BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
-  // A memory error, as no rights prevent it.
+  // A memory error, which no permissions can prevent.
   const std::size_t at = content(served.daemon.segment_path()).find(value.substr(1000, 64));
   BOOST_TEST_REQUIRE(at != std::string::npos);
   {
@@ -209,7 +209,7 @@ BOOST_AUTO_TEST_CASE(doctor_names_a_damaged_value_after_every_kind_of_restart_un
     BOOST_TEST(contains(doctor.out, "build 7, name \"report\""), when << ": " << doctor.out);
     const Outcome get = served.cli({"get", "7", "report"});
     BOOST_TEST(get.status == 74, when);
-    BOOST_TEST(get.out == "", when);  // neither what is damaged nor what was there before
+    BOOST_TEST(get.out == "", when);  // neither the damaged value nor the one before it
     BOOST_TEST(served.cli({"get", "7", "sound"}).out == "sound", when);
   };
   named("found by the flush");
@@ -255,7 +255,7 @@ BOOST_AUTO_TEST_CASE(doctor_names_a_value_that_a_recovery_or_a_reload_finds_dama
   served.daemon.remove_segment();
   served.daemon.start();
   named("reloaded");
-  named("recovered");  // still
+  named("recovered");  // still reported
 }
 
 BOOST_AUTO_TEST_CASE(rows_that_break_the_contract_are_named) {
@@ -277,8 +277,8 @@ BOOST_AUTO_TEST_CASE(rows_that_break_the_contract_are_named) {
 
 // ---- the database --------------------------------------------------------------------------------------------------
 
-/// Beside the segment as it was; then what was written anew serves by itself. A database that is taken for another
-/// program's, or for a newer one, of stepstash's or of SQLite's, is not written to: the number of those.
+/// With an intact segment everything is served; then the database as rewritten serves by itself. A database mistaken
+/// for another program's, or for a newer one of stepstash or SQLite, is not written to: returns the number of those.
 int serves_beside(Image& image, const char* suffix, const std::string& damaged, const std::string& what) {
   image.put_back(image.segment());
   std::ofstream(image.daemon().db() + suffix, std::ios::binary | std::ios::trunc) << damaged;
@@ -293,7 +293,7 @@ int serves_beside(Image& image, const char* suffix, const std::string& damaged, 
   image.daemon().kill();
   image.daemon().remove_segment();
   image.daemon().start();
-  // What the segment took for written was not read: a value damaged there is found now.
+  // Values that the segment considered written were not read: damage to one is detected now.
   const bool all = image.served(1, what) == 10;
   BOOST_TEST((all || contains(image.command().cli({"doctor"}).out, "build 1, name")), what);
   BOOST_TEST(image.served(2, what) == 10u, what);
@@ -359,7 +359,7 @@ BOOST_AUTO_TEST_CASE(a_database_damaged_on_any_page_keeps_nobody_from_what_the_s
           const auto view = client.get(1, "7");
           return view ? is_generated(view->bytes(), 1400, 7) : !warm;
         } catch (const Error&) {
-          return !warm;  // said to be damaged
+          return !warm;  // reported as damaged
         }
       };
       BOOST_TEST(exact(), "page " << page << (warm ? ", with its segment" : ", alone"));
@@ -394,11 +394,11 @@ BOOST_AUTO_TEST_CASE(a_database_of_a_newer_schema_is_left_alone_and_the_segment_
   BOOST_TEST(durable.status == 74);
   BOOST_TEST(contains(durable.err, "newer"), durable.err);
   BOOST_TEST(contains(served.cli({"doctor"}).out, "newer"));
-  // Nothing makes way that could not come back.
+  // Nothing is evicted that could not be reloaded.
   BOOST_TEST(served.cli({"set", "8", "a", served.file("large")}).status == 0);
   BOOST_TEST(served.cli({"set", "8", "b", served.file("large"), "--timeout=300ms"}).status == 75);
   BOOST_TEST((served.cli({"get", "7", "large"}).out == large));
-  BOOST_TEST(served.daemon.terminate() == 74);  // what could not be written stays in the segment
+  BOOST_TEST(served.daemon.terminate() == 74);  // unwritten values stay in the segment
   BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 2);
   BOOST_TEST_REQUIRE(set_version(version) == 0);
   served.daemon.start();
@@ -406,7 +406,7 @@ BOOST_AUTO_TEST_CASE(a_database_of_a_newer_schema_is_left_alone_and_the_segment_
   BOOST_TEST(served.cli({"get", "7", "new"}).out == "set meanwhile");
   BOOST_TEST(query(served.daemon.db(), "SELECT count(*) FROM build_data") == 5);
   BOOST_TEST(served.cli({"doctor"}).out == "nothing is wrong\n");
-  // With nothing to serve there is nothing to start for.
+  // With nothing to serve there is no reason to start.
   BOOST_TEST(served.daemon.terminate() == 0);
   BOOST_TEST_REQUIRE(set_version(version + 1) == 0);
   served.daemon.remove_segment();
@@ -467,8 +467,8 @@ BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_
     for (std::uint64_t i = 0; i < 40; ++i) {
       BOOST_TEST(is_generated(client.get(1, std::to_string(i))->bytes(), i * 2000, i));
     }
-    BOOST_TEST(stats(client).at("pid") == pid);  // the very same process
-    BOOST_TEST(place() == socket);               // whoever connected meanwhile was in its queue
+    BOOST_TEST(stats(client).at("pid") == pid);  // the same process
+    BOOST_TEST(place() == socket);               // connections made meanwhile waited in its queue
     BOOST_TEST(stats(client).at("last_flush_error") == "");
     const Outcome doctor = served.cli({"doctor"});
     BOOST_TEST(doctor.status == 1);
@@ -497,17 +497,17 @@ BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_agai
   };
   client.flush();
   std::string sound = schema("SELECT quote(sql) FROM sqlite_schema WHERE name = 'builds'").out;
-  sound.erase(0, sound.find('\''));  // what .dbconfig says
+  sound.erase(0, sound.find('\''));  // skips the output of .dbconfig
   damage(3);
   BOOST_TEST(eventually([&] { return contains(daemon.log(), "not replaced again"); }), daemon.log());
-  // That it would take something again proves nothing.
+  // That it would accept writes again proves nothing.
   BOOST_TEST_REQUIRE(
       schema("UPDATE sqlite_schema SET sql = " + sound + " WHERE name = 'builds'; PRAGMA schema_version = 4712;")
           .status == 0);
   BOOST_CHECK_EXCEPTION(client.set(3, "durable", "v", "", {.durable = true, .deadline = 3s}), Error,
                         [](const Error& error) { return error.code() == STEPSTASH_EIO; });
   damage_schema(daemon.db());
-  // Nothing is evicted in favour of what comes: when memory is full it is full.
+  // Nothing is evicted for new values: when memory is full, it is full.
   std::uint64_t count = 0;
   for (bool room = true; room && count < 200; count += room ? 1 : 0) {
     try {
@@ -539,7 +539,7 @@ BOOST_AUTO_TEST_CASE(a_signal_that_comes_while_the_daemon_starts_over_is_not_los
     client.flush();
     damage_schema(daemon.db());
     client.set(2, "meets it", "value");
-    std::this_thread::sleep_for(round * 8ms);  // anywhere: before, amid and after
+    std::this_thread::sleep_for(round * 8ms);  // anywhere: before, during and after
     ::kill(daemon.pid(), SIGHUP);
     const int status = daemon.terminate();
     BOOST_TEST((status == 0 || status == 74), "round " << round << ": " << status << "\n" << daemon.log());
@@ -578,7 +578,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_evicted_into_a_database_that_was_deleted) {
   for (std::uint64_t i = 0; i < 100; ++i) set(1, i, true);
   for (const char* suffix : {"", "-wal", "-shm"}) fs::remove(daemon.db() + suffix);
   BOOST_TEST(eventually([&] { return stats(client).at("database").at("in_place") == false; }));  // within 0.1 s
-  // Room there is for a few, and it is not made by giving up what has no other place.
+  // There is room for a few, and none is made by evicting values that exist nowhere else.
   BOOST_CHECK_EXCEPTION(for (std::uint64_t i = 100; i < 200; ++i) set(2, i, false), Error,
                         [](const Error& error) { return error.code() == STEPSTASH_EFULL; });
   BOOST_TEST(figure(client, "values_evicted") == 0u);

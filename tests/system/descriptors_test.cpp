@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Programs that are started with 0, 1 or 2 closed, in every combination: nothing of ours may take those numbers, for
-// what is printed would go there.
+// Programs started with 0, 1 or 2 closed, in every combination: none of our descriptors may take those numbers, because
+// output would go there.
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -24,7 +24,7 @@ constexpr unsigned kAll = 8;  // combinations
 constexpr unsigned kOut = 1U << STDOUT_FILENO;
 constexpr unsigned kIn = 1U << STDIN_FILENO;
 
-/// As bytes of a value, the request to drop build 7: docs/protocol.md.
+/// The request to drop build 7, as the bytes of a value: docs/protocol.md.
 const std::string kDropSeven("\x08\0\0\0\x0c\0\0\0\x07\0\0\0\0\0\0\0", 16);
 
 /// Whether all of 0, 1 and 2 that are in `closed` are closed now.
@@ -90,7 +90,7 @@ BOOST_AUTO_TEST_CASE(what_a_command_prints_goes_to_its_output_or_nowhere) {
     served.cli({"drop", "3"});
     BOOST_TEST(served.cli({"get", "7", "v"}).out == "v");
   }
-  BOOST_TEST(std::filesystem::is_symlink("/dev/stdout"));  // the name of the machine, not what it leads to
+  BOOST_TEST(std::filesystem::is_symlink("/dev/stdout"));  // the machine's own name, not its target
 }
 
 BOOST_AUTO_TEST_CASE(a_daemon_opens_nothing_on_its_standard_descriptors) {
@@ -141,7 +141,8 @@ BOOST_AUTO_TEST_CASE(the_library_keeps_off_its_programs_standard_descriptors) {
       for (int fd = 0; fd <= 2; ++fd) {
         if ((closed >> fd & 1U) != 0) ::close(fd);
       }
-      // Attaches, maps a ring, sets from a file of this program's, which may well be 0, waits, comes back after a fork.
+      // Attaches, maps a ring, sets from a file of this program (possibly descriptor 0), waits, reconnects after a
+      // fork.
       Client client(served.daemon.socket());
       if (!still_closed(closed)) return 1;
       client.set(1, "small", kDropSeven);

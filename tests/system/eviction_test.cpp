@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// More data than the segment holds: eviction of flushed values, and their way back.
+// More data than the segment holds: eviction of flushed values, and reloading them.
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -44,7 +44,7 @@ BOOST_AUTO_TEST_CASE(more_data_than_the_segment_holds_is_served_exactly) {
   BOOST_TEST(figure(client, "values_evicted") + figure(client, "values_resident") == kCount);
 
   const std::uint64_t asked = figure(client, "gets_asked");
-  for (std::uint64_t i = 0; i < kCount; ++i) {  // stat never brings anything back
+  for (std::uint64_t i = 0; i < kCount; ++i) {  // stat never reloads a value
     const auto stat = client.stat(1, std::to_string(i));
     BOOST_REQUIRE(stat);
     BOOST_TEST(stat->length() == kBytes + i);
@@ -92,7 +92,7 @@ BOOST_AUTO_TEST_CASE(an_evicted_value_asked_for_by_many_at_once_is_loaded_once) 
   std::atomic<int> exact{0};
   std::vector<std::atomic<pid_t>> ids(kThreads);
   std::vector<Worker> threads;
-  daemon.stop();  // so that all of them ask before any is answered
+  daemon.stop();  // so that all of them are sent before any is answered
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       ids[t] = static_cast<pid_t>(::syscall(SYS_gettid));
@@ -112,8 +112,8 @@ BOOST_AUTO_TEST_CASE(values_of_finished_builds_are_evicted_before_those_of_runni
   DaemonProcess daemon(kSmall);
   daemon.start();
   Client client(daemon.socket());
-  client.set(1, "running", generated(kMiB, 1));       // the one read longest ago
-  client.set(2, "finished", generated(2 * kMiB, 2));  // it alone makes room for the one that finds none
+  client.set(1, "running", generated(kMiB, 1));       // the least recently read one
+  client.set(2, "finished", generated(2 * kMiB, 2));  // evicting it alone frees enough for the value that has no room
   client.finish(2);
   client.flush();
   for (std::uint64_t i = 0; figure(client, "evictions") == 0; ++i) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whatever a client sends, the daemon answers with an error or hangs up, and goes on serving the others.
+// Whatever a client sends, the daemon answers with an error or hangs up, and continues to serve the others.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -22,7 +22,7 @@ namespace {
 
 struct Watched : Served {
   explicit Watched(std::vector<std::string> options = {}) : Served(std::move(options)) { client.set(1, "v", "value"); }
-  /// The daemon that was there at first serves still, and has given up nothing.
+  /// The original daemon still serves, and no connection is left over.
   ~Watched() {
     try {
       BOOST_TEST(client.get(1, "v")->text() == "value");
@@ -154,7 +154,7 @@ BOOST_AUTO_TEST_CASE(a_frame_begun_has_to_be_whole_in_time) {
   half.greet();
   half.send(head(1000, 2));
   BOOST_TEST(half.hung_up());
-  RawConnection idle(served.daemon.socket());  // between frames there is no hurry
+  RawConnection idle(served.daemon.socket());  // no time limit between frames
   idle.greet();
   BOOST_TEST(figure(served.client, "connections") == 2u);
   idle.send(protocol::Stats{});
@@ -183,7 +183,7 @@ BOOST_AUTO_TEST_CASE(a_descriptor_sent_to_the_daemon_is_not_kept) {
   raw.send_with_descriptors(protocol::Stats{}, to.get(), 1);
   BOOST_TEST(raw.receive().has_value());
   to.reset();
-  // With the last copy of the write end gone, and only then, the read end is at its end.
+  // Only once the last copy of the write end is closed does the read end reach its end.
   pollfd watched{from.get(), POLLIN, 0};
   BOOST_REQUIRE(::poll(&watched, 1, 10'000) == 1);
   char byte = 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A segment full of what the database does not take: sets wait, then fail with numbers; freeing is never refused (I9).
+// A segment full of values that the database does not accept: sets wait, then fail with numbers; freeing is never
+// refused (I9).
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <regex>
@@ -12,7 +13,7 @@ using namespace stepstash::test;
 
 namespace stepstash::test {
 
-/// A daemon whose segment is full of values that its database does not take.
+/// A daemon whose segment is full of values that its database does not accept.
 struct Full {
   explicit Full(const std::string& max_dirty) : daemon({"--segment-size=8MiB", "--flush-interval=10ms", max_dirty}) {
     daemon.start();
@@ -101,7 +102,7 @@ BOOST_DATA_TEST_CASE(freeing_is_not_refused, kBothLimits, max_dirty) {
   Full full(max_dirty);
   Client client(full.daemon.socket());
   client.finish(2, epoch(1000));
-  client.finish(12345);  // of which nothing is known
+  client.finish(12345);  // of which nothing exists
   client.hold(3);
   client.unhold(3);
   const std::uint64_t used = figure(client, "segment.used_bytes");
@@ -167,7 +168,7 @@ BOOST_AUTO_TEST_CASE(a_value_that_can_never_fit_is_refused_at_once_with_both_siz
   refused(std::uint64_t{1} << 63, [&] { client.begin(1, "v", std::uint64_t{1} << 63); });
   refused(most + 1, [&] { client.begin(1, "v", most + 1); });
 
-  // Of unknown length: as soon as it is too long.
+  // Of unknown length: fails as soon as it is too long.
   auto writer = client.begin(1, "v");
   const std::string piece = generated(kMiB, 1);
   BOOST_CHECK_EXCEPTION(for (int i = 0; i < 64; ++i) writer->write(piece), Error,
@@ -175,7 +176,7 @@ BOOST_AUTO_TEST_CASE(a_value_that_can_never_fit_is_refused_at_once_with_both_siz
   writer.reset();
   BOOST_TEST(!client.get(1, "v"));
 
-  // And the largest that is said to fit does.
+  // The largest value that is reported to fit does fit.
   client.set(1, "largest", generated(most, 2));
   BOOST_TEST(is_generated(client.get(1, "largest")->bytes(), most, 2));
   client.drop(1);

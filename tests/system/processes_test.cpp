@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Several daemons, dying clients, forks: who holds what, and who gets it back.
+// Several daemons, dying clients, forks: who holds which resources, and who gets them back.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -49,7 +49,7 @@ BOOST_AUTO_TEST_CASE(it_refuses_to_serve_what_another_one_holds) {
     BOOST_TEST(contains(second.log(), "socket " + first.daemon.socket()), second.log());
     BOOST_TEST(contains(second.log(), pid), second.log());
   }
-  // The first one is none the worse for it.
+  // The first one is not affected.
   Client client(first.daemon.socket());
   BOOST_TEST(client.get(1, "v")->text() == "value");
   client.set(1, "w", generated(kMiB, 1));
@@ -206,7 +206,7 @@ BOOST_AUTO_TEST_CASE(what_a_killed_client_was_acknowledged_is_there) {
 }
 
 BOOST_AUTO_TEST_CASE(a_client_can_write_neither_the_segment_nor_its_descriptor) {
-  // I1, as far as a client can be asked: its mapping of the segment is not writable, and it holds no descriptor of it.
+  // I1, as far as a client can tell: its mapping of the segment is not writable, and it holds no descriptor of it.
   Served served;
   served.client.set(1, "v", "value");
   std::ifstream maps("/proc/self/maps");
@@ -251,7 +251,7 @@ BOOST_AUTO_TEST_CASE(a_child_goes_on_with_its_parents_client) {
     if (client.list(1).size() != 3) return 3;
     return 0;
   });
-  // At the same time the parent uses its own.
+  // Meanwhile the parent uses its own.
   for (int i = 0; i < 200; ++i) client.set(2, "parent", std::to_string(i));
   BOOST_TEST(child.join() == 0);
   BOOST_TEST(is_generated(client.get(1, "from the child")->bytes(), kMiB, 5));
@@ -301,8 +301,8 @@ BOOST_AUTO_TEST_CASE(a_child_that_ends_at_once_harms_nobody) {
   BOOST_TEST(figure(client, "connections") == 1u);
 }
 
-/// A step with open views, a set under way and a few threads forks a process that goes on for long, and is killed.
-/// `with_views` is said to the child as well: with none it has no segment either.
+/// A step with open views, a set in progress and a few threads forks a long-running process and is killed. The child is
+/// told `with_views` too: without views it has no segment either.
 void leaves_nothing_behind(Served& served, bool with_views) {
   const auto at_rest = [&] {
     return figure(served.client, "open_views") == 0 && figure(served.client, "connections") == 1 &&
@@ -363,7 +363,7 @@ BOOST_AUTO_TEST_CASE(a_process_that_a_step_leaves_behind_keeps_nothing_of_the_st
   leaves_nothing_behind(served, /*with_views=*/false);
 }
 
-// The sanitizers' run-time does not survive a fork behind its back.
+// The sanitizers' run-time does not survive a fork that bypasses the C library.
 BOOST_AUTO_TEST_CASE(a_child_made_behind_the_c_librarys_back_keeps_no_views_and_no_memory,
                      *boost::unit_test::enable_if<!kAddressSanitizer && !kThreadSanitizer>()) {
   Served served;
@@ -399,7 +399,7 @@ BOOST_AUTO_TEST_CASE(a_child_that_closes_its_parents_client_unmaps_nothing_of_it
     auto view = client.get(1, "v");
     if (!with_view) view.reset();
     Child child([&] {
-      // The addresses that were not inherited are free, and the kernel gives them out again.
+      // The addresses that were not inherited are free, and the kernel reuses them.
       std::vector<char*> mine;
       for (int i = 0; i < 200; ++i) {
         void* at =
@@ -439,7 +439,7 @@ BOOST_AUTO_TEST_CASE(a_fork_amid_busy_threads_gives_a_usable_client,
   int failed = 0;
   for (int i = 0; i < 20; ++i) {
     Child child([&] {
-      // The allocator may be locked for ever in such a child (fork(2)); glibc's is not.
+      // The allocator may stay locked forever in such a child (fork(2)); glibc's does not.
       client.set(2, "from child", std::to_string(i));
       return client.get(2, "from child").has_value() ? 0 : 1;
     });

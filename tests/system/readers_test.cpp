@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// I6: a get of a resident value takes no lock and makes no system call, whatever becomes of the daemon or of other
+// I6: a get of a resident value takes no lock and makes no system call, whatever happens to the daemon or to other
 // readers.
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -22,7 +22,7 @@ using namespace stepstash::test;
 
 namespace {
 
-/// From here on the process may end, and any other system call ends it with SIGSYS.
+/// From here on the process may exit; any other system call kills it with SIGSYS.
 bool forbid_system_calls() {
   sock_filter program[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
@@ -36,12 +36,12 @@ bool forbid_system_calls() {
 
 constexpr int kGets = 1'000'000 / static_cast<int>(kScale);
 
-/// In a child: gets, stats and misses, a million of them, without any system call. With `planted`, one in the middle.
+/// In a child: a million gets, stats and misses without any system call. With `planted`, one in the middle.
 int read_in_silence(const std::string& socket, bool planted) {
   const Client client(socket);
   stepstash_client* handle = client.handle();
   stepstash_view view;
-  // Once with all that may be set up on first use.
+  // Once first, for everything set up on first use.
   if (stepstash_get(handle, 1, "small", &view) != STEPSTASH_OK) return 10;
   stepstash_release(&view);
   if (stepstash_get(handle, 1, "not there", &view) != STEPSTASH_MISS) return 11;
@@ -82,7 +82,7 @@ BOOST_AUTO_TEST_CASE(a_million_gets_make_no_system_call) {
   }
   Child child([&] { return read_in_silence(daemon.socket(), false); });
   BOOST_TEST(child.join() == 0);
-  // The same with one system call among them: the test would notice.
+  // The same with one planted system call, to show that the test would detect it.
   Child control([&] { return read_in_silence(daemon.socket(), true); });
   BOOST_TEST(control.join() == 128 + SIGSYS);
 }
@@ -104,7 +104,7 @@ namespace {
 std::atomic<int> suspended{0};
 std::atomic<bool> resume{false};
 
-/// Holds the thread at whatever instruction it was.
+/// Stops the thread at whatever instruction it was.
 void hold_here(int) {
   suspended = 1;
   while (!resume) {
@@ -114,7 +114,7 @@ void hold_here(int) {
 
 }  // namespace
 
-// ThreadSanitizer delivers signals to threads that call no library function only when they do.
+// ThreadSanitizer delivers signals only when the thread calls a library function.
 BOOST_AUTO_TEST_CASE(a_reader_suspended_at_any_instruction_holds_up_no_other,
                      *boost::unit_test::enable_if<!kThreadSanitizer>()) {
   DaemonProcess daemon;
@@ -162,7 +162,7 @@ BOOST_AUTO_TEST_CASE(gets_go_on_while_the_daemon_stands_still) {
   }
   BOOST_TEST(!client.get(1, "never set"));
 
-  // What does need the daemon ends at its deadline, with an error.
+  // Calls that need the daemon fail at their deadline.
   const auto start = std::chrono::steady_clock::now();
   BOOST_CHECK_EXCEPTION(client.set(1, "late", "v"), Error, [](const Error& error) {
     return error.code() == STEPSTASH_EDEADLINE || error.code() == STEPSTASH_EUNAVAILABLE;

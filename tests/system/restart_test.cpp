@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The daemon's end, in every way, and what is there afterwards: I4, I5, and ids for ever.
+// Every way in which the daemon ends, and what exists afterwards: I4, I5, and ids that are unique forever.
 #include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,7 +22,7 @@ namespace {
 
 const std::vector<std::string> kNeverFlushes = {"--flush-interval=1h", "--segment-size=64MiB"};
 
-/// As the loss of power does it: the daemon dies, and memory with it.
+/// Simulates a power failure: the daemon dies and memory is lost.
 void lose_power(DaemonProcess& daemon) {
   daemon.kill();
   daemon.remove_segment();
@@ -45,7 +45,7 @@ BOOST_AUTO_TEST_CASE(all_that_was_acknowledged_survives_sigkill) {
     client.finish(2, epoch(1234));
     client.set(3, "dropped", "gone");
     client.drop(3);
-    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 0);  // nothing but memory has it
+    BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data") == 0);  // only memory has it
   }
   daemon.kill();
   daemon.start({"--flush-interval=20ms", "--segment-size=64MiB"});
@@ -59,7 +59,7 @@ BOOST_AUTO_TEST_CASE(all_that_was_acknowledged_survives_sigkill) {
   BOOST_TEST(client.list(1).size() == 4u);
   BOOST_TEST(figure(client, "last_recovery.entries_kept") == 4u);
   BOOST_TEST(figure(client, "last_recovery.entries_set_aside") == 0u);
-  // And from here it goes on to the database, without being asked to.
+  // From here it reaches the database without any request.
   BOOST_TEST(eventually([&] { return figure(client, "dirty_values") == 0; }));
   BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid = 1") == 4);
   BOOST_TEST(eventually(
@@ -81,7 +81,7 @@ BOOST_AUTO_TEST_CASE(a_client_goes_on_with_the_restarted_daemon_through_the_same
   BOOST_TEST(before.st_ino == after.st_ino);
 
   Client(daemon.socket()).set(1, "after", "set by another client of the new daemon");
-  // The reader has said nothing to the new daemon, which has not heard of it: it finds the value in its old mapping.
+  // The reader has not contacted the new daemon, which does not know it: it finds the value in its old mapping.
   BOOST_TEST(figure(Client(daemon.socket()), "gets_asked") == 0u);
   const auto found = reader.get(1, "after");
   BOOST_REQUIRE(found);
@@ -99,7 +99,7 @@ BOOST_AUTO_TEST_CASE(the_next_daemon_honours_the_pins_that_the_dead_one_gave) {
   reader.set(1, "dropped", generated(kMiB, 2));
   auto replaced = reader.get(1, "pinned");
   auto dropped = reader.get(1, "dropped");
-  reader.set(1, "dropped", "while the first daemon lives");  // retired already when the daemon dies
+  reader.set(1, "dropped", "while the first daemon lives");  // already retired when the daemon dies
   daemon.kill();
   daemon.start();
 
@@ -117,8 +117,8 @@ BOOST_AUTO_TEST_CASE(the_next_daemon_honours_the_pins_that_the_dead_one_gave) {
   BOOST_TEST(eventually([&] { return figure(writer, "segment.retired_bytes") == 0; }));
 }
 
-/// Each living client's page costs a start one descriptor, and without it the daemon would not know what is viewed.
-// Not with the sanitizers, which need descriptors themselves.
+/// Each living client's page costs a start one descriptor; without it the daemon would not know what is pinned. Not
+/// with the sanitizers, which need descriptors themselves.
 BOOST_AUTO_TEST_CASE(a_start_with_fewer_descriptors_than_clients_is_refused_and_changes_nothing,
                      *boost::unit_test::enable_if<kScale == 1>()) {
   Served served({"--segment-size=8MiB"});
@@ -345,7 +345,7 @@ BOOST_AUTO_TEST_CASE(what_was_deleted_does_not_come_back_after_sigkill) {
     BOOST_TEST(client.drop(1) == 20u);
     BOOST_TEST(client.prune(epoch(1001)) == 20u);
     client.set(1, "new", "set after the drop");
-    // The rows are still there: only the segment knows that they are to go.
+    // The rows still exist: only the segment knows that they are to be deleted.
     BOOST_TEST(query(daemon.db(), "SELECT count(*) FROM build_data WHERE buildid < 3") == 40);
   }
   daemon.kill();
@@ -442,7 +442,7 @@ BOOST_AUTO_TEST_CASE(no_id_is_ever_given_twice) {
   daemon.remove_segment();
   daemon.start();
   set_some("after a cold start");
-  lose_power(daemon);  // the ids just given were never in the database
+  lose_power(daemon);  // the ids just allocated were never in the database
   daemon.start();
   set_some("after the loss of power");
   Client(daemon.socket()).drop(1);
@@ -464,7 +464,7 @@ BOOST_AUTO_TEST_CASE(a_value_keeps_its_id_through_replacement_in_other_lives) {
   daemon.terminate();
   daemon.remove_segment();
   daemon.start();
-  const auto third = *Client(daemon.socket()).set(1, "v", "3");  // replaces what is only in the database
+  const auto third = *Client(daemon.socket()).set(1, "v", "3");  // replaces a value that is only in the database
   BOOST_TEST(third.id == first.id);
   BOOST_TEST(third.revision > second.revision);
   Client client(daemon.socket());
@@ -476,7 +476,7 @@ BOOST_AUTO_TEST_SUITE(orderly_stop)
 
 namespace {
 
-/// The stop may take a moment, but not the five seconds that requests have which end by themselves.
+/// The stop may take a moment, but not the five seconds that self-terminating requests get.
 void stop_at_once(DaemonProcess& daemon) {
   const auto start = std::chrono::steady_clock::now();
   BOOST_TEST(daemon.terminate() == 0);

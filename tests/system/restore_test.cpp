@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// stepstashd --restore: a backup takes the place of the database, as a whole or not at all, and nobody reads on in what
-// came after it.
+// stepstashd --restore: a backup replaces the database completely or not at all, and no client continues to read data
+// that is newer than the backup.
 #include <fcntl.h>
 #include <signal.h>
 #include <sqlite3.h>
@@ -25,7 +25,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// As sqlite3's `.backup`.
+/// As `.backup` of sqlite3.
 void back_up(const std::string& from, const std::string& to) {
   sqlite3 *source = nullptr, *target = nullptr;
   BOOST_TEST_REQUIRE(sqlite3_open(from.c_str(), &source) == SQLITE_OK);
@@ -51,7 +51,7 @@ std::vector<std::string> restore_words(const DaemonProcess& daemon, const std::s
 
 Outcome restore(const DaemonProcess& daemon, const std::string& file) { return run(restore_words(daemon, file)); }
 
-/// A daemon with data, a backup of it, and then other data: some in the database, some in the segment alone.
+/// A daemon with data, a backup of it, and then other data: some in the database, some only in the segment.
 struct BackedUp {
   BackedUp() {
     daemon.start();
@@ -83,7 +83,7 @@ struct BackedUp {
   std::optional<Client> client;
 };
 
-/// Names beside the database and the segment that no daemon at rest leaves.
+/// Names next to the database and the segment that no idle daemon leaves.
 std::vector<std::string> leftovers(const DaemonProcess& daemon) {
   std::vector<std::string> found;
   for (const std::string& directory :
@@ -197,7 +197,7 @@ BOOST_AUTO_TEST_CASE(no_revision_is_given_a_second_time) {
   for (const bool database_damaged : {false, true}) {
     BackedUp all;
     const auto revision = [&] { return all.client->list(1).back().revision; };
-    // A start without the segment reserves ids that the backup knows nothing of.
+    // A start without the segment reserves ids that the backup does not know.
     all.daemon.kill();
     fs::remove(all.daemon.segment_path());
     all.daemon.start();
@@ -219,7 +219,7 @@ BOOST_AUTO_TEST_CASE(no_revision_is_given_a_second_time) {
 }
 
 #if defined(__x86_64__)
-// The sanitizers' run-time makes calls of its own.
+// The sanitizers' run-time makes system calls of its own.
 BOOST_AUTO_TEST_CASE(a_restore_that_is_killed_before_any_of_its_steps_has_happened_or_not,
                      *boost::unit_test::enable_if<!kAddressSanitizer && !kThreadSanitizer>()) {
   for (const bool unfinished : {false, true}) {
@@ -227,7 +227,7 @@ BOOST_AUTO_TEST_CASE(a_restore_that_is_killed_before_any_of_its_steps_has_happen
     long kills = 0, before = 0, after = 0;
     for (bool killed = true; killed; ++kills) {
       all.daemon.kill();
-      // As a start leaves it that is killed before the segment has its name.
+      // The state left by a start that was killed before it named the segment.
       if (unfinished) fs::rename(all.daemon.segment_path(), all.daemon.segment_path() + ".new");
       const std::vector<std::string> words = restore_words(all.daemon, all.file);
       std::vector<char*> argv;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Clients whose segment is served no more: they notice, and keep nothing of it.
+// Clients whose segment is no longer served: they notice, and keep nothing of it.
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Mappings of this process whose name has `part`: kernel names of objects in /dev/shm end in " (deleted)" or not.
+/// Mappings of this process whose name contains `part`: kernel names of objects in /dev/shm may end in " (deleted)".
 std::size_t mappings_of(std::string_view part) {
   std::ifstream maps("/proc/self/maps");
   std::size_t found = 0;
@@ -27,13 +27,13 @@ std::size_t mappings_of(std::string_view part) {
   return found;
 }
 
-/// The text of (1, "v") by hits alone; empty when there is none.
+/// The text of (1, "v") by hits alone; empty if there is none.
 std::string hit(Client& client) {
   const auto view = client.get(1, "v");
   return view ? std::string(view->text()) : std::string();
 }
 
-/// Whether `client`, which does nothing but get, reads `text` within a second.
+/// Whether `client`, which only calls get, reads `text` within a second.
 bool reads_within_a_second(Client& client, std::string_view text) {
   return eventually([&] { return hit(client) == text; }, 1s);
 }
@@ -45,7 +45,7 @@ bool says_served(const std::string& segment) {
   return shm::is_served(word);
 }
 
-/// A daemon on `segment` with a database of its own, in which (1, "v") is `text`.
+/// A daemon on `segment` with a separate database, in which (1, "v") is `text`.
 void serve(DaemonProcess& daemon, const std::string& segment, const std::string& text) {
   daemon.use_segment(segment);
   daemon.use_db(daemon.directory().file("db-" + text));
@@ -128,7 +128,7 @@ BOOST_AUTO_TEST_CASE(a_segment_that_was_replaced_is_given_back_with_its_last_vie
       daemon.kill();
       serve(daemon, next, std::to_string(i));
       BOOST_TEST(reads_within_a_second(client, std::to_string(i)));
-      BOOST_TEST(mappings_of("/" + former) == 2u);  // the segment, and the page with the pins
+      BOOST_TEST(mappings_of("/" + former) == 2u);  // the segment, and its page of pins
       BOOST_TEST(held->text() == std::to_string(i - 1));
     }
     BOOST_TEST(more->text() == std::to_string(i - 1));
@@ -163,7 +163,7 @@ BOOST_AUTO_TEST_CASE(threads_that_read_meanwhile_find_the_value_and_leave_no_for
   }
   for (int i = 1; i <= 4; ++i) {
     daemon.kill();
-    // The value is there before anybody can ask for it: a get must never be told that it is not.
+    // The value exists before anyone can request it: a get must never report a miss.
     daemon.use_segment(name + "." + std::to_string(i));
     daemon.start();
     const std::string current = "/" + name + "." + std::to_string(i);

@@ -16,7 +16,7 @@ using namespace stepstash::test;
 
 namespace {
 
-/// The code of the stepstash::Error that `body` throws; 0 when it throws none. `message` receives what it says.
+/// The code of the stepstash::Error that `body` throws; 0 if it throws none. `message` receives its text.
 template <class F>
 int error_of(F&& body, std::string* message = nullptr) {
   try {
@@ -86,7 +86,7 @@ BOOST_AUTO_TEST_CASE(an_empty_value_differs_from_an_absent_one) {
 
 BOOST_AUTO_TEST_CASE(a_long_list_is_complete_and_in_id_order) {
   Served served;
-  // More than one page of the protocol, and names in another order than ids.
+  // More than one page of the protocol, and the order of names differs from that of ids.
   for (int i = 0; i < 100; ++i) served.client.set(3, "n" + std::to_string(99 - i), std::to_string(i));
   const auto all = served.client.list(3);
   BOOST_REQUIRE(all.size() == 100u);
@@ -137,7 +137,7 @@ BOOST_DATA_TEST_CASE(a_view_keeps_its_bytes_until_it_is_released,
     BOOST_TEST(client.prune(epoch(1001)) == 2u);
     BOOST_TEST(!reader.get(7, "large"));
   }
-  // Whatever could be reused is reused now: four times what the segment holds goes through it.
+  // All reusable memory is reused now: four times the segment's capacity goes through it.
   for (std::uint64_t i = 0; i < 64; ++i) {
     client.set(8, "churn " + std::to_string(i % 5), generated(512 * kKiB, 100 + i), "churn");
   }
@@ -153,7 +153,7 @@ BOOST_DATA_TEST_CASE(a_view_keeps_its_bytes_until_it_is_released,
   client.drop(7);
   client.drop(8);
   client.flush();
-  // Less than before where something was evicted meanwhile: what is set apart for records has been cut.
+  // Less than before if something was evicted meanwhile: records have been cut from the slab.
   BOOST_TEST(eventually([&] { return figure(client, "segment.used_bytes") <= before; }));
   BOOST_TEST(figure(client, "open_views") == 0u);
 }
@@ -231,7 +231,7 @@ BOOST_DATA_TEST_CASE(a_stream_arrives_exactly,
   BOOST_REQUIRE(writer);
   const std::string value = generated(length, 9);
   for (std::uint64_t at = 0; at < length;) {
-    const std::uint64_t piece = std::min<std::uint64_t>(77'777, length - at);  // no divisor of anything
+    const std::uint64_t piece = std::min<std::uint64_t>(77'777, length - at);  // divides nothing evenly
     writer->write(std::string_view(value).substr(at, piece));
     at += piece;
   }
@@ -425,7 +425,7 @@ BOOST_AUTO_TEST_CASE(an_illegal_name_or_source_is_refused_with_the_limit) {
     const auto refused = [&](auto&& body) {
       message.clear();
       const int code = error_of(body, &message);
-      // A NUL cannot even be passed on: that message has no use for the number.
+      // A NUL cannot even be passed in: that message does not need the number.
       BOOST_TEST((contains(message, "256") || text.find('\0') != text.npos), message);
       return code == STEPSTASH_EINVAL;
     };

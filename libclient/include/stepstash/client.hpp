@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// stepstash in C++: a thin face over stepstash/client.h, header-only. Needs C++20, and libstepstash alone at run time.
+/// stepstash in C++: a thin wrapper over stepstash/client.h, header-only. Needs C++20, and only libstepstash at run
+/// time.
 ///
 ///   stepstash::Client client;                                       // $STEPSTASH_SOCKET, or the usual places
 ///   client.set(42, "report", text, "unit tests");
 ///   if (auto view = client.get(42, "report")) use(view->bytes());   // in place: nothing is copied
 ///
-/// Absent is std::nullopt, a condition that did not hold is std::nullopt; everything else that is not success throws
-/// stepstash::Error, whose code() is one of STEPSTASH_E... and whose what() says what happened, to what, with which
-/// numbers. Threads, lifetimes and fork: as documented in client.h.
+/// A missing datum and an unmet condition are std::nullopt; every other failure throws stepstash::Error, whose code()
+/// is one of STEPSTASH_E... and whose what() says what happened, to what, with which numbers. Threads, lifetimes and
+/// fork: as documented in client.h.
 #ifndef STEPSTASH_CLIENT_HPP
 #define STEPSTASH_CLIENT_HPP
 
@@ -41,14 +42,14 @@ using Milliseconds = std::chrono::milliseconds;
 
 namespace detail {
 
-/// Passes answers on and throws errors.
+/// Returns non-error answers and throws errors.
 inline int checked(int code) {
   if (code < 0) throw Error(code, stepstash_error_message());
   return code;
 }
 
-/// What a name, a source or a path may be given as. C wants a NUL at the end: a const char* and a std::string are
-/// passed on as they are, a string_view is copied. Lives as long as the call it is made for.
+/// A name, source or path argument. C requires a terminating NUL: a const char* and a std::string are passed through, a
+/// string_view is copied. Lives as long as the call it is made for.
 class Text {
  public:
   Text(const char* text) noexcept : text_(text) {}
@@ -59,7 +60,7 @@ class Text {
   const char* get() const noexcept { return text_; }
 
  private:
-  /// A NUL inside would silently name something else.
+  /// With a NUL inside, C would silently use another name.
   static void refuse_nul(std::string_view text) {
     if (text.find('\0') != std::string_view::npos)
       throw Error(STEPSTASH_EINVAL, "a name, source or path contains a NUL");
@@ -68,14 +69,14 @@ class Text {
   const char* text_;
 };
 
-/// 0 means "the client's deadline" in C; a deadline that has passed is as short as there is.
+/// 0 means "the client's deadline" in C, so a deadline that has passed becomes the shortest possible one.
 inline std::uint32_t milliseconds(Milliseconds wait) noexcept {
   return static_cast<std::uint32_t>(std::clamp<std::int64_t>(wait.count(), 1, UINT32_MAX));
 }
 
 }  // namespace detail
 
-/// One build datum in place. Move-only; its destructor lets go of it. Must not outlive its Client.
+/// One build datum in place. Move-only; its destructor releases the pin. Must not outlive its Client.
 class View {
  public:
   View(View&& other) noexcept : view_(std::exchange(other.view_, stepstash_view{})) {}
@@ -124,16 +125,16 @@ struct Entry {
 struct Build {
   std::int64_t build = 0;
   std::uint64_t entries = 0;
-  std::uint64_t resident_bytes = 0;         ///< of its values in the segment
-  std::uint64_t evicted_bytes = 0;          ///< of its values that are in the database alone
-  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; none: it has not finished
+  std::uint64_t resident_bytes = 0;         ///< of its values that are in the segment
+  std::uint64_t evicted_bytes = 0;          ///< of its values that are only in the database
+  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; none: not finished
   bool held = false;
 };
 
 struct SetOptions {
-  bool durable = false;           ///< return only when the database has committed it
-  bool if_absent = false;         ///< only if the name is not there
-  std::uint64_t if_revision = 0;  ///< not 0: only if the entry has this revision
+  bool durable = false;           ///< return only after the database has committed it
+  bool if_absent = false;         ///< only if the name does not exist
+  std::uint64_t if_revision = 0;  ///< non-zero: only if the entry has this revision
   Milliseconds deadline{0};       ///< for room and for the commit; 0: the client's
 };
 
@@ -142,7 +143,7 @@ struct SetResult {
   std::uint64_t revision = 0;
 };
 
-/// A set whose value comes in pieces; what is not committed is forgotten. Move-only, one thread at a time.
+/// A set whose value comes in pieces; uncommitted values are discarded. Move-only, one thread at a time.
 class Writer {
  public:
   Writer(Writer&& other) noexcept : writer_(std::exchange(other.writer_, nullptr)) {}
@@ -159,7 +160,8 @@ class Writer {
     detail::checked(stepstash_writer_write(writer_, bytes.data(), bytes.size()));
   }
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
-  /// Room to be filled in place; then advance() says how much was. Empty only when the set's condition does not hold.
+  /// Room to fill in place; then pass the number of bytes to advance(). Empty only if the set's condition does not
+  /// hold.
   std::span<std::byte> buffer() {
     void* data = nullptr;
     std::size_t bytes = 0;
@@ -182,7 +184,7 @@ class Writer {
   stepstash_writer* writer_;
 };
 
-/// A connection to the daemon of this host. Any number of threads may use it at once. Move-only.
+/// A connection to the daemon of this host. Any number of threads may use it concurrently. Move-only.
 class Client {
  public:
   static constexpr std::uint64_t kUnknownLength = STEPSTASH_UNKNOWN_LENGTH;
@@ -224,11 +226,11 @@ class Client {
     if (code == STEPSTASH_MISS) return std::nullopt;
     return View(view);
   }
-  /// All entries of a build, as of one instant.
+  /// All entries of a build, a consistent snapshot.
   std::vector<Entry> list(std::int64_t build) const { return list_of(build, nullptr); }
   std::vector<Entry> list(std::int64_t build, const detail::Text& name) const { return list_of(build, name.get()); }
 
-  /// All builds that have data, in the order of their numbers.
+  /// All builds that have data, in ascending order.
   std::vector<Build> builds() const {
     struct Free {
       stepstash_builds* list = nullptr;
@@ -257,7 +259,7 @@ class Client {
                                const detail::Text& source = "", const SetOptions& options = {}) {
     return set(build, name, std::as_bytes(std::span(value)), source, options);
   }
-  /// All that can be read from `fd`.
+  /// Sets everything that can be read from `fd`.
   std::optional<SetResult> set_fd(std::int64_t build, const detail::Text& name, int fd, const detail::Text& source = "",
                                   const SetOptions& options = {}) {
     const auto wanted = to_c(options);
@@ -265,7 +267,7 @@ class Client {
     const int code = stepstash_set_fd(client_, build, name.get(), fd, source.get(), &wanted, &result);
     return set_result(code, result);
   }
-  /// nullopt: the condition does not hold now already.
+  /// nullopt: the condition already fails now.
   std::optional<Writer> begin(std::int64_t build, const detail::Text& name, std::uint64_t length = kUnknownLength,
                               const detail::Text& source = "", const SetOptions& options = {}) {
     const auto wanted = to_c(options);
@@ -281,9 +283,9 @@ class Client {
     const auto since = std::chrono::floor<std::chrono::seconds>(complete_at.time_since_epoch());
     detail::checked(stepstash_finish(client_, build, since.count()));
   }
-  /// Returns how many entries were deleted.
+  /// Returns the number of deleted entries.
   std::uint64_t prune(std::chrono::system_clock::time_point older_than) {
-    // Up to the next whole second: completed within this second is older than a time later in it.
+    // Rounds up to the next whole second: a completion within this second is older than a later time in it.
     const auto since = std::chrono::ceil<std::chrono::seconds>(older_than.time_since_epoch());
     std::uint64_t count = 0;
     detail::checked(stepstash_prune(client_, since.count(), &count));
@@ -310,7 +312,7 @@ class Client {
     return json;
   }
 
-  /// For what this face does not have. Borrowed.
+  /// For functions that this wrapper lacks. Borrowed.
   stepstash_client* handle() const noexcept { return client_; }
 
  private:
