@@ -129,7 +129,8 @@ Result<std::vector<std::string>> ObjectDirectory::list(std::string_view prefix) 
   again.release();
   std::vector<std::string> names;
   while (const dirent* item = ::readdir(dir.get())) {
-    if (std::string_view(item->d_name).starts_with(prefix)) names.emplace_back(item->d_name);
+    const std::string_view name = item->d_name;
+    if (name != "." && name != ".." && name.starts_with(prefix)) names.emplace_back(name);
   }
   std::sort(names.begin(), names.end());
   return names;

@@ -503,6 +503,14 @@ BOOST_AUTO_TEST_CASE(no_name_that_another_user_made_first_keeps_a_daemon_from_st
 
 BOOST_AUTO_TEST_CASE(a_directory_that_root_gave_to_the_daemon_with_somebodys_names_in_it_is_not_used,
                      *boost::unit_test::precondition(other_daemon)) {
+  {  // Without such names it is.
+    DaemonProcess daemon({"--segment-size=8MiB"});
+    daemon.run_as(kDaemonsUser);
+    fs::create_directory(daemon.segment_directory());
+    BOOST_REQUIRE(::chown(daemon.segment_directory().c_str(), kDaemonsUser, kDaemonsUser) == 0);
+    daemon.start();
+    BOOST_TEST(served_directory(daemon) == daemon.segment_directory());
+  }
   for (const char* name : {"lock", "segment", "segment.new", "segment.pin.1"}) {
     DaemonProcess daemon({"--segment-size=8MiB"});
     daemon.run_as(kDaemonsUser);
