@@ -65,7 +65,7 @@ BOOST_AUTO_TEST_CASE(a_size_that_cannot_be_is_refused_and_leaves_nothing) {
   for (const std::uint64_t bytes : {std::uint64_t{0}, std::uint64_t{1024 * 1024 - 4096}, shm::kMaxSegmentBytes + 1}) {
     BOOST_TEST((Writer::create(objects, "s", bytes).error() == Errc::invalid_argument), bytes << " bytes");
   }
-  BOOST_TEST(take(objects.list("")).size() == 2u);  // . and ..
+  BOOST_TEST(take(objects.list("")).empty());
 }
 
 BOOST_FIXTURE_TEST_CASE(a_size_is_rounded_up_to_pages, SmallStash) {
