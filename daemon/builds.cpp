@@ -17,8 +17,6 @@ constexpr std::uint64_t kDropAtOnce = 256;
 /// Delay after a query that the database did not answer.
 constexpr auto kAskAgain = std::chrono::seconds(1);
 
-bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
-
 }  // namespace
 
 Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Loader& loader, Flusher& flusher,

@@ -453,7 +453,7 @@ awaitable<bool> Connection::on_set_begin(protocol::SetBegin begin) {
   const TimePoint deadline = deadline_after(begin.params.deadline_ms);
   while (!ring_ && services_.rings >= services_.config.max_rings && !services_.shed_ring()) {
     if (waiter_.dismissed()) co_return co_await send_failure(Errc::shutting_down, "the daemon is stopping");
-    if (waiter_.gone() || std::chrono::steady_clock::now() >= deadline) {
+    if (waiter_.gone() || expired(deadline)) {
       co_return co_await send_failure(Errc::too_many,
                                       fmt::format("all {} staging rings are in use (max_rings)", services_.rings));
     }

@@ -28,8 +28,6 @@ constexpr std::chrono::milliseconds kHintInterval{100};
 constexpr std::size_t kClearAtOnce = 1024;
 /// Fraction of the blocks of a very full segment, so that clearing takes a bounded number of walks over them.
 constexpr std::size_t kClearPart = 64;
-/// Memory given back to the tmpfs per call: unmapping 16 MiB takes about a millisecond.
-constexpr std::uint64_t kPunchAtOnce = 16 << 20;
 /// After a walk over all blocks that found nothing, the loop runs other work for this many times as long.
 constexpr int kWalkPause = 9;
 

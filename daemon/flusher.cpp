@@ -98,7 +98,7 @@ std::chrono::nanoseconds Flusher::oldest_age() const {
 awaitable<Result<>> Flusher::committed(std::uint64_t place, Waiter& waiter, TimePoint deadline) {
   kick();
   while (!queue_.empty() && queue_.begin()->first <= place) {
-    if (waiter.gone() || std::chrono::steady_clock::now() >= deadline) co_return Errc::not_durable;
+    if (waiter.gone() || expired(deadline)) co_return Errc::not_durable;
     co_await committed_.wait(waiter, deadline);
   }
   co_return success();

@@ -14,12 +14,6 @@
 #include "shm/validate.hpp"
 
 namespace stepstash::daemon {
-namespace {
-
-bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
-
-}  // namespace
-
 awaitable<Result<>> Reloader::load(BuildId build, const std::string& name, Waiter& waiter, TimePoint deadline) {
   ++counters_.asked;
   for (;;) {

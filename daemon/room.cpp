@@ -13,16 +13,12 @@ namespace {
 
 /// A scan of this many pin pages takes less than a tenth of a millisecond.
 constexpr std::size_t kFewPages = 64;
-/// Memory given back to the tmpfs per step: unmapping 16 MiB takes about a millisecond.
-constexpr std::uint64_t kPunchAtOnce = 16 << 20;
 /// After a scan of all pin pages that found nothing, the loop runs other work for this many times as long.
 constexpr int kScanPause = 9;
 /// How often a set retries when the index has no slot for its key.
 constexpr auto kSlotPause = std::chrono::milliseconds(20);
 /// Reclaim steps per event-loop turn for a small value.
 constexpr int kStepsAtOnce = 4;
-
-bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
 
 }  // namespace
 
@@ -60,7 +56,7 @@ std::uint64_t Room::lacking_pages(std::uint64_t bytes) const noexcept {
 }
 
 std::uint64_t Room::punch() {
-  const std::uint64_t given = segment_.heap().punch(clock_.monotonic(), kPunchAtOnce);
+  const std::uint64_t given = segment_.heap().punch(clock_.monotonic(), Evictor::kPunchAtOnce);
   given_back_ += given;
   return given;
 }
@@ -104,7 +100,7 @@ void Room::maintain() {
   const auto now = clock_.monotonic();
   if (segment_.reclaim() > 0) queue_.notify_all();
   shares_.reopen(total());
-  segment_.heap().punch(now - limits_.punch_after, kPunchAtOnce);
+  segment_.heap().punch(now - limits_.punch_after, Evictor::kPunchAtOnce);
   tmpfs_ = segment_.heap().file_system();
 }
 

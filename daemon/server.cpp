@@ -21,6 +21,7 @@
 #include "daemon/instance.hpp"
 #include "daemon/log.hpp"
 #include "daemon/restore.hpp"
+#include "persist/database_files.hpp"
 #include "persist/unavailable_store.hpp"
 
 namespace stepstash::daemon {
@@ -211,7 +212,7 @@ void Server::replace_database(const std::string& why) {
     database_ = std::make_unique<persist::UnavailableStore>(
         Errc::not_durable, fmt::format("{} is damaged ({}), and {}", config_.db, why, obstacle));
   };
-  auto aside = persist::SqliteStore::set_aside(config_.db);
+  auto aside = persist::set_aside(config_.db);
   if (!aside) return do_without("cannot be renamed: " + aside.error().message());
   STEPSTASH_CRASH_POINT("daemon.server.database.set_aside");
   spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
@@ -259,7 +260,7 @@ Configured<> Server::open_segment_and_store() {
                                  "; what is in the segment is served, and nothing written, until " +
                                  (newer ? "a stepstashd that knows this database takes over" : "a restart"));
   }
-  for (std::string& path : persist::SqliteStore::kept_aside(config_.db)) startup_.kept.push_back(std::move(path));
+  for (std::string& path : persist::kept_aside(config_.db)) startup_.kept.push_back(std::move(path));
   for (std::size_t i = 0; i < startup_.set_aside.size(); ++i) {
     if (i == kLinesLogged) {
       spdlog::error("set aside: {} more", startup_.set_aside.size() - i);

@@ -20,8 +20,6 @@ constexpr auto kListPatience = std::chrono::seconds(10);
 constexpr auto kRekeyPause = std::chrono::milliseconds(100);
 constexpr int kRekeyPauseTimes = 20;
 
-bool expired(TimePoint deadline) { return std::chrono::steady_clock::now() >= deadline; }
-
 }  // namespace
 
 Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,

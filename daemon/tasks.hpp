@@ -27,6 +27,8 @@ namespace asio = boost::asio;
 using asio::awaitable;
 using TimePoint = std::chrono::steady_clock::time_point;
 
+inline bool expired(TimePoint deadline) noexcept { return std::chrono::steady_clock::now() >= deadline; }
+
 /// Completion handler for co_spawn() of coroutines that nobody awaits. asio::detached would swallow an exception, and
 /// the daemon would continue without the coroutine, for example without accepting connections. Running out of memory
 /// ends the process instead, with a line on stderr, and the next one recovers.

@@ -59,13 +59,10 @@ class SqliteStore final : public BackingStore {
   /// are removed from an existing database and from files set aside. Follows symbolic links among the directories, but
   /// not at the file itself. `why`, if given, receives a message about a failure. Errors: Errc::unsafe_object (the file
   /// or its -wal, -shm, -journal or -reserve is a link, has a second name, is not regular or not ours),
-  /// Errc::corrupt_database (use set_aside()), Errc::newer_database, Errc::foreign_database (another program's),
-  /// Errc::invalid_argument (no file name), Errc::not_durable (locked, full, I/O), those of the directory.
+  /// Errc::corrupt_database (use set_aside() of database_files.hpp), Errc::newer_database, Errc::foreign_database
+  /// (another program's), Errc::invalid_argument (no file name), Errc::not_durable (locked, full, I/O), those of the
+  /// directory.
   static Result<std::unique_ptr<SqliteStore>> open(const Options& options, std::string* why = nullptr);
-
-  /// set_aside() and kept_aside() of database_files.hpp. No SqliteStore may be open on a `path` that is set aside.
-  static Result<std::string> set_aside(const std::string& path) { return persist::set_aside(path); }
-  static std::vector<std::string> kept_aside(const std::string& path) { return persist::kept_aside(path); }
 
   ~SqliteStore() override;
   SqliteStore(const SqliteStore&) = delete;

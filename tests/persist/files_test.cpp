@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "persist/database_files.hpp"
 #include "persist/schema.hpp"
 #include "persist/sqlite_store.hpp"
 #include "tests/persist/values.hpp"
@@ -175,14 +176,14 @@ BOOST_FIXTURE_TEST_CASE(a_damaged_database_is_recognised_and_can_be_set_aside, D
   BOOST_TEST(!why.empty());
 
   std::ofstream(path + "-wal") << "wal";
-  BOOST_TEST(SqliteStore::set_aside(path).value() == path + ".damaged-1");
+  BOOST_TEST(persist::set_aside(path).value() == path + ".damaged-1");
   BOOST_TEST(fs::file_size(path + ".damaged-1") == 100'000u);
   BOOST_TEST(fs::file_size(path + ".damaged-1-wal") == 3u);
   BOOST_TEST(!fs::exists(path));
   BOOST_TEST(!fs::exists(path + "-wal"));
   BOOST_TEST(open().has_value(), why);
-  BOOST_TEST(SqliteStore::set_aside(path).value() == path + ".damaged-2");
-  BOOST_TEST(!SqliteStore::set_aside(path).has_value());  // there is nothing left
+  BOOST_TEST(persist::set_aside(path).value() == path + ".damaged-2");
+  BOOST_TEST(!persist::set_aside(path).has_value());  // there is nothing left
 }
 
 BOOST_FIXTURE_TEST_CASE(a_truncated_database_is_damaged, Directory) {
