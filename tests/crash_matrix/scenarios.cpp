@@ -565,13 +565,7 @@ void former_names(Run& run) {
   some_data(run);
   run.view(1, "small");
   run.kill();
-  const std::string base = "/dev/shm/" + run.daemon().segment();
-  for (const auto& object : fs::directory_iterator(run.daemon().segment_directory())) {
-    std::string name = object.path().filename();
-    if (name.starts_with("segment.pin.")) name.resize(name.rfind('.'));  // pages had no user in their names
-    fs::rename(object.path(), base + (name == "lock" ? ".lock" : name.substr(std::strlen("segment"))));
-  }
-  fs::remove(run.daemon().segment_directory());
+  run.daemon().flatten_segment();
   run.start_armed(options("8MiB"));
   run.set(1, "small", 800);
   run.terminate();

@@ -570,15 +570,6 @@ BOOST_AUTO_TEST_CASE(names_that_another_user_makes_later_keep_no_start_from_what
 }
 
 BOOST_AUTO_TEST_CASE(what_an_earlier_version_left_in_dev_shm_is_moved_in_with_its_clients) {
-  const auto flat = [](DaemonProcess& daemon) {  // as 0.1 had it
-    const std::string base = "/dev/shm/" + daemon.segment();
-    for (const auto& object : fs::directory_iterator(daemon.segment_directory())) {
-      std::string name = object.path().filename();
-      if (name.starts_with("segment.pin.")) name.resize(name.rfind('.'));  // pages had no user in their names
-      fs::rename(object.path(), base + (name == "lock" ? ".lock" : name.substr(std::strlen("segment"))));
-    }
-    fs::remove(daemon.segment_directory());
-  };
   DaemonProcess daemon({"--segment-size=8MiB", "--flush-interval=1h"});
   daemon.start();
   Client client(daemon.socket());
@@ -587,7 +578,7 @@ BOOST_AUTO_TEST_CASE(what_an_earlier_version_left_in_dev_shm_is_moved_in_with_it
   const auto view = client.get(1, "held");
   BOOST_TEST(figure(client, "pin_pages") == 1u);
   daemon.kill();
-  flat(daemon);
+  daemon.flatten_segment();
   // While an earlier version runs, it keeps its files.
   {
     const UniqueFd lock(::open(("/dev/shm/" + daemon.segment() + ".lock").c_str(), O_RDWR | O_CLOEXEC));
@@ -616,7 +607,7 @@ BOOST_AUTO_TEST_CASE(what_an_earlier_version_left_in_dev_shm_is_moved_in_with_it
     other.flush();
   }
   daemon.kill();
-  flat(daemon);
+  daemon.flatten_segment();
   fs::rename(aside, daemon.segment_directory());
   daemon.start();
   Client now(daemon.socket());

@@ -16,6 +16,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -234,6 +235,16 @@ void DaemonProcess::resume() { ::kill(pid_, SIGCONT); }
 std::string DaemonProcess::log() const {
   std::ifstream file(directory_.file("daemon.log"));
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+void DaemonProcess::flatten_segment() const {
+  const std::string base = "/dev/shm/" + segment_;
+  for (const auto& object : std::filesystem::directory_iterator(segment_directory())) {
+    std::string name = object.path().filename();
+    if (name.starts_with("segment.pin.")) name.resize(name.rfind('.'));  // pages had no user in their names
+    std::filesystem::rename(object.path(), base + (name == "lock" ? ".lock" : name.substr(std::strlen("segment"))));
+  }
+  std::filesystem::remove(segment_directory());
 }
 
 void DaemonProcess::remove_segment() {

@@ -65,6 +65,8 @@ class DaemonProcess {
   /// The output of all daemons that ran here.
   std::string log() const;
 
+  /// Lays the instance's objects out as version 0.1 did, directly in /dev/shm. Only while no daemon runs.
+  void flatten_segment() const;
   /// Simulates a reboot: removes the segment, pin pages included. Only while no daemon runs.
   void remove_segment();
 
