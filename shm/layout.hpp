@@ -221,7 +221,7 @@ struct alignas(64) PinPage {
   std::uint32_t layout_version;
   std::uint32_t number;         // as the object's name says
   SegmentId segment_id;         // the segment its pins speak of
-  std::int32_t pid;             // of the peer at attach, for people: 0 where the peer's PID namespace hides it
+  std::int32_t pid;             // of the peer at attach, for diagnosis: 0 where the peer's PID namespace hides it
   std::uint32_t uid;            // of the peer, for the client's messages: the daemon believes the object's name
   std::atomic<PageWord> state;  // P4
   std::uint32_t unused[4];

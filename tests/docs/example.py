@@ -3,7 +3,7 @@
 
     example.py SOURCE_DIR                    the patch applies to the tree, and the page names its files in their order
     example.py SOURCE_DIR --build SCRATCH    in a copy of the tree with the patch, the changed unit test builds and passes
-    example.py SOURCE_DIR --refresh          writes the patch anew where the lines around it have changed
+    example.py SOURCE_DIR --refresh          refreshes the patch if only the lines around it have changed
 
 Exit status 77: git or patch is not installed.
 """
