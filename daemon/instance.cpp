@@ -83,7 +83,7 @@ Result<ObjectDirectory> make_directory(const ObjectDirectory& parent, const std:
   return made;
 }
 
-Result<LockFile> lock(const ObjectDirectory& directory, std::string& about) {
+Result<LockFile> lock_in(const ObjectDirectory& directory, std::string& about) {
   const std::string path = directory.path() + "/lock";
   std::string holder;
   auto locked = LockFile::acquire(path, holder);
@@ -163,11 +163,11 @@ Result<Instance> open_instance(const std::string& parent_path, const std::string
   if (own.empty()) own.push_back(STEPSTASH_TRY(make_directory(parent, base)));
   const auto served = std::find_if(own.begin(), own.end(), has_segment);
   ObjectDirectory directory = std::move(served == own.end() ? own.front() : *served);
-  LockFile held = STEPSTASH_TRY(lock(directory, about));
+  LockFile held = STEPSTASH_TRY(lock_in(directory, about));
   // Two concurrent first starts may each have created a directory: at least one of them sees the other's lock.
   for (const ObjectDirectory& other : STEPSTASH_TRY(own_directories(parent, base))) {
     if (other.path() == directory.path() || !has(other, "lock")) continue;
-    if (auto free = lock(other, about); !free && free.error() == Errc::already_held) return free.error();
+    if (auto free = lock_in(other, about); !free && free.error() == Errc::already_held) return free.error();
   }
   Instance instance{std::move(directory), std::move(held), {}};
   if (instance.directory.path() != parent_path + "/" + base) {

@@ -14,8 +14,7 @@
 
 #include "base/errc.hpp"
 #include "base/text.hpp"
-#include "daemon/instance.hpp"
-#include "daemon/lock_file.hpp"
+#include "daemon/exit_status.hpp"
 #include "persist/restore.hpp"
 #include "shm/layout.hpp"
 #include "shm/object.hpp"
@@ -23,41 +22,12 @@
 namespace stepstash::daemon {
 namespace {
 
-// sysexits(3)
-constexpr int kExitCannotCreate = 73;
-constexpr int kExitIo = 74;
-constexpr int kExitTemporary = 75;
-constexpr int kExitPermission = 77;
-
-ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
+constexpr const char* kAdvice = ": stop it first";
 
 std::string copy_of(const Config& config) { return config.db + "-restoring"; }
 const std::string kFormerSegment = std::string(kSegmentObject) + ".restoring";
 
 bool exists(const std::string& path) noexcept { return ::access(path.c_str(), F_OK) == 0; }
-
-Configured<LockFile> lock(const std::string& path, const std::string& what) {
-  std::string holder;
-  auto locked = LockFile::acquire(path, holder);
-  if (locked) return std::move(locked).value();
-  if (locked.error() == Errc::already_held) {
-    return fail(kExitTemporary, fmt::format("{} is held by a stepstashd, {}: stop it first", what, holder));
-  }
-  return fail(locked.error() == Errc::unsafe_object ? kExitPermission : kExitCannotCreate,
-              fmt::format("{}: {}", path, locked.error().message()));
-}
-
-Configured<Instance> open_objects(const Config& config) {
-  std::string about;
-  auto instance = open_instance(config.segment_directory, config.segment_name, about);
-  if (instance) return std::move(instance).value();
-  if (instance.error() == Errc::already_held) {
-    return fail(kExitTemporary, fmt::format("segment {}/{} is held by a stepstashd, {}: stop it first",
-                                            config.segment_directory, config.segment_name, about));
-  }
-  return fail(instance.error() == Errc::unsafe_object ? kExitPermission : kExitCannotCreate,
-              fmt::format("{}: {}", about, instance.error().message()));
-}
 
 /// Refuses another user's database: files created here would belong to us, and that user's daemon would refuse them.
 Configured<> check_owner(const Config& config) {
@@ -127,9 +97,9 @@ Configured<> settle_restore(const Config& config, const shm::ObjectDirectory& di
 Configured<std::string> restore(const Config& config, const std::string& file) {
   STEPSTASH_TRY(prepare_directories(config, ::geteuid()));
   STEPSTASH_TRY(check_owner(config));
-  const Instance instance = STEPSTASH_TRY(open_objects(config));
+  const Instance instance = STEPSTASH_TRY(open_instance_or_fail(config, kAdvice));
   const shm::ObjectDirectory& directory = instance.directory;
-  const LockFile database_lock = STEPSTASH_TRY(lock(config.db + ".lock", "database " + config.db));
+  const LockFile database_lock = STEPSTASH_TRY(lock_or_fail(config.db + ".lock", "database " + config.db, kAdvice));
   const std::string copy = copy_of(config);
   if (same_file(file, config.db) || same_file(file, copy)) {
     return fail(kExitUsage, fmt::format("{} is the database itself", file));

@@ -18,7 +18,7 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
-#include "daemon/instance.hpp"
+#include "daemon/exit_status.hpp"
 #include "daemon/log.hpp"
 #include "daemon/restore.hpp"
 #include "persist/database_files.hpp"
@@ -28,12 +28,6 @@ namespace stepstash::daemon {
 namespace {
 
 using namespace std::chrono_literals;
-
-// sysexits(3)
-constexpr int kExitCannotCreate = 73;
-constexpr int kExitIo = 74;
-constexpr int kExitTemporary = 75;
-constexpr int kExitPermission = 77;
 
 /// How long a start waits for a database that is locked or temporarily unreadable or unwritable, and the pause between
 /// tries.
@@ -78,44 +72,12 @@ void block_signals(int how) {
   ::pthread_sigmask(how, &signals, nullptr);
 }
 
-ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
-
-bool lacks_descriptors(std::error_code error) {
-  return error == std::errc::too_many_files_open || error == std::errc::too_many_files_open_in_system;
-}
-
-int exit_status_of(std::error_code error) {
-  if (error == Errc::already_held || lacks_descriptors(error) || error == std::errc::not_enough_memory) {
-    return kExitTemporary;
-  }
-  if (error == Errc::unsafe_object || error == std::errc::permission_denied ||
-      error == std::errc::operation_not_permitted) {
-    return kExitPermission;
-  }
-  if (error == Errc::newer_database || error == Errc::foreign_database || error == Errc::invalid_argument) {
-    return kExitConfig;
-  }
-  if (error == Errc::not_durable) return kExitIo;
-  return kExitCannotCreate;
-}
-
 /// Why a segment cannot be opened, as a message for the operator.
 std::string reason(std::error_code error) {
   if (!lacks_descriptors(error)) return error.message();
   return error.message() +
          " (LimitNOFILE): a start needs one for each client that lives, or it would not know what "
          "their views hold in place";
-}
-
-Configured<LockFile> lock(const std::string& path, const char* what, const std::string& object) {
-  std::string holder;
-  auto locked = LockFile::acquire(path, holder);
-  if (locked) return std::move(locked).value();
-  const std::error_code error = locked.error();
-  if (error == Errc::already_held) {
-    return fail(kExitTemporary, fmt::format("{} {} is held by another stepstashd, {}", what, object, holder));
-  }
-  return fail(exit_status_of(error), fmt::format("{}: {}", path, error.message()));
 }
 
 Store::Limits limits_of(const Config& config) {
@@ -134,7 +96,7 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
   const Config& settings = server->config_;
   for (const std::string& line : STEPSTASH_TRY(prepare_directories(settings, ::geteuid()))) spdlog::warn("{}", line);
   STEPSTASH_TRY(server->open_objects());
-  server->locks_.push_back(STEPSTASH_TRY(lock(settings.db + ".lock", "database", settings.db)));
+  server->locks_.push_back(STEPSTASH_TRY(lock_or_fail(settings.db + ".lock", "database " + settings.db, "")));
   STEPSTASH_TRY(settle_restore(settings, *server->directory_));
   STEPSTASH_TRY(server->open_database());
   STEPSTASH_TRY(server->open_segment_and_store());
@@ -146,17 +108,10 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
 }
 
 Configured<> Server::open_objects() {
-  std::string about;
-  auto instance = open_instance(config_.segment_directory, config_.segment_name, about);
-  if (!instance && instance.error() == Errc::already_held) {
-    return fail(kExitTemporary, fmt::format("segment {}/{} is held by another stepstashd, {}",
-                                            config_.segment_directory, config_.segment_name, about));
-  }
-  if (!instance)
-    return fail(exit_status_of(instance.error()), fmt::format("{}: {}", about, instance.error().message()));
-  directory_ = std::move(instance.value().directory);
-  locks_.push_back(std::move(instance.value().lock));
-  for (const std::string& note : instance.value().notes) spdlog::warn("{}", note);
+  Instance instance = STEPSTASH_TRY(open_instance_or_fail(config_, ""));
+  directory_ = std::move(instance.directory);
+  locks_.push_back(std::move(instance.lock));
+  for (const std::string& note : instance.notes) spdlog::warn("{}", note);
   return success();
 }
 
@@ -323,7 +278,8 @@ Configured<> Server::catch_signals() {
 Configured<> Server::listen() {
   std::string path = config_.socket;
   UniqueFd socket;
-  if (circumstances_.socket_is_ours) locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
+  if (circumstances_.socket_is_ours)
+    locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
   if (circumstances_.listening_socket) {
     socket = std::move(circumstances_.listening_socket);
     socket_is_ours_ = circumstances_.socket_is_ours;
@@ -336,7 +292,7 @@ Configured<> Server::listen() {
       path = "@" + std::string(address.sun_path + 1, size - offsetof(sockaddr_un, sun_path) - 1);
     }
   } else {
-    locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
+    locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
     struct stat status {};
     if (::lstat(path.c_str(), &status) == 0) {
       // We hold the lock, so a socket of ours that is still there was left by a daemon that died.

@@ -15,6 +15,8 @@
 
 namespace stepstash::daemon {
 
+inline bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
+
 class ConfigFixture {
  public:
   ConfigFixture() {

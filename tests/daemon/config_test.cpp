@@ -29,7 +29,6 @@ std::string duration_error(std::string_view text) {
   const auto duration = parse_duration(text);
   return duration ? "accepted" : duration.error().message;
 }
-bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

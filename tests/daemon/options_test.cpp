@@ -11,8 +11,6 @@ using namespace stepstash::daemon;
 
 namespace {
 
-bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
-
 struct OptionsFixture : ConfigFixture {
   /// Parses as a plain user, with the environment of the fixture.
   CommandLine parse(std::vector<std::string> arguments) {
