@@ -94,13 +94,13 @@ double cpu_seconds(pid_t pid) {
   return static_cast<double>(user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
-struct Figures {
+struct Speed {
   double sets_a_second = 0;
   double cpu_of_a_set = 0;  // of the daemon, in seconds
 };
 
 /// For one second sets values of `length` bytes under names most of which have been evicted.
-Figures set_for_a_second(Siege& siege, std::int64_t build, std::uint64_t length) {
+Speed set_for_a_second(Siege& siege, std::int64_t build, std::uint64_t length) {
   static std::uint64_t number = 0;
   constexpr std::uint64_t kNames = 20'000;
   const std::string value = generated(length, 1);
@@ -141,11 +141,11 @@ BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow
     siege.client.set(kSmall, std::to_string(i), generated(4000, 1), "", {.deadline = 30s});
   }
   struct Rates {
-    Figures small;
-    Figures large;
+    Speed small;
+    Speed large;
   };
-  const auto better = [](const Figures& a, const Figures& b) {
-    return Figures{std::max(a.sets_a_second, b.sets_a_second), std::min(a.cpu_of_a_set, b.cpu_of_a_set)};
+  const auto better = [](const Speed& a, const Speed& b) {
+    return Speed{std::max(a.sets_a_second, b.sets_a_second), std::min(a.cpu_of_a_set, b.cpu_of_a_set)};
   };
   const auto measure = [&](const char* what) {
     Rates rates;
@@ -153,7 +153,7 @@ BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow
     rates.small = better(rates.small, set_for_a_second(siege, kSmall, 4000));
     rates.large = set_for_a_second(siege, kLarge, 2 * kMiB);
     rates.large = better(rates.large, set_for_a_second(siege, kLarge, 2 * kMiB));
-    const auto print = [](const Figures& figures) {
+    const auto print = [](const Speed& figures) {
       std::cout << static_cast<long>(figures.sets_a_second) << " (" << static_cast<long>(1e6 * figures.cpu_of_a_set)
                 << " us of CPU each)";
     };
@@ -169,7 +169,7 @@ BOOST_AUTO_TEST_CASE(pages_of_idle_clients_and_pages_full_of_numbers_do_not_slow
   // A machine that is busy with other work delays it without any attack.
   const auto within = std::max<std::chrono::milliseconds>(Siege::kServedWithin, 2 * siege.slowest());
   // By wall clock, or by the daemon's CPU time, because the machine may have been busy with other work.
-  const auto near = [](const Figures& now, const Figures& then) {
+  const auto near = [](const Speed& now, const Speed& then) {
     return now.sets_a_second * 12 >= then.sets_a_second || now.cpu_of_a_set <= 12 * then.cpu_of_a_set;
   };
   const auto bearable = [&](const Rates& rates, const char* what) {

@@ -25,6 +25,8 @@
 #include <system_error>
 #include <utility>
 
+#include "tests/support/throw_errno.hpp"
+
 namespace stepstash::test {
 namespace {
 
@@ -33,8 +35,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kReadyDeadline = 60s;  // a sanitizer on a busy machine
 constexpr auto kExitDeadline = 90s;   // the daemon gives the last flush 60 s
-
-[[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::system_category(), what); }
 
 int milliseconds_until(Clock::time_point deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
@@ -64,7 +64,7 @@ void DaemonProcess::use_segment(const std::string& name) {
 
 void DaemonProcess::run_as(uid_t user) {
   user_ = user;
-  if (::chown(directory_.path().c_str(), user, user) != 0) fail(directory_.path());
+  if (::chown(directory_.path().c_str(), user, user) != 0) throw_errno(directory_.path());
 }
 
 void DaemonProcess::spawn() {
@@ -75,10 +75,10 @@ void DaemonProcess::spawn() {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   notify_path.copy(address.sun_path, sizeof address.sun_path - 1);
-  if (::bind(notify_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) fail(notify_path);
-  if (user_ != 0 && ::chmod(notify_path.c_str(), 0777) != 0) fail(notify_path);
+  if (::bind(notify_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) throw_errno(notify_path);
+  if (user_ != 0 && ::chmod(notify_path.c_str(), 0777) != 0) throw_errno(notify_path);
   const UniqueFd log(::open(directory_.file("daemon.log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
-  if (!log) fail("daemon.log");
+  if (!log) throw_errno("daemon.log");
 
   std::vector<std::string> words = {program(),
                                     "--config=" + directory_.file("none.toml"),
@@ -109,7 +109,7 @@ void DaemonProcess::spawn() {
 
   const pid_t parent = ::getpid();
   pid_ = ::fork();
-  if (pid_ < 0) fail("fork");
+  if (pid_ < 0) throw_errno("fork");
   if (pid_ == 0) {  // from here only async-signal-safe calls: the test may have threads
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != parent) ::_exit(127);
@@ -131,7 +131,7 @@ void DaemonProcess::spawn() {
   }
   process_ =
       UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));  // glibc 2.36 declares it without extern "C"
-  if (!process_) fail("pidfd_open");
+  if (!process_) throw_errno("pidfd_open");
 }
 
 /// True if it sent READY=1, false if it exited instead. Throws if neither happened in time.
@@ -205,7 +205,7 @@ int DaemonProcess::wait_exit(std::chrono::milliseconds wait) {
   if (events <= 0) throw std::runtime_error("stepstashd does not end; its log:\n" + log());
   int status = 0;
   while (::waitpid(pid_, &status, 0) < 0) {
-    if (errno != EINTR) fail("waitpid");
+    if (errno != EINTR) throw_errno("waitpid");
   }
   pid_ = -1;
   process_.reset();
@@ -227,7 +227,7 @@ int DaemonProcess::terminate() {
 void DaemonProcess::stop() {
   ::kill(pid_, SIGSTOP);
   siginfo_t info{};
-  if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WNOWAIT) != 0) fail("waitid");
+  if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WNOWAIT) != 0) throw_errno("waitid");
 }
 
 void DaemonProcess::resume() { ::kill(pid_, SIGCONT); }

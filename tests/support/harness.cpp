@@ -20,12 +20,12 @@
 #include <system_error>
 #include <thread>
 
+#include "tests/support/throw_errno.hpp"
+
 namespace stepstash::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-[[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::system_category(), what); }
 
 std::uint64_t word(std::uint64_t seed, std::uint64_t index) {
   // The mixing function of splitmix64 over a counter: cheap, and every word differs for every seed.
@@ -37,7 +37,7 @@ std::uint64_t word(std::uint64_t seed, std::uint64_t index) {
 int exit_status(pid_t pid) {
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0) {
-    if (errno != EINTR) fail("waitpid");
+    if (errno != EINTR) throw_errno("waitpid");
   }
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
@@ -161,13 +161,13 @@ ReadLock::~ReadLock() {
 Outcome run(const std::vector<std::string>& words, const RunOptions& options) {
   int input[2], output[2], errors[2];
   if (::pipe2(input, O_CLOEXEC) != 0 || ::pipe2(output, O_CLOEXEC) != 0 || ::pipe2(errors, O_CLOEXEC) != 0) {
-    fail("pipe");
+    throw_errno("pipe");
   }
   UniqueFd to_child(input[1]), from_child(output[0]), errors_of_child(errors[0]);
   UniqueFd child_in(input[0]), child_out(output[1]), child_err(errors[1]);
   if (!options.out_path.empty()) {
     child_out = UniqueFd(::open(options.out_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0600));
-    if (!child_out) fail(options.out_path);
+    if (!child_out) throw_errno(options.out_path);
   }
   std::vector<std::string> strings = words;
   std::vector<std::string> environment;
@@ -183,7 +183,7 @@ Outcome run(const std::vector<std::string>& words, const RunOptions& options) {
   envp.push_back(nullptr);
 
   const pid_t pid = ::fork();
-  if (pid < 0) fail("fork");
+  if (pid < 0) throw_errno("fork");
   if (pid == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     ::dup2(child_in.get(), 0);
@@ -219,7 +219,7 @@ Outcome run(const std::vector<std::string>& words, const RunOptions& options) {
       exit_status(pid);
       throw std::runtime_error(words[0] + " does not end; it said: " + outcome.err);
     }
-    if (::poll(watched.data(), watched.size(), static_cast<int>(left)) < 0 && errno != EINTR) fail("poll");
+    if (::poll(watched.data(), watched.size(), static_cast<int>(left)) < 0 && errno != EINTR) throw_errno("poll");
     if (watched[0].revents != 0) {
       const ssize_t wrote = ::write(to_child.get(), options.input.data() + sent, options.input.size() - sent);
       if (wrote > 0) sent += static_cast<std::size_t>(wrote);
@@ -240,7 +240,7 @@ Outcome run(const std::vector<std::string>& words, const RunOptions& options) {
 
 Child::Child(const std::function<int()>& body) {
   pid_ = ::fork();
-  if (pid_ < 0) fail("fork");
+  if (pid_ < 0) throw_errno("fork");
   if (pid_ > 0) return;
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   // The test framework's handlers would continue the tests here.
@@ -296,13 +296,13 @@ void Worker::join() {
 
 Signal::Signal() {
   int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) fail("pipe");
+  if (::pipe2(ends, O_CLOEXEC) != 0) throw_errno("pipe");
   read_ = UniqueFd(ends[0]);
   write_ = UniqueFd(ends[1]);
 }
 
 void Signal::raise() const {
-  if (::write(write_.get(), "!", 1) != 1) fail("write");
+  if (::write(write_.get(), "!", 1) != 1) throw_errno("write");
 }
 
 bool Signal::wait() const {
