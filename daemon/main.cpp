@@ -15,6 +15,7 @@
 
 #include "base/standard_descriptors.hpp"
 #include "base/text.hpp"
+#include "daemon/exit_status.hpp"
 #include "daemon/log.hpp"
 #include "daemon/notify.hpp"
 #include "daemon/options.hpp"
@@ -22,10 +23,6 @@
 #include "daemon/server.hpp"
 
 namespace {
-
-// sysexits(3)
-constexpr int kExitOs = 71;
-constexpr int kExitIo = 74;
 
 /// Every connection takes a descriptor: raise the soft limit to the hard one.
 void raise_descriptor_limit() {

@@ -14,6 +14,7 @@
 
 #include "base/errc.hpp"
 #include "base/text.hpp"
+#include "daemon/exit_status.hpp"
 #include "daemon/instance.hpp"
 #include "daemon/lock_file.hpp"
 #include "persist/restore.hpp"
@@ -22,14 +23,6 @@
 
 namespace stepstash::daemon {
 namespace {
-
-// sysexits(3)
-constexpr int kExitCannotCreate = 73;
-constexpr int kExitIo = 74;
-constexpr int kExitTemporary = 75;
-constexpr int kExitPermission = 77;
-
-ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
 
 std::string copy_of(const Config& config) { return config.db + "-restoring"; }
 const std::string kFormerSegment = std::string(kSegmentObject) + ".restoring";

@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/server.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <malloc.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <boost/asio/co_spawn.hpp>
-#include <cstring>
 #include <thread>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "daemon/exit_status.hpp"
 #include "daemon/instance.hpp"
+#include "daemon/listening_socket.hpp"
 #include "daemon/log.hpp"
 #include "daemon/restore.hpp"
 #include "persist/database_files.hpp"
@@ -28,12 +26,6 @@ namespace stepstash::daemon {
 namespace {
 
 using namespace std::chrono_literals;
-
-// sysexits(3)
-constexpr int kExitCannotCreate = 73;
-constexpr int kExitIo = 74;
-constexpr int kExitTemporary = 75;
-constexpr int kExitPermission = 77;
 
 /// How long a start waits for a database that is locked or temporarily unreadable or unwritable, and the pause between
 /// tries.
@@ -70,8 +62,6 @@ void block_signals(int how) {
   for (const int signal : kSignals) ::sigaddset(&signals, signal);
   ::pthread_sigmask(how, &signals, nullptr);
 }
-
-ConfigError fail(int status, std::string message) { return {std::move(message), status}; }
 
 bool lacks_descriptors(std::error_code error) {
   return error == std::errc::too_many_files_open || error == std::errc::too_many_files_open_in_system;
@@ -308,54 +298,15 @@ Configured<> Server::catch_signals() {
 
 Configured<> Server::listen() {
   std::string path = config_.socket;
-  UniqueFd socket;
-  if (circumstances_.socket_is_ours) locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
-  if (circumstances_.listening_socket) {
-    socket = std::move(circumstances_.listening_socket);
-    socket_is_ours_ = circumstances_.socket_is_ours;
-    sockaddr_un address{};
-    socklen_t size = sizeof address;
-    if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0 && address.sun_path[0] == '/') {
-      path = address.sun_path;
-    } else if (size > offsetof(sockaddr_un, sun_path) && address.sun_path[0] == 0) {
-      // An abstract socket has no file and no group: access follows the configured lists, or the daemon's own group.
-      path = "@" + std::string(address.sun_path + 1, size - offsetof(sockaddr_un, sun_path) - 1);
-    }
+  UniqueFd socket = std::move(circumstances_.listening_socket);
+  socket_is_ours_ = !socket || circumstances_.socket_is_ours;
+  if (socket_is_ours_) locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
+  if (socket) {
+    path = address_of(socket, path);
   } else {
-    locks_.push_back(STEPSTASH_TRY(lock(path + ".lock", "socket", path)));
-    struct stat status {};
-    if (::lstat(path.c_str(), &status) == 0) {
-      // We hold the lock, so a socket of ours that is still there was left by a daemon that died.
-      if (!S_ISSOCK(status.st_mode) || status.st_uid != ::geteuid()) {
-        return fail(kExitPermission, fmt::format("{}: in the way, and not a socket of this user's own", path));
-      }
-      if (::unlink(path.c_str()) != 0)
-        return fail(kExitCannotCreate, fmt::format("{}: {}", path, std::strerror(errno)));
-    }
-    STEPSTASH_CRASH_POINT("daemon.server.socket.place_free");
-    socket = UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path.copy(address.sun_path, sizeof address.sun_path - 1);
-    // Mode 0 until owner and mode are right: nobody can connect before then.
-    const mode_t mask = ::umask(0777);
-    const int bound = ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
-    const int error = errno;
-    ::umask(mask);
-    STEPSTASH_CRASH_POINT("daemon.server.socket.bound");
-    if (bound != 0) return fail(kExitCannotCreate, fmt::format("cannot bind {}: {}", path, std::strerror(error)));
-    if (config_.socket_group && ::lchown(path.c_str(), static_cast<uid_t>(-1), config_.socket_group->id) != 0) {
-      return fail(kExitPermission, fmt::format("cannot give {} to group {}: {}", path, config_.socket_group->text,
-                                               std::strerror(errno)));
-    }
-    if (::chmod(path.c_str(), config_.socket_mode) != 0 || ::listen(socket.get(), SOMAXCONN) != 0) {
-      return fail(kExitCannotCreate, fmt::format("cannot listen on {}: {}", path, std::strerror(errno)));
-    }
-    STEPSTASH_CRASH_POINT("daemon.server.socket.listening");
-    socket_is_ours_ = true;
+    socket = STEPSTASH_TRY(make_listening_socket(config_));
   }
-  struct stat status {};
-  socket_gid_ = ::stat(path.c_str(), &status) == 0 ? status.st_gid : ::getegid();
+  socket_gid_ = group_of(path);
   boost::system::error_code error;
   acceptor_.assign(asio::local::stream_protocol(), socket.release(), error);
   if (error) return fail(kExitCannotCreate, fmt::format("{}: {}", path, error.message()));
