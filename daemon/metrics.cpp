@@ -93,7 +93,7 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"connections", server.connections},
       {"connections_accepted", server.accepted},
       {"connections_refused", server.refused},
-      {"staging_rings", services.rings},
+      {"staging_rings", room.uploads().rings()},
       {"staged_bytes", room.staged_bytes()},
       {"descriptors", open_descriptors()},
       {"sets", store.sets()},

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "daemon/connection.hpp"
+#include "daemon/services.hpp"
 #include "daemon/startup.hpp"
 #include "persist/backing_store.hpp"
 

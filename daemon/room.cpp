@@ -31,6 +31,7 @@ Room::Room(Catalog& catalog, shm::Writer& segment, persist::BackingStore& databa
       limits_(limits),
       evictor_(catalog, segment, clock),
       shares_(segment, clock),
+      uploads_(clock),
       tmpfs_(segment.heap().file_system()) {}
 
 // ---- reclaiming ----------------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ awaitable<Result<OwnedDraft>> Room::find(Wanted wanted, Waiter& waiter, TimePoin
           continue;
         }
         const bool progressed = progress() != before;
-        if (!progressed && abort_stalled_upload && abort_stalled_upload()) continue;
+        if (!progressed && uploads_.abort_stalled()) continue;
         if (progressed || close_greediest(waiter)) {  // yield the loop, then try again
           if (!place) {
             co_await waiter.yield();
@@ -248,7 +249,7 @@ awaitable<Result<>> Room::wait(std::error_code why, std::uint64_t bytes, bool pr
     co_await waiter.sleep_until(std::min(deadline, std::chrono::steady_clock::now() + kSlotPause));
     co_return success();
   }
-  if (abort_stalled_upload && abort_stalled_upload()) co_return success();
+  if (uploads_.abort_stalled()) co_return success();
   if (close_greediest(waiter)) co_return success();
   const RoomQueue::Wish wish{bytes, 0};
   queue_.no_room_for(wish, why, /*dirty_limit=*/false);

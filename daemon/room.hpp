@@ -11,7 +11,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <string_view>
 #include <system_error>
 #include <vector>
@@ -24,6 +23,7 @@
 #include "daemon/flusher.hpp"
 #include "daemon/room_queue.hpp"
 #include "daemon/tasks.hpp"
+#include "daemon/upload_table.hpp"
 #include "daemon/user_shares.hpp"
 #include "persist/backing_store.hpp"
 #include "shm/writer.hpp"
@@ -70,9 +70,8 @@ class Room {
   /// Makes room for one entry's record, without waiting: reclaims what `error` says is lacking.
   bool free_for_record(std::error_code error);
 
-  /// Set by Server. Called when somebody waits for room: aborts an upload stalled by its client; false if there is
-  /// none.
-  std::function<bool()> abort_stalled_upload;
+  /// Uploads hold room as well: one that its client stalls is aborted when nothing else makes room.
+  UploadTable& uploads() noexcept { return uploads_; }
 
   // ---- something was freed ----
 
@@ -120,6 +119,7 @@ class Room {
   Limits limits_;
   Evictor evictor_;
   UserShares shares_;
+  UploadTable uploads_;
   RoomQueue queue_;
   shm::Heap::FileSystem tmpfs_;
   std::uint64_t staged_bytes_ = 0;

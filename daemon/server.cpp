@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/server.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <malloc.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <boost/asio/co_spawn.hpp>
-#include <cstring>
 #include <thread>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "daemon/exit_status.hpp"
+#include "daemon/listening_socket.hpp"
 #include "daemon/log.hpp"
 #include "daemon/restore.hpp"
 #include "persist/database_files.hpp"
@@ -38,11 +35,6 @@ constexpr auto kTick = 100ms;
 /// How long requests under way, and then the final flush, may take at shutdown.
 constexpr auto kFinishRequests = 5s;
 constexpr auto kFinalFlush = 60s;
-/// Refused peers that have not hung up yet. Beyond this the oldest is cut off: a flood of them must not cost more
-/// descriptors than this.
-constexpr std::size_t kMostRefusing = 256;
-/// Per user: beyond this, peers get the reason and are closed at once, which leaves time to others that are refused.
-constexpr std::size_t kMostRefusingOfOne = 64;
 /// Connections are accepted for this long per event-loop turn: fast enough to empty the queue, in which everybody else
 /// waits too, more often than a flood fills it.
 constexpr auto kAcceptSlice = 200us;
@@ -51,8 +43,6 @@ constexpr auto kEarlyTick = 5ms;
 constexpr int kEarlyTickPause = 9;
 /// With fewer connections than this, trimming memory is not worthwhile.
 constexpr std::size_t kFewConnections = 256;
-/// tmpfs pages reserved for pin pages: with /dev/shm full, this many more clients can attach, to free something.
-constexpr std::uint64_t kPageReserve = 64 * shm::kPageBytes;
 /// Pause after a failed accept.
 constexpr auto kAcceptPause = 100ms;
 /// A start waits this long for its log lines to be written; a slow reader must not hold it up longer.
@@ -103,7 +93,7 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, C
   STEPSTASH_TRY(server->catch_signals());
   STEPSTASH_TRY(server->listen());
   server->served_.emplace(server->startup_.segment->header());
-  server->spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  server->refusals_.keep_spare();
   return server;
 }
 
@@ -250,13 +240,6 @@ Configured<> Server::open_segment_and_store() {
   }
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_, clock_);
   services_->stats.make = [this] { return stats(); };
-  services_->shed_ring = [this] { return shed_ring(); };
-  store_->room().abort_stalled_upload = [this] {
-    return shed(next_set_, [](Connection& connection) { return connection.shed_set(); });
-  };
-  services_->free_page = [this] { return free_page(); };
-  page_reserve_ = UniqueFd(::open(directory_->path().c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-  keep_pages();
   spdlog::info("segment {}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s", name,
                startup_.entries_kept, startup_.entries_loaded, startup_.entries_salvaged, startup_.set_aside.size(),
                std::chrono::duration<double>(startup_.duration).count());
@@ -277,55 +260,15 @@ Configured<> Server::catch_signals() {
 
 Configured<> Server::listen() {
   std::string path = config_.socket;
-  UniqueFd socket;
-  if (circumstances_.socket_is_ours)
-    locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
-  if (circumstances_.listening_socket) {
-    socket = std::move(circumstances_.listening_socket);
-    socket_is_ours_ = circumstances_.socket_is_ours;
-    sockaddr_un address{};
-    socklen_t size = sizeof address;
-    if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0 && address.sun_path[0] == '/') {
-      path = address.sun_path;
-    } else if (size > offsetof(sockaddr_un, sun_path) && address.sun_path[0] == 0) {
-      // An abstract socket has no file and no group: access follows the configured lists, or the daemon's own group.
-      path = "@" + std::string(address.sun_path + 1, size - offsetof(sockaddr_un, sun_path) - 1);
-    }
+  UniqueFd socket = std::move(circumstances_.listening_socket);
+  socket_is_ours_ = !socket || circumstances_.socket_is_ours;
+  if (socket_is_ours_) locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
+  if (socket) {
+    path = address_of(socket, path);
   } else {
-    locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
-    struct stat status {};
-    if (::lstat(path.c_str(), &status) == 0) {
-      // We hold the lock, so a socket of ours that is still there was left by a daemon that died.
-      if (!S_ISSOCK(status.st_mode) || status.st_uid != ::geteuid()) {
-        return fail(kExitPermission, fmt::format("{}: in the way, and not a socket of this user's own", path));
-      }
-      if (::unlink(path.c_str()) != 0)
-        return fail(kExitCannotCreate, fmt::format("{}: {}", path, std::strerror(errno)));
-    }
-    STEPSTASH_CRASH_POINT("daemon.server.socket.place_free");
-    socket = UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path.copy(address.sun_path, sizeof address.sun_path - 1);
-    // Mode 0 until owner and mode are right: nobody can connect before then.
-    const mode_t mask = ::umask(0777);
-    const int bound = ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
-    const int error = errno;
-    ::umask(mask);
-    STEPSTASH_CRASH_POINT("daemon.server.socket.bound");
-    if (bound != 0) return fail(kExitCannotCreate, fmt::format("cannot bind {}: {}", path, std::strerror(error)));
-    if (config_.socket_group && ::lchown(path.c_str(), static_cast<uid_t>(-1), config_.socket_group->id) != 0) {
-      return fail(kExitPermission, fmt::format("cannot give {} to group {}: {}", path, config_.socket_group->text,
-                                               std::strerror(errno)));
-    }
-    if (::chmod(path.c_str(), config_.socket_mode) != 0 || ::listen(socket.get(), SOMAXCONN) != 0) {
-      return fail(kExitCannotCreate, fmt::format("cannot listen on {}: {}", path, std::strerror(errno)));
-    }
-    STEPSTASH_CRASH_POINT("daemon.server.socket.listening");
-    socket_is_ours_ = true;
+    socket = STEPSTASH_TRY(make_listening_socket(config_));
   }
-  struct stat status {};
-  socket_gid_ = ::stat(path.c_str(), &status) == 0 ? status.st_gid : ::getegid();
+  socket_gid_ = group_of(path);
   boost::system::error_code error;
   acceptor_.assign(asio::local::stream_protocol(), socket.release(), error);
   if (error) return fail(kExitCannotCreate, fmt::format("{}: {}", path, error.message()));
@@ -365,13 +308,13 @@ int Server::run() {
 awaitable<void> Server::accept() {
   while (!stopping_) {
     boost::system::error_code error;
-    Connection::Socket socket(loop_);
+    Socket socket(loop_);
     co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
     const TimePoint pause = std::chrono::steady_clock::now() + kAcceptSlice;
     while (!error && !stopping_) {
       greet(std::move(socket));
       if (std::chrono::steady_clock::now() >= pause) break;
-      socket = Connection::Socket(loop_);
+      socket = Socket(loop_);
       acceptor_.accept(socket, error);
     }
     if (!stopping_ && (!error || error == asio::error::would_block || error == asio::error::try_again)) continue;
@@ -379,37 +322,14 @@ awaitable<void> Server::accept() {
     spdlog::warn("cannot accept a connection: {}", error.message());
     if (error == boost::system::errc::too_many_files_open ||
         error == boost::system::errc::too_many_files_open_in_system) {
-      co_await refuse_without_descriptors();
+      co_await refusals_.refuse_next(acceptor_, accept_pause_, std::chrono::steady_clock::now() + kAcceptPause);
     } else {
       co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + kAcceptPause);
     }
   }
 }
 
-/// Out of descriptors: uses the spare one to refuse the caller, instead of leaving it in the queue while we spin.
-awaitable<void> Server::refuse_without_descriptors() {
-  spare_fd_.reset();
-  const int fd = ::accept4(acceptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-  boost::system::error_code error = asio::error::would_block;
-  auto socket = std::make_shared<Connection::Socket>(loop_);
-  if (fd >= 0) socket->assign(asio::local::stream_protocol(), fd, error);
-  if (!error) {
-    asio::co_spawn(
-        loop_,
-        [this, socket] {
-          return refuse(socket, ::geteuid(), Errc::too_many, "the daemon has no descriptors left (LimitNOFILE)");
-        },
-        kOrDie);
-  } else if (fd >= 0) {
-    ::close(fd);
-  }
-  // The peer has this long to read the reason; then the descriptor becomes the spare one again.
-  co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + kAcceptPause);
-  socket->close(error);
-  spare_fd_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-}
-
-void Server::greet(Connection::Socket socket) {
+void Server::greet(Socket socket) {
   auto peer = Peer::of(socket.native_handle());
   if (!peer) return;
   const uid_t uid = peer.value().uid;
@@ -425,50 +345,14 @@ void Server::greet(Connection::Socket socket) {
                       open->second);
   }
   if (!why.empty()) {
-    auto refused = std::make_shared<Connection::Socket>(std::move(socket));
-    asio::co_spawn(
-        loop_,
-        [this, refused, uid, why, right] {
-          return refuse(refused, uid, right == Right::none ? Errc::not_permitted : Errc::too_many, why);
-        },
-        kOrDie);
+    refusals_.refuse(std::move(socket), uid, right == Right::none ? Errc::not_permitted : Errc::too_many,
+                     std::move(why));
     return;
   }
   auto connection = std::make_shared<Connection>(*services_, std::move(socket), std::move(peer).value(), right);
   ++accepted_;
   asio::co_spawn(
       loop_, [this, connection] { return serve(connection); }, kOrDie);
-}
-
-/// Sends the reason and waits for the peer to read it (kFarewell). Refused peers do not count against max_connections.
-awaitable<void> Server::refuse(std::shared_ptr<Connection::Socket> socket, uid_t uid, Errc code, std::string why) {
-  if (stopping_) co_return;
-  ++refused_;
-  boost::system::error_code ignored;
-  std::vector<std::byte> frame;
-  const protocol::Reply reply = protocol::Failure{code, std::move(why)};
-  protocol::encode(reply, frame);
-  (void)::send(socket->native_handle(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-  if (const auto of_one = refusing_per_user_.find(uid);
-      of_one != refusing_per_user_.end() && of_one->second >= kMostRefusingOfOne) {
-    socket->close(ignored);
-    co_return;
-  }
-  if (refusing_.size() >= kMostRefusing) {
-    refusing_.front()->close(ignored);
-    refusing_.pop_front();
-  }
-  refusing_.push_back(socket);
-  ++refusing_per_user_[uid];
-  asio::steady_timer timer(loop_, kFarewell);
-  timer.async_wait([socket](const boost::system::error_code& error) {
-    boost::system::error_code closing;
-    if (!error) socket->close(closing);
-  });
-  co_await drain(*socket);
-  socket->close(ignored);
-  refusing_.remove(socket);
-  if (--refusing_per_user_[uid] == 0) refusing_per_user_.erase(uid);
 }
 
 awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
@@ -481,7 +365,6 @@ awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
   connections_.erase(place);
   --open_connections_;
   if (--per_user_[uid] == 0) per_user_.erase(uid);
-  services_->ring_ended.notify_all();
   // A client that is gone may have held blocks: check its page now rather than at the next tick.
   tick_.wake();
 }
@@ -495,39 +378,6 @@ void Server::give_back_memory() {
   most_connections_ = open_connections_;
 }
 
-bool Server::free_page() {
-  if (page_reserve_bytes_ == 0) return false;
-  page_reserve_bytes_ -= shm::kPageBytes;
-  return ::ftruncate(page_reserve_.get(), static_cast<off_t>(page_reserve_bytes_)) == 0;
-}
-
-/// Refills the reserve as soon as there is room.
-void Server::keep_pages() {
-  if (page_reserve_bytes_ == kPageReserve || !page_reserve_) return;
-  if (::posix_fallocate(page_reserve_.get(), 0, static_cast<off_t>(kPageReserve)) == 0) {
-    page_reserve_bytes_ = kPageReserve;
-  }
-}
-
-/// Asks one connection after another until one has given something up. Many callers may wait for that: after a round
-/// without success the next one waits for the next tick.
-template <class Shed>
-bool Server::shed(TimePoint& next_round, Shed shed_of) {
-  const TimePoint now = std::chrono::steady_clock::now();
-  if (now < next_round) return false;
-  for (const auto& weak : connections_) {
-    const auto connection = weak.lock();
-    if (connection && shed_of(*connection)) return true;
-  }
-  next_round = now + kTick;
-  return false;
-}
-
-bool Server::shed_ring() {
-  return shed(next_idle_, [](Connection& connection) { return connection.shed_ring(/*slow_too=*/false); }) ||
-         shed(next_slow_, [](Connection& connection) { return connection.shed_ring(/*slow_too=*/true); });
-}
-
 awaitable<void> Server::keep_time() {
   auto next_prune = std::chrono::steady_clock::now();
   auto next_status = next_prune;
@@ -537,7 +387,7 @@ awaitable<void> Server::keep_time() {
     const auto now = std::chrono::steady_clock::now();
     store_->maintain();
     give_back_memory();
-    keep_pages();
+    services_->page_reserve.refill();
     if (now >= next_prune) {
       // In a coroutine of its own: millions of entries take a while, and the watchdog must be fed in time.
       asio::co_spawn(
@@ -667,8 +517,8 @@ awaitable<void> Server::stop() {
   for (const auto& weak : connections_) {
     if (const auto connection = weak.lock()) connection->close();
   }
-  for (const auto& socket : refusing_) socket->close(ignored);
-  while (open_connections_ > 0 || !refusing_.empty())
+  refusals_.close();
+  while (open_connections_ > 0 || !refusals_.idle())
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
 
   if (!over) notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
@@ -705,7 +555,7 @@ std::string Server::stats() const {
   ServerFigures figures;
   figures.connections = open_connections_;
   figures.accepted = accepted_;
-  figures.refused = refused_;
+  figures.refused = refusals_.count();
   figures.uptime = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - started_);
   return stats_json(*services_, *database_, startup_, figures);
 }

@@ -17,6 +17,8 @@
 #include "daemon/lock_file.hpp"
 #include "daemon/metrics.hpp"
 #include "daemon/notify.hpp"
+#include "daemon/refusals.hpp"
+#include "daemon/services.hpp"
 #include "daemon/startup.hpp"
 #include "persist/sqlite_store.hpp"
 #include "shm/object.hpp"
@@ -60,21 +62,14 @@ class Server {
   Configured<> catch_signals();
 
   awaitable<void> accept();
-  awaitable<void> refuse_without_descriptors();
-  awaitable<void> refuse(std::shared_ptr<Connection::Socket> socket, uid_t uid, Errc code, std::string why);
-  void greet(Connection::Socket socket);
+  void greet(Socket socket);
   awaitable<void> serve(std::shared_ptr<Connection> connection);
   awaitable<void> keep_time();
   awaitable<void> handle_signals();
   awaitable<void> stop();
   void start_over(const std::string& damage);
   awaitable<void> keep_signals();
-  template <class Shed>
-  bool shed(TimePoint& next_round, Shed shed_of);
-  bool shed_ring();
   void give_back_memory();
-  bool free_page();
-  void keep_pages();
   std::string stats() const;
   std::string status_line() const;
 
@@ -101,24 +96,16 @@ class Server {
   std::unique_ptr<Store> store_;
   std::unique_ptr<Services> services_;
   std::list<std::weak_ptr<Connection>> connections_;
-  std::list<std::shared_ptr<Connection::Socket>> refusing_;  // refused, waiting for the peer to hang up
-  std::map<uid_t, std::size_t> refusing_per_user_;
+  Refusals refusals_{loop_};
   std::map<uid_t, std::uint32_t> per_user_;
   std::size_t open_connections_ = 0;
   std::size_t most_connections_ = 0;  // since the allocator last gave memory back
   std::uint64_t accepted_ = 0;
-  std::uint64_t refused_ = 0;
-  UniqueFd page_reserve_;  // an unnamed file in the segment's tmpfs
-  std::uint64_t page_reserve_bytes_ = 0;
-  UniqueFd spare_fd_;  // released for a moment when no descriptor is left, to refuse a client instead of spinning
   gid_t socket_gid_ = 0;
   bool socket_is_ours_ = false;  // created by us, not passed by systemd
   bool stopping_ = false;
   bool flusher_done_ = false;
   int exit_status_ = 0;
-  TimePoint next_idle_{};  // next round of shed(): rings of idle clients,
-  TimePoint next_slow_{};  // rings of slow clients,
-  TimePoint next_set_{};   // room of slow sets
   TimePoint started_ = std::chrono::steady_clock::now();
   Notifier notifier_;
   std::optional<shm::Served> served_;  // last: it ends before its segment

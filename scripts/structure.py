@@ -27,9 +27,6 @@ KNOWN = {
     ("daemon/flusher", "on_build_clean", "daemon/store"): "the store forgets a build without data",
     ("daemon/flusher", "on_damaged", "daemon/store"): "the store replaces a damaged entry by its record",
     ("daemon/flusher", "on_damaged_database", "daemon/server"): "the server replaces the database and starts over",
-    ("daemon/room", "abort_stalled_upload", "daemon/server"): "a set without room ends a stalled upload, and the server has the connections",
-    ("daemon/connection", "free_page", "daemon/server"): "the server keeps a reserve of pages of the tmpfs",
-    ("daemon/connection", "shed_ring", "daemon/server"): "a connection without a ring ends an idle one, and the server has them all",
     ("daemon/shared_text", "make", "daemon/server"): "the text of stats, which is made of everything",
     ("libclient/forks", "#include", "libclient/client"): "fork(3) handlers are global and call every client",
 }

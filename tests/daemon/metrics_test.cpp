@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "daemon/connection.hpp"
+#include "daemon/services.hpp"
 #include "tests/daemon/engine.hpp"
 
 using namespace stepstash;

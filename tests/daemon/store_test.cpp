@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "daemon/connection.hpp"
 #include "daemon/metrics.hpp"
+#include "daemon/services.hpp"
 #include "tests/daemon/engine.hpp"
 
 using namespace stepstash;

@@ -28,8 +28,6 @@ struct Daemon {
     config.segment_size = Engine::kSegmentBytes;
     config.frame_timeout = 10s;
     services.stats.make = [] { return std::string("{}"); };
-    services.shed_ring = [] { return false; };
-    services.free_page = [] { return false; };
   }
   ~Daemon() { services.copiers.join(); }
 
@@ -75,7 +73,7 @@ void one_input(Daemon& here, const std::uint8_t* data, std::size_t size) {
   int ends[2];
   check(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0, "socketpair(2)");
   UniqueFd client(ends[0]);
-  daemon::Connection::Socket socket(engine.loop());
+  daemon::Socket socket(engine.loop());
   socket.assign(boost::asio::local::stream_protocol(), ends[1]);
   const daemon::Right rights[] = {daemon::Right::admin, daemon::Right::write, daemon::Right::read};
   auto connection = std::make_shared<daemon::Connection>(here.services, std::move(socket), daemon::Peer{1, 2, {3}},
@@ -106,7 +104,7 @@ void one_input(Daemon& here, const std::uint8_t* data, std::size_t size) {
   client.reset();
   engine.run_until([&] { return ended; });
 
-  check(here.services.rings == 0, "a staging ring goes with its connection");
+  check(engine.store().room().uploads().rings() == 0, "a staging ring goes with its connection");
   check(engine.value(1000, "others") == "stays", "others' values stay");
   std::vector<BuildId> builds;
   engine.segment().for_each_build([&](shm::BuildRecord& record) { builds.push_back(record.buildid.load()); });
