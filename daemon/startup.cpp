@@ -19,17 +19,9 @@ namespace stepstash::daemon {
 namespace {
 
 shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
-  shm::Writer::EntryFacts facts;
-  facts.id = entry.id;
-  facts.revision = entry.revision;
-  facts.build = entry.buildid;
-  facts.name = shm::entry_name(entry);
-  facts.source = shm::entry_source(entry);
-  facts.length = entry.length;
-  facts.value_hash = entry.value_hash;
-  facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
+  shm::Writer::EntryFacts facts = shm::Writer::EntryFacts::of(entry);
   // Dirty and evicted: a lost value (Writer::mark_lost). Clean and evicted: a value that a database has.
-  facts.state = entry.value_offset == 0 ? entry.state.load() : shm::EntryState::dirty;
+  if (entry.value_offset != 0) facts.state = shm::EntryState::dirty;
   return facts;
 }
 
@@ -192,17 +184,9 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
       return false;
     }
     if (row.id <= record.value()->drop_upto.load()) return true;
-    shm::Writer::EntryFacts facts;
-    facts.id = row.id;
-    facts.revision = row.revision;
-    facts.build = row.buildid;
-    facts.name = row.name;
-    facts.source = row.source;
-    facts.length = row.length;
-    facts.value_hash = row.value_hash;
-    facts.state = shm::EntryState::clean;
     auto room = segment.make_room(row.buildid, row.name);
-    auto published = room ? segment.publish_record(facts) : Result<const shm::Entry*>(room.error());
+    auto published = room ? segment.publish_record(shm::Writer::EntryFacts::of(row, row.value_hash))
+                          : Result<const shm::Entry*>(room.error());
     if (!published) {
       failed = published.error();
       return false;
