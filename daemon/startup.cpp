@@ -12,7 +12,7 @@
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "base/text.hpp"
-#include "daemon/flusher.hpp"
+#include "daemon/id_range.hpp"
 #include "shm/validate.hpp"
 
 namespace stepstash::daemon {
@@ -26,8 +26,7 @@ shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
 }
 
 void raise_next_id(shm::Writer& segment, const shm::Entry& entry) {
-  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
-  next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
+  IdRange(segment.header()).skip(std::max(entry.id, entry.revision));
   STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
 }
 
@@ -196,8 +195,8 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
     return true;
   }));
   if (!failed) return failed;
-  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
-  if (next_id.load() <= highest) next_id.store(highest + 1);
+  const IdRange ids(segment.header());
+  ids.skip(highest);
   STEPSTASH_CRASH_POINT("daemon.startup.fill.next_id");
   if (!verify) return success();
   std::vector<const shm::Entry*> lost;
@@ -224,7 +223,7 @@ Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verif
   // otherwise the flush would overwrite the other's row. Likewise for revisions: the database uses them to know what it
   // has, and to file the chunks of large values.
   for (const auto& [entry, clash] : renumbered) {
-    const std::uint64_t revision = next_id.fetch_add(1);
+    const std::uint64_t revision = ids.take_unreserved();
     const std::uint64_t id = clash ? revision : entry->id;
     STEPSTASH_CRASH_POINT("daemon.startup.renumber.id");
     const std::string was =
@@ -286,8 +285,7 @@ std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const
   if (!made) return std::nullopt;
   Startup copy;
   copy.segment = std::move(made).value();
-  copy.segment->header().next_id.store(from.header().next_id.load());
-  copy.segment->header().id_limit.store(from.header().id_limit.load());
+  IdRange(copy.segment->header()).copy(IdRange(from.header()));
   STEPSTASH_CRASH_POINT("daemon.startup.copy.ids");
   salvage(directory, name, copy, saved);
   STEPSTASH_CRASH_POINT("daemon.startup.copy.filled");
@@ -490,18 +488,14 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
     for (std::string& row : database.skipped()) startup.set_aside.push_back(std::move(row));
   }
   shm::Header& header = startup.segment->header();
-  const std::uint64_t next_id = header.next_id.load();
-  const std::uint64_t id_limit = header.id_limit.load();
-  if (replaced || other_database || id_limit < next_id + Flusher::kIdRange / 2) {
+  const IdRange ids(header);
+  if (replaced || other_database || ids.low()) {
     // A database that cannot be written now must not fail the start: the flusher retries.
-    if (auto first = database.reserve_ids(Flusher::kIdRange, std::max(next_id, id_limit))) {
+    if (auto first = database.reserve_ids(IdRange::kCount, ids.end())) {
       STEPSTASH_CRASH_POINT("daemon.startup.ids.reserved");
-      header.next_id.store(first.value());
-      STEPSTASH_CRASH_POINT("daemon.startup.ids.next_id");
-      header.id_limit.store(first.value() + Flusher::kIdRange);
-      STEPSTASH_CRASH_POINT("daemon.startup.ids.id_limit");
+      ids.begin(first.value());
     } else if (other_database) {
-      header.id_limit.store(next_id);  // what another database has reserved does not count here
+      ids.forget_reserved();
     }
   }
   if (replaced) {
