@@ -9,6 +9,7 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "daemon/id_range.hpp"
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
 
@@ -302,18 +303,12 @@ void Flusher::note_failure(std::error_code error) {
   if (on_damaged_database) on_damaged_database(text);
 }
 
-bool Flusher::ids_low() const noexcept {
-  const shm::Header& header = segment_.header();
-  return header.id_limit.load(std::memory_order_relaxed) <
-         header.next_id.load(std::memory_order_relaxed) + kIdRange / 2;
-}
+bool Flusher::ids_low() const noexcept { return IdRange(segment_.header()).low(); }
 
 awaitable<void> Flusher::reserve_ids() {
   shm::Header& header = segment_.header();
-  // Ids continue to be allocated from the old range in the meantime: the new range starts after it.
-  const std::uint64_t at_least =
-      std::max(header.next_id.load(std::memory_order_relaxed), header.id_limit.load(std::memory_order_relaxed));
-  auto job = [this, at_least]() { return store_.reserve_ids(kIdRange, at_least); };
+  const IdRange ids(header);
+  auto job = [this, at_least = ids.end()]() { return store_.reserve_ids(IdRange::kCount, at_least); };
   const Result<std::uint64_t> first = co_await run_on(thread_, job);
   if (!first) {
     note_failure(first.error());
@@ -325,10 +320,7 @@ awaitable<void> Flusher::reserve_ids() {
   const std::uint64_t unsettled = header.commit_count.load(std::memory_order_relaxed) & shm::kUnsettled;
   header.commit_count.store(store_.commit_count() | unsettled, std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.ids.commit_count.stored");
-  header.next_id.store(first.value(), std::memory_order_release);  // in this order: docs/segment-layout.md, L2
-  STEPSTASH_CRASH_POINT("daemon.ids.next_id.stored");
-  header.id_limit.store(first.value() + kIdRange, std::memory_order_release);
-  STEPSTASH_CRASH_POINT("daemon.ids.id_limit.stored");
+  ids.begin(first.value());
 }
 
 /// A file system call may hang with its disk, so a dedicated thread makes these calls; the loop reads its latest

@@ -99,8 +99,6 @@ class Flusher {
   /// A commit takes at most this many bytes (or one value): more delays later ones and gains nothing.
   static constexpr std::uint64_t kBatchBytes = 64 << 20;
   static constexpr std::size_t kBatchItems = 8192;
-  /// Ids are reserved in ranges of this size; the next is reserved when less than half of one is left.
-  static constexpr std::uint64_t kIdRange = std::uint64_t{1} << 24;
   /// How often the files are looked at, and how long a disk may take to respond.
   static constexpr auto kLookEvery = std::chrono::milliseconds(100);
   static constexpr auto kDiskAnswers = std::chrono::seconds(5);

@@ -33,6 +33,13 @@ std::size_t open_descriptors() {
 
 double seconds(std::chrono::nanoseconds duration) { return std::chrono::duration<double>(duration).count(); }
 
+/// Seconds by name, in the order in which they began.
+nlohmann::ordered_json phases_json(const Startup& startup) {
+  auto phases = nlohmann::ordered_json::object();
+  for (const PhaseTimes::Time& time : startup.phases) phases[std::string(name_of(time.phase))] = seconds(time.spent);
+  return phases;
+}
+
 }  // namespace
 
 std::string stats_json(const Services& services, const persist::BackingStore& database, const Startup& startup,
@@ -128,7 +135,8 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
         {"entries_salvaged", startup.entries_salvaged},
         {"entries_set_aside", startup.set_aside.size()},
         {"set_aside", first_lines(startup.set_aside)},
-        {"seconds", seconds(startup.duration)}}},
+        {"seconds", seconds(startup.duration)},
+        {"phases", phases_json(startup)}}},
   };
   // Names are UTF-8, but `damaged` texts come from damaged memory: invalid UTF-8 is replaced.
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);

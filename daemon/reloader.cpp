@@ -55,13 +55,9 @@ awaitable<Result<>> Reloader::load(BuildId build, const std::string& name, Waite
   }
 }
 
-Reloader::Reload::Reload(const shm::Entry& record) : name(shm::entry_name(record)), source(shm::entry_source(record)) {
-  facts.id = record.id;
-  facts.revision = record.revision;
-  facts.build = record.buildid;
-  facts.length = record.length;
-  facts.value_hash = record.value_hash;
-  facts.set_at = std::chrono::nanoseconds(record.set_at_ns);
+Reloader::Reload::Reload(const shm::Entry& record)
+    : name(shm::entry_name(record)), source(shm::entry_source(record)), facts(shm::Writer::EntryFacts::of(record)) {
+  facts.name = facts.source = {};  // the record may be gone before they are used
   facts.state = shm::EntryState::clean;
 }
 

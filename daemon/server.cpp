@@ -105,8 +105,14 @@ Configured<> Server::open_objects() {
   return success();
 }
 
+/// Tells the service manager, and takes the time for `stats`.
+void Server::enter(Phase phase, const std::string& detail) {
+  phases_.enter(phase);
+  notifier_.starting(std::string(text_of(phase)) + (detail.empty() ? "" : ": " + detail));
+}
+
 Configured<> Server::open_database() {
-  notifier_.starting("opening the database");
+  enter(Phase::opening_database);
   if (!circumstances_.damage.empty()) {
     replace_database(circumstances_.damage);
     return success();
@@ -139,7 +145,7 @@ auto Server::patiently(Try attempt, Why why) -> decltype(attempt()) {
   const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
   while (!result && result.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
     spdlog::warn("database {}: {}; trying again", config_.db, why());
-    notifier_.starting("waiting for the database: " + why());
+    enter(Phase::waiting_for_database, why());
     std::this_thread::sleep_for(kDatabasePause);
     // While signals are blocked (stop), a pending SIGTERM or SIGINT ends the process here, as it would in any start.
     sigset_t pending;
@@ -176,10 +182,13 @@ Configured<> Server::open_segment_and_store() {
     return fmt::format("database {}: {}: {}", config_.db, database_->unusable().message(), database_->last_error());
   };
   const auto open = [&] {
-    if (alone()) return open_segment_alone(*directory_, kSegmentObject);
+    if (alone()) {
+      enter(Phase::attaching_segment);
+      return open_segment_alone(*directory_, kSegmentObject);
+    }
     return open_segment(
-        *directory_, kSegmentObject, config_.segment_size, *database_,
-        [this](const std::string& what) { notifier_.starting(what); }, set_aside_);
+        *directory_, kSegmentObject, config_.segment_size, *database_, [this](Phase phase) { enter(phase); },
+        set_aside_);
   };
   auto opened = patiently(open, [this] { return database_->last_error(); });
   // Opening a database reads little of it: damage inside may first show when its lists are read.
@@ -229,7 +238,10 @@ Configured<> Server::open_segment_and_store() {
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
   flusher_->on_damaged_database = [this](const std::string& damage) { start_over(damage); };
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_, limits_of(config_));
+  enter(Phase::building_catalog);
   store_->adopt(startup_.all_dirty, startup_.lost);
+  phases_.end();
+  startup_.phases = phases_.all();
   STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
   // Last: if killed before this, the next start finds the old identity and marks everything again.
   if (!alone()) {

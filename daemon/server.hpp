@@ -57,6 +57,7 @@ class Server {
   template <class Try, class Why>
   auto patiently(Try attempt, Why why) -> decltype(attempt());
   void replace_database(const std::string& why);
+  void enter(Phase phase, const std::string& detail = {});
   Configured<> open_segment_and_store();
   Configured<> listen();
   Configured<> catch_signals();
@@ -90,6 +91,7 @@ class Server {
   std::unique_ptr<persist::BackingStore> database_;
   std::vector<std::string> set_aside_;  // before there is a segment
   std::optional<shm::ObjectDirectory> directory_;
+  PhaseTimes phases_;
   Startup startup_;
   Catalog catalog_;
   std::unique_ptr<Flusher> flusher_;

@@ -4,281 +4,53 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
-#include <unordered_map>
-#include <unordered_set>
+#include <utility>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
-#include "base/text.hpp"
-#include "daemon/flusher.hpp"
+#include "daemon/id_range.hpp"
+#include "daemon/reconcile.hpp"
+#include "daemon/salvage.hpp"
+#include "daemon/startup_plan.hpp"
 #include "shm/validate.hpp"
 
 namespace stepstash::daemon {
 namespace {
 
-shm::Writer::EntryFacts facts_of(const shm::Entry& entry) {
-  shm::Writer::EntryFacts facts;
-  facts.id = entry.id;
-  facts.revision = entry.revision;
-  facts.build = entry.buildid;
-  facts.name = shm::entry_name(entry);
-  facts.source = shm::entry_source(entry);
-  facts.length = entry.length;
-  facts.value_hash = entry.value_hash;
-  facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
-  // Dirty and evicted: a lost value (Writer::mark_lost). Clean and evicted: a value that a database has.
-  facts.state = entry.value_offset == 0 ? entry.state.load() : shm::EntryState::dirty;
-  return facts;
+using Progress = std::function<void(Phase)>;
+using Lines = std::vector<std::string>;
+
+void append(Lines& to, const Lines& lines) { to.insert(to.end(), lines.begin(), lines.end()); }
+
+/// Paths of segments that were set aside.
+Lines kept_aside(const shm::ObjectDirectory& directory, const std::string& name) {
+  Lines paths;
+  const auto kept = directory.list(name + ".damaged.");
+  if (!kept) return paths;
+  for (const std::string& object : kept.value()) paths.push_back(directory.path() + "/" + object);
+  return paths;
 }
 
-void raise_next_id(shm::Writer& segment, const shm::Entry& entry) {
-  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
-  next_id.store(std::max({next_id.load(), entry.id + 1, entry.revision + 1}));
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
+// ---- inspect -------------------------------------------------------------------------------------------------------
+
+/// What a start found, and what it took to find that out.
+struct Inspected {
+  Found found;
+  persist::BackingStore::Census census;
+  std::unique_ptr<shm::Writer> segment;  ///< Found::Segment::sound
+  shm::Recovery recovery;                ///< of its attach
+  std::error_code damage;                ///< why another one cannot be attached
+};
+
+Found::Database relation(const persist::BackingStore& database, std::uint64_t store_id, std::uint64_t commit_count) {
+  if (store_id != database.store_id()) return Found::Database::other;
+  const bool older = database.commit_count() < (commit_count & ~shm::kUnsettled);
+  return older ? Found::Database::older : Found::Database::same;
 }
 
-/// Publishes a copy of `entry` with this id and revision; its value, if present, is dirty.
-Result<> republish(shm::Writer& segment, const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
-  shm::Writer::EntryFacts facts = facts_of(entry);
-  facts.id = id;
-  facts.revision = revision;
-  if (entry.value_offset == 0) {
-    STEPSTASH_TRY(segment.publish_record(facts));
-    return success();
-  }
-  const shm::Draft draft = STEPSTASH_TRY(segment.draft(facts.name, facts.source, facts.length));
-  if (auto reserved = segment.reserve(draft, facts.length); !reserved) {
-    segment.discard(draft);
-    return reserved.error();
-  }
-  const std::span<const std::byte> value = shm::entry_value(entry);
-  if (!value.empty()) std::memcpy(segment.value_bytes(draft).data(), value.data(), value.size());
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.value");
-  segment.publish(draft, facts);
-  return success();
-}
-
-/// Copies one sound entry of another segment into ours.
-Result<> copy_entry(shm::Writer& segment, const shm::Entry& entry) {
-  STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
-  STEPSTASH_TRY(segment.make_room(entry.buildid, shm::entry_name(entry)));
-  STEPSTASH_TRY(republish(segment, entry, entry.id, entry.revision));
-  raise_next_id(segment, entry);
-  return success();
-}
-
-/// Commits an entry's value to the database under this id and revision, and publishes its record in our segment.
-Result<> write_out(persist::BackingStore& database, shm::Writer& segment, const shm::Entry& entry, std::uint64_t id,
-                   std::uint64_t revision) {
-  shm::Writer::EntryFacts facts = facts_of(entry);
-  facts.id = id;
-  facts.revision = revision;
-  facts.state = shm::EntryState::clean;
-  persist::Batch batch;
-  batch.entries.push_back({.id = facts.id,
-                           .revision = facts.revision,
-                           .buildid = facts.build,
-                           .name = facts.name,
-                           .source = facts.source,
-                           .value_hash = facts.value_hash,
-                           .value = shm::entry_value(entry)});
-  STEPSTASH_TRY(segment.add_build(entry.buildid, /*spare=*/true));
-  STEPSTASH_TRY(segment.make_room(entry.buildid, shm::entry_name(entry)));
-  STEPSTASH_TRY(database.commit(batch));
-  STEPSTASH_TRY(segment.publish_record(facts));
-  raise_next_id(segment, entry);
-  return success();
-}
-
-Result<> copy_build(shm::Writer& segment, const shm::BuildRecord& from) {
-  shm::BuildRecord& record = *STEPSTASH_TRY(segment.add_build(from.buildid.load(), /*spare=*/true));
-  record.complete_at.store(from.complete_at.load());
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.complete_at");
-  record.hold.store(from.hold.load());
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.hold");
-  record.completed_ns.store(from.completed_ns.load());
-  record.drop_upto.store(from.drop_upto.load());
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.drop_upto");
-  record.merged.store(from.merged.load());
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.build");
-  return success();
-}
-
-void save_build(Startup& startup, const shm::BuildRecord& record, const std::string& aside) {
-  if (auto copied = copy_build(*startup.segment, record); !copied) {
-    startup.set_aside.push_back(fmt::format("build {}: its facts could not be saved out of {}: {}",
-                                            record.buildid.load(), aside, copied.error().message()));
-  }
-}
-
-std::string not_saved(const shm::Entry& entry, const std::string& aside, std::error_code why) {
-  return fmt::format("build {}, name \"{}\", id {}: could not be saved out of {}: {}", entry.buildid,
-                     printable(shm::entry_name(entry)), entry.id, aside, why.message());
-}
-
-/// Which entries of another segment to copy: those that it alone may have; also records of evicted values; also values
-/// that are in a database.
-enum class Saved { dirty, and_evicted, and_clean };  // and_clean: in a second pass, after `dirty`
-
-/// Copies entries and all builds' facts out of another segment.
-void salvage(const shm::ObjectDirectory& directory, const std::string& aside, Startup& startup, Saved saved) {
-  const auto entry = [&](const shm::Entry& found) {
-    const bool clean = found.state.load() == shm::EntryState::clean;
-    const bool evicted = found.value_offset == 0;
-    if (clean && saved != Saved::and_clean && !(evicted && saved == Saved::and_evicted)) return;
-    if (startup.segment->find(found.buildid, shm::entry_name(found)) != nullptr) return;
-    if (auto copied = copy_entry(*startup.segment, found)) {
-      ++startup.entries_salvaged;
-    } else if (clean || saved != Saved::and_clean) {  // the first pass reported dirty entries
-      startup.set_aside.push_back(not_saved(found, aside, copied.error()));
-    }
-  };
-  const auto build = [&](const shm::BuildRecord& record) {
-    if (saved != Saved::and_clean) save_build(startup, record, aside);
-  };
-  if (auto done = shm::Writer::salvage(directory, aside, entry, build); !done && saved != Saved::and_clean) {
-    startup.set_aside.push_back(fmt::format("{}: cannot be read: {}", aside, done.error().message()));
-  }
-}
-
-/// Adds what the database has and the segment does not. With `verify`, removes evicted entries that the database does
-/// not have: their values are gone.
-Result<> reconcile(persist::BackingStore& database, Startup& startup, bool verify) {
-  shm::Writer& segment = *startup.segment;
-  Result<> failed = success();
-  STEPSTASH_TRY(database.load_builds_with_data([&](const persist::StoredBuild& build) {
-    auto made = segment.add_build(build.buildid, /*spare=*/true);
-    if (!made) {
-      failed = made.error();
-      return false;
-    }
-    shm::BuildRecord& record = *made.value();
-    if (build.complete_at && record.complete_at.load() == shm::kNotComplete)
-      record.complete_at.store(*build.complete_at);
-    if (build.held && record.hold.load() == shm::Hold::unknown) record.hold.store(shm::Hold::held);
-    record.merged.store(1);
-    STEPSTASH_CRASH_POINT("daemon.startup.fill.build");
-    return true;
-  }));
-  if (!failed) return failed;
-  struct Stored {
-    std::uint64_t revision;
-    std::uint64_t key_hash;
-    std::uint64_t value_hash;
-  };
-  std::unordered_map<std::uint64_t, Stored, shm::SecretHash> stored;  // by id
-  std::unordered_set<std::uint64_t, shm::SecretHash> revisions;
-  std::uint64_t highest = 0;
-  STEPSTASH_TRY(database.load_entries([&](const persist::StoredEntry& row) {
-    if (verify) {
-      stored.emplace(row.id,
-                     Stored{row.revision, shm::key_hash(shm::process_secret(), row.buildid, row.name), row.value_hash});
-      revisions.insert(row.revision);
-    }
-    highest = std::max({highest, row.id, row.revision});
-    if (const shm::Entry* have = segment.find(row.buildid, row.name)) {
-      const bool same = have->id == row.id && have->revision == row.revision && have->value_hash == row.value_hash;
-      const bool evicted = have->value_offset == 0 && have->state.load() == shm::EntryState::clean;
-      if (!verify || same || !evicted) return true;
-      startup.set_aside.push_back(
-          fmt::format("build {}, name \"{}\", id {}: this database has another value of that name", have->buildid,
-                      printable(row.name), have->id));
-    }
-    auto record = segment.add_build(row.buildid, /*spare=*/true);
-    if (!record) {
-      failed = record.error();
-      return false;
-    }
-    if (row.id <= record.value()->drop_upto.load()) return true;
-    shm::Writer::EntryFacts facts;
-    facts.id = row.id;
-    facts.revision = row.revision;
-    facts.build = row.buildid;
-    facts.name = row.name;
-    facts.source = row.source;
-    facts.length = row.length;
-    facts.value_hash = row.value_hash;
-    facts.state = shm::EntryState::clean;
-    auto room = segment.make_room(row.buildid, row.name);
-    auto published = room ? segment.publish_record(facts) : Result<const shm::Entry*>(room.error());
-    if (!published) {
-      failed = published.error();
-      return false;
-    }
-    STEPSTASH_CRASH_POINT("daemon.startup.fill.entry");
-    ++startup.entries_loaded;
-    return true;
-  }));
-  if (!failed) return failed;
-  std::atomic<std::uint64_t>& next_id = segment.header().next_id;
-  if (next_id.load() <= highest) next_id.store(highest + 1);
-  STEPSTASH_CRASH_POINT("daemon.startup.fill.next_id");
-  if (!verify) return success();
-  std::vector<const shm::Entry*> lost;
-  struct Clash {
-    const shm::Entry* entry;
-    bool id;  // the id clashes, not just the revision
-  };
-  std::vector<Clash> renumbered;
-  segment.for_each([&](const shm::Entry& entry) {
-    const auto row = stored.find(entry.id);
-    const bool same_key =
-        row != stored.end() &&
-        row->second.key_hash == shm::key_hash(shm::process_secret(), entry.buildid, shm::entry_name(entry));
-    const bool same = same_key && row->second.revision == entry.revision && row->second.value_hash == entry.value_hash;
-    if (same) return;
-    // Dirty and evicted is a value known to be lost; a row of its own has yet to record that in this database.
-    if (entry.value_offset == 0 && entry.state.load() == shm::EntryState::clean) {
-      lost.push_back(&entry);
-    } else if (const bool id = row != stored.end() && !same_key; id || revisions.contains(entry.revision)) {
-      renumbered.push_back({&entry, id});
-    }
-  });
-  // Two databases that each began to count at 1: if both gave out an id, for different names, ours gets a new one;
-  // otherwise the flush would overwrite the other's row. Likewise for revisions: the database uses them to know what it
-  // has, and to file the chunks of large values.
-  for (const auto& [entry, clash] : renumbered) {
-    const std::uint64_t revision = next_id.fetch_add(1);
-    const std::uint64_t id = clash ? revision : entry->id;
-    STEPSTASH_CRASH_POINT("daemon.startup.renumber.id");
-    const std::string was =
-        fmt::format("build {}, name \"{}\", id {}", entry->buildid, printable(shm::entry_name(*entry)), entry->id);
-    auto moved = republish(segment, *entry, id, revision);
-    // The free space for one more may be scattered over the former places of earlier ones: then it goes to the
-    // database.
-    if (!moved && moved.error() == Errc::segment_full) moved = write_out(database, segment, *entry, id, revision);
-    STEPSTASH_TRY(moved);
-    segment.reclaim();  // the former copy: room for one more is enough
-    if (clash) {
-      startup.set_aside.push_back(fmt::format("{}: this database has that id for another name; now {}", was, id));
-    }
-  }
-  STEPSTASH_CRASH_POINT("daemon.startup.renumber.done");
-  for (const shm::Entry* entry : lost) {
-    startup.set_aside.push_back(fmt::format("build {}, name \"{}\", id {}: its value is not in this database",
-                                            entry->buildid, printable(shm::entry_name(*entry)), entry->id));
-    segment.erase(*entry);
-    STEPSTASH_CRASH_POINT("daemon.startup.lost.erased");
-  }
-  return success();
-}
-
-/// Whether values that a segment calls clean are in a different database, or may be missing from this copy of it.
-bool of_another(const persist::BackingStore& database, std::uint64_t store_id, std::uint64_t commit_count) {
-  return store_id != database.store_id() || database.commit_count() < (commit_count & ~shm::kUnsettled);
-}
-
-/// Whether the configured size differs from the segment's and is feasible: its dirty values must fit, and its clean
-/// ones must be in this very database. A segment enlarged beyond the configured size to hold many entries keeps its
-/// size.
-bool must_resize(const shm::Writer& segment, std::uint64_t bytes, std::uint64_t needed,
-                 const persist::BackingStore& database) {
-  if (shm::round_up(bytes, shm::kPageBytes) == segment.bytes() || needed > bytes) return false;
-  const std::uint64_t commit_count = segment.header().commit_count.load();
-  if ((commit_count & shm::kUnsettled) != 0) return false;
-  if (of_another(database, segment.header().store_id.load(), commit_count)) return false;
+/// For a segment that gets the dirty values and all records of this one. O(entries).
+std::uint64_t bytes_for_only(const shm::Writer& segment) {
   std::uint64_t dirty = 0;
   std::uint64_t entries = 0;
   std::uint64_t text_bytes = 0;
@@ -287,57 +59,242 @@ bool must_resize(const shm::Writer& segment, std::uint64_t bytes, std::uint64_t 
     text_bytes += entry.name_bytes + entry.source_bytes;
     if (entry.state.load() == shm::EntryState::dirty) dirty += entry.length + shm::kPageBytes;
   });
-  return shm::Writer::bytes_for(segment.builds(), entries, text_bytes) + dirty + dirty / 8 <= bytes;
+  return shm::Writer::bytes_for(segment.builds(), entries, text_bytes) + dirty + dirty / 8;
 }
+
+void inspect_sound(Inspected& all, const persist::BackingStore& database) {
+  const shm::Header& header = all.segment->header();
+  const std::uint64_t commit_count = header.commit_count.load();
+  all.found.segment = Found::Segment::sound;
+  all.found.database = relation(database, header.store_id.load(), commit_count);
+  all.found.set_aside = !all.recovery.set_aside.empty();
+  all.found.unsettled = (commit_count & shm::kUnsettled) != 0;
+  Found::Room& room = all.found.room;
+  room.segment = all.segment->bytes();
+  room.segment_builds = all.segment->builds();
+  if (room.segment != room.configured) room.segment_only = bytes_for_only(*all.segment);
+}
+
+void inspect_damaged(Inspected& all, const persist::BackingStore& database, const shm::Writer::Former& former) {
+  all.found.segment = all.damage == Errc::format_mismatch ? Found::Segment::other_layout : Found::Segment::damaged;
+  if (former.bytes == 0) return;
+  all.found.database = relation(database, former.store_id, former.commit_count);
+  Found::Room& room = all.found.room;
+  room.segment = former.bytes;
+  room.segment_builds = former.builds;
+  room.both = shm::Writer::bytes_for(room.list_builds + former.builds, all.census.entries, all.census.text_bytes) +
+              former.bytes;
+}
+
+/// Attaches to the segment if it is sound. Errors: those of BackingStore::census and Writer::attach, except what Found
+/// tells.
+Result<Inspected> inspect(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
+                          persist::BackingStore& database, const Progress& progress) {
+  Inspected all;
+  // First, because it may fail, and attaching changes what the next try would find.
+  progress(Phase::counting_entries);
+  all.census = STEPSTASH_TRY(database.census());
+  const persist::BackingStore::Census& census = all.census;
+  Found::Room& room = all.found.room;
+  room.configured = shm::round_up(bytes, shm::kPageBytes);
+  room.list_builds = census.builds_with_data;
+  room.list = shm::Writer::bytes_for(census.builds_with_data, census.entries, census.text_bytes);
+  progress(Phase::attaching_segment);
+  auto attached = shm::Writer::attach(directory, name, all.recovery);
+  if (attached) {
+    all.segment = std::move(attached).value();
+    inspect_sound(all, database);
+    return all;
+  }
+  const std::error_code why = attached.error();
+  if (why == std::errc::no_such_file_or_directory) return all;
+  if (why != Errc::corrupt_segment && why != Errc::format_mismatch) return why;
+  all.damage = why;
+  inspect_damaged(all, database, STEPSTASH_TRY(shm::Writer::former(directory, name)));
+  return all;
+}
+
+// ---- carry out -----------------------------------------------------------------------------------------------------
 
 bool is_lack_of_room(std::error_code error) {
   return error == Errc::segment_full || error == Errc::too_many_builds || error == std::errc::no_space_on_device;
 }
 
-/// Creates a segment of `bytes` bytes and copies the salvageable entries of `from`, whose name it is to get. nullopt if
-/// it does not fit; `from` is unchanged and continues to serve.
-std::optional<Startup> copy_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                                    std::uint64_t builds, const shm::Writer& from, Saved saved) {
-  auto made = shm::Writer::create(directory, name, bytes, builds);
-  if (!made) return std::nullopt;
-  Startup copy;
-  copy.segment = std::move(made).value();
-  copy.segment->header().next_id.store(from.header().next_id.load());
-  copy.segment->header().id_limit.store(from.header().id_limit.load());
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.ids");
-  salvage(directory, name, copy, saved);
-  STEPSTASH_CRASH_POINT("daemon.startup.copy.filled");
-  if (!copy.set_aside.empty()) {
-    copy.segment->abandon();
-    return std::nullopt;
+/// Carries out plans, one after the other, until one succeeds. An attempt that fails leaves nothing of a new segment
+/// behind. An attached one stays, with the part of the list that it got.
+class Start {
+ public:
+  Start(const shm::ObjectDirectory& directory, const std::string& name, persist::BackingStore& database,
+        const Progress& progress, Inspected found)
+      : directory_(directory), name_(name), database_(database), progress_(progress), found_(std::move(found)) {}
+
+  Result<Startup> run(Lines& told);
+
+ private:
+  struct Failure {
+    Obstacle obstacle;
+    std::error_code why;
+  };
+  using Attempt = std::optional<Failure>;  // nullopt: it succeeded
+
+  Attempt carry_out(const Plan& plan);
+  Attempt make(const Plan& plan);
+  Attempt read_list(const Plan& plan);
+
+  void keep();
+  Attempt create(const Plan& plan);
+  Attempt resize(const Plan& plan);
+  Attempt enlarge(const Plan& plan);
+  Attempt salvage_damaged(const Plan& plan);
+  Attempt make_written_out(const Plan& plan);
+  Result<> fill_written_out();
+
+  Attempt copy_of(const shm::Writer& from, std::uint64_t bytes, std::uint64_t builds, Which which);
+  Attempt give_up(Failure failure);
+
+  void report(const Plan& plan);
+  void ensure_ids(const Plan& plan);
+  Result<> install(const Plan& plan);
+
+  const shm::ObjectDirectory& directory_;
+  const std::string& name_;
+  persist::BackingStore& database_;
+  const Progress& progress_;
+  Inspected found_;  // its segment until keep() takes it over
+  Startup made_;     // by the attempt under way; `enlarge` begins with what `keep` made
+  std::error_code list_too_long_;
+};
+
+Result<Startup> Start::run(Lines& told) {
+  Plan plan = decide(found_.found);
+  while (const Attempt failed = carry_out(plan)) {
+    const std::optional<Plan> next = decide_again(found_.found, plan, failed->obstacle);
+    if (!next) {
+      if (!plan.keeps_former()) append(told, made_.set_aside);  // the next try finds a damaged segment as this one did
+      return failed->why;
+    }
+    plan = *next;
   }
-  copy.entries_kept = std::exchange(copy.entries_salvaged, 0);
-  return copy;
+  found_.segment.reset();  // the new one opens each pin page again
+  report(plan);
+  ensure_ids(plan);
+  if (plan.replaces()) {
+    if (auto installed = install(plan); !installed) {
+      append(told, made_.set_aside);  // the former one may have been renamed already
+      return installed.error();
+    }
+  }
+  made_.all_dirty = plan.all_dirty;
+  made_.kept = kept_aside(directory_, name_);
+  made_.lost = std::move(found_.census.lost);
+  return std::move(made_);
 }
 
-/// A segment of `bytes` bytes with what only `from` has, plus the database's list. nullopt if there is no room for it
-/// next to `from`, which is unchanged and continues to serve. Errors: those of the database.
-Result<std::optional<Startup>> resize(const shm::ObjectDirectory& directory, const std::string& name,
-                                      std::uint64_t bytes, persist::BackingStore& database, const shm::Writer& from) {
-  auto copy = copy_segment(directory, name, bytes, from.builds(), from, Saved::dirty);
-  if (!copy) return std::optional<Startup>();
-  const auto listed = reconcile(database, *copy, /*verify=*/false);
-  if (listed) return copy;
-  copy->segment->abandon();
-  if (!is_lack_of_room(listed.error())) return listed.error();
-  return std::optional<Startup>();
+Start::Attempt Start::carry_out(const Plan& plan) {
+  if (Attempt failed = make(plan)) return failed;
+  Attempt failed = read_list(plan);
+  return failed && plan.replaces() ? give_up(*failed) : failed;
 }
 
-/// For a segment too small for what the database has: copies it to a larger one. Copies everything resident, which may
-/// be the only copy, and the records of evicted values, for reconcile() to look up.
-std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, const std::string& name,
-                                      std::uint64_t bytes, const persist::BackingStore::Census& census,
-                                      const Startup& startup) {
-  shm::Writer& from = *startup.segment;
+Start::Attempt Start::make(const Plan& plan) {
+  switch (plan.make) {
+    case Plan::Make::keep:
+      break;
+    case Plan::Make::create:
+      progress_(Phase::creating_segment);
+      return create(plan);
+    case Plan::Make::resize:
+      progress_(Phase::resizing_segment);
+      return resize(plan);
+    case Plan::Make::enlarge:
+      progress_(Phase::enlarging_segment);
+      return enlarge(plan);
+    case Plan::Make::salvage:
+    case Plan::Make::salvage_all:
+      progress_(Phase::salvaging_segment);
+      return salvage_damaged(plan);
+    case Plan::Make::write_out:
+      progress_(Phase::writing_out);
+      return make_written_out(plan);
+  }
+  keep();
+  return std::nullopt;
+}
+
+Start::Attempt Start::read_list(const Plan& plan) {
+  if (plan.list == Plan::List::none) return std::nullopt;
+  progress_(Phase::reading_list);
+  const auto added = plan.list == Plan::List::verify ? verify_listed(database_, *made_.segment, made_.set_aside)
+                                                     : add_listed(database_, *made_.segment);
+  if (!added) {
+    if (!is_lack_of_room(added.error())) return Failure{Obstacle::failed, added.error()};
+    list_too_long_ = added.error();
+    return Failure{Obstacle::list_too_long, list_too_long_};
+  }
+  made_.entries_loaded += added.value();
+  return std::nullopt;
+}
+
+/// Returns the memory of a new segment before the next one is made.
+Start::Attempt Start::give_up(Failure failure) {
+  made_.segment->abandon();
+  made_.segment.reset();
+  return failure;
+}
+
+void Start::keep() {
+  made_ = {};
+  made_.segment = std::move(found_.segment);
+  made_.entries_kept = found_.recovery.entries_kept;
+  made_.set_aside = found_.recovery.set_aside;
+}
+
+/// Starts afresh with an empty segment.
+Start::Attempt Start::create(const Plan& plan) {
+  made_ = {};
+  if (found_.damage) made_.set_aside.push_back(fmt::format("segment {}: {}", name_, found_.damage.message()));
+  auto created = shm::Writer::create(directory_, name_, plan.bytes, plan.builds);
+  if (!created) return Failure{Obstacle::not_made, created.error()};
+  made_.segment = std::move(created).value();
+  return std::nullopt;
+}
+
+/// A new segment with the entries of `from`, whose name it is to get. Everything must fit; otherwise `from`, which is
+/// unchanged, continues to serve.
+Start::Attempt Start::copy_of(const shm::Writer& from, std::uint64_t bytes, std::uint64_t builds, Which which) {
+  auto created = shm::Writer::create(directory_, name_, bytes, builds);
+  if (!created) return Failure{Obstacle::not_made, created.error()};
+  shm::Writer& copy = *created.value();
+  IdRange(copy.header()).copy(IdRange(from.header()));
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.ids");
+  const Salvaged copied = salvage(directory_, name_, copy, which);
+  STEPSTASH_CRASH_POINT("daemon.startup.copy.filled");
+  if (!copied.left_out.empty()) {
+    copy.abandon();
+    return Failure{Obstacle::left_out, Errc::segment_full};
+  }
+  Lines set_aside = std::move(made_.set_aside);
+  made_ = {};
+  made_.segment = std::move(created).value();
+  made_.entries_kept = copied.entries;
+  made_.set_aside = std::move(set_aside);
+  return std::nullopt;
+}
+
+Start::Attempt Start::resize(const Plan& plan) {
+  made_.set_aside = found_.recovery.set_aside;
+  return copy_of(*found_.segment, plan.bytes, plan.builds, Which::dirty);
+}
+
+/// For a segment too small for what the database has. Copies everything resident, which may be the only copy, and the
+/// records of evicted values, for verify_listed() to look up.
+Start::Attempt Start::enlarge(const Plan& plan) {
+  shm::Writer& from = *made_.segment;
+  const persist::BackingStore::Census& census = found_.census;
   std::uint64_t entries = census.entries;
   std::uint64_t text_bytes = census.text_bytes;
   std::uint64_t values = 0;
-  std::uint64_t largest = 0;  // room for one more copy (reconcile)
+  std::uint64_t largest = 0;  // room for one more copy (verify_listed)
   from.for_each([&](const shm::Entry& entry) {
     ++entries;
     text_bytes += entry.name_bytes + entry.source_bytes;
@@ -348,195 +305,92 @@ std::optional<Startup> copy_to_larger(const shm::ObjectDirectory& directory, con
   });
   const std::uint64_t builds = from.builds() + census.builds_with_data;
   const std::uint64_t needed = shm::Writer::bytes_for(builds, entries, text_bytes) + values + values / 8 + largest;
-  auto larger = copy_segment(directory, name, std::max(bytes, needed), builds, from, Saved::and_evicted);
-  if (larger) {
-    larger->set_aside = startup.set_aside;
-  }
-  return larger;
+  const Attempt failed = copy_of(from, std::max(plan.bytes, needed), builds, Which::and_evicted);
+  return failed ? Failure{failed->obstacle, list_too_long_} : failed;
 }
 
-/// A new segment; if `damage` is set, with the sound entries of the damaged one. With `with_clean`, clean values are
-/// copied too, as far as there is room.
-Result<Startup> make_and_save(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                              std::uint64_t builds, std::error_code damage, bool with_clean) {
-  Startup startup;
-  startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, bytes, builds));
-  if (!damage) return startup;
-  startup.set_aside.assign(1, fmt::format("segment {}: {}", name, damage.message()));
-  salvage(directory, name, startup, Saved::dirty);
-  if (with_clean) salvage(directory, name, startup, Saved::and_clean);
-  return startup;
-}
-
-/// make_and_save() for when both the dirty entries and the database's list do not fit. The list goes first, because an
-/// entry missing from it could not be found; then dirty entries are committed to the database at once. If that is
-/// impossible, because the database is a different one or its disk is full too, they go wherever room is left.
-Result<Startup> make_and_write_out(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                                   std::uint64_t builds, std::error_code damage, persist::BackingStore& database,
-                                   bool other_database) {
-  Startup startup;
-  startup.segment = STEPSTASH_TRY(shm::Writer::create(directory, name, bytes, builds));
-  startup.set_aside.assign(1, fmt::format("segment {}: {}", name, damage.message()));
-  // Including deletions: the list may still contain what they delete.
-  const auto build = [&](const shm::BuildRecord& record) { save_build(startup, record, name); };
-  STEPSTASH_TRY(shm::Writer::salvage(directory, name, nullptr, build));
-  STEPSTASH_TRY(reconcile(database, startup, /*verify=*/false));
-  const auto entry = [&](const shm::Entry& found) {
-    if (found.state.load() == shm::EntryState::clean) return;
-    const shm::Entry* listed = startup.segment->find(found.buildid, shm::entry_name(found));
-    if (listed != nullptr && !other_database && listed->revision >= found.revision) return;  // is in the database
-    Result<> saved = Errc::not_durable;
-    if (!other_database && found.value_offset != 0)
-      saved = write_out(database, *startup.segment, found, found.id, found.revision);
-    if (!saved) saved = copy_entry(*startup.segment, found);
-    if (saved) {
-      ++startup.entries_salvaged;
-    } else {
-      startup.set_aside.push_back(not_saved(found, name, saved.error()));
-    }
+Start::Attempt Start::salvage_damaged(const Plan& plan) {
+  if (Attempt failed = create(plan)) return failed;
+  const auto save = [this](Which which) {
+    Salvaged saved = salvage(directory_, name_, *made_.segment, which);
+    made_.entries_salvaged += saved.entries;
+    append(made_.set_aside, saved.left_out);
+    return saved.left_out.empty();
   };
-  STEPSTASH_TRY(shm::Writer::salvage(directory, name, entry, nullptr));
-  if (other_database) STEPSTASH_TRY(reconcile(database, startup, /*verify=*/true));
-  return startup;
+  const bool all_dirty_fit = save(Which::dirty);
+  if (plan.make == Plan::Make::salvage_all) save(Which::and_clean);
+  STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
+  // Another database does not get them before the start is over: then what was left out is named.
+  if (all_dirty_fit || plan.make == Plan::Make::salvage_all) return std::nullopt;
+  return give_up({Obstacle::left_out, Errc::segment_full});
 }
 
-/// Paths of segments that were set aside.
-std::vector<std::string> kept_aside(const shm::ObjectDirectory& directory, const std::string& name) {
-  std::vector<std::string> paths;
-  const auto kept = directory.list(name + ".damaged.");
-  if (!kept) return paths;
-  for (const std::string& object : kept.value()) paths.push_back(directory.path() + "/" + object);
-  return paths;
+/// For when both the dirty entries and the database's list do not fit.
+Start::Attempt Start::make_written_out(const Plan& plan) {
+  if (Attempt failed = create(plan)) return failed;
+  if (auto filled = fill_written_out(); !filled) return give_up({Obstacle::failed, filled.error()});
+  return std::nullopt;
+}
+
+/// The list goes first, because an entry missing from it could not be found; then dirty entries are committed to the
+/// database at once. If that is impossible, because the database is a different one or its disk is full too, they go
+/// wherever room is left.
+Result<> Start::fill_written_out() {
+  // Including deletions: the list may still contain what they delete.
+  STEPSTASH_TRY(salvage_builds(directory_, name_, *made_.segment, made_.set_aside));
+  made_.entries_loaded = STEPSTASH_TRY(add_listed(database_, *made_.segment));
+  persist::BackingStore* takes_them = found_.found.differs() ? nullptr : &database_;
+  const Salvaged saved = STEPSTASH_TRY(salvage_to(takes_them, directory_, name_, *made_.segment));
+  made_.entries_salvaged = saved.entries;
+  append(made_.set_aside, saved.left_out);
+  return success();
+}
+
+// ---- what every plan ends with -------------------------------------------------------------------------------------
+
+void Start::report(const Plan& plan) {
+  if (plan.all_dirty) {
+    made_.set_aside.push_back(fmt::format(
+        "database: not the one this segment was written to, or an older copy of it; what is resident of the "
+        "{} entries is written again",
+        made_.entries_kept + made_.entries_salvaged));
+  }
+  if (plan.reads_list()) append(made_.set_aside, database_.skipped());
+}
+
+void Start::ensure_ids(const Plan& plan) {
+  const IdRange ids(made_.segment->header());
+  if (!plan.replaces() && !plan.all_dirty && !ids.low()) return;
+  // A database that cannot be written now must not fail the start: the flusher retries.
+  if (auto first = database_.reserve_ids(IdRange::kCount, ids.end())) {
+    STEPSTASH_CRASH_POINT("daemon.startup.ids.reserved");
+    ids.begin(first.value());
+  } else if (plan.all_dirty) {
+    ids.forget_reserved();
+  }
+}
+
+/// Only now, when complete, does a new segment replace the former one: if killed before this, the next start begins
+/// again.
+Result<> Start::install(const Plan& plan) {
+  shm::Header& header = made_.segment->header();
+  header.commit_count.store(database_.commit_count());
+  STEPSTASH_CRASH_POINT("daemon.startup.commit_count.stored");
+  header.store_id.store(database_.store_id());
+  STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
+  const std::string aside = STEPSTASH_TRY(made_.segment->install(/*keep_former=*/plan.keeps_former()));
+  STEPSTASH_CRASH_POINT("daemon.startup.segment.installed");
+  if (plan.keeps_former()) made_.set_aside.front() += "; kept as " + directory_.path() + "/" + aside;
+  return success();
 }
 
 }  // namespace
 
 Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
-                             persist::BackingStore& database, const std::function<void(const std::string&)>& progress,
-                             std::vector<std::string>& told) {
+                             persist::BackingStore& database, const Progress& progress, Lines& told) {
   const auto start = std::chrono::steady_clock::now();
-  Startup startup;
-  // First, because it may fail, and attaching changes what the next try would find.
-  const persist::BackingStore::Census census = STEPSTASH_TRY(database.census());
-  shm::Recovery recovery;
-  progress("attaching segment " + name);
-  auto attached = shm::Writer::attach(directory, name, recovery);
-  const std::uint64_t needed = shm::Writer::bytes_for(census.builds_with_data, census.entries, census.text_bytes);
-  std::uint64_t size = std::max(bytes, needed);
-  bool resized = false;
-  if (attached && must_resize(*attached.value(), bytes, needed, database)) {
-    progress("moving what is not in the database yet to a segment of the configured size");
-    auto copy = resize(directory, name, size, database, *attached.value());
-    if (!copy) {
-      told.insert(told.end(), recovery.set_aside.begin(), recovery.set_aside.end());
-      return copy.error();
-    }
-    resized = copy.value().has_value();
-    if (resized) {
-      startup = std::move(*copy.value());
-      attached.value().reset();  // the new one opens each pin page again
-    }
-  }
-  const bool warm = attached && !resized;
-  std::error_code damage;
-  bool other_database = false;
-  startup.set_aside = std::move(recovery.set_aside);
-  if (warm) {
-    startup.segment = std::move(attached).value();
-    startup.entries_kept = recovery.entries_kept;
-    const shm::Header& header = startup.segment->header();
-    other_database = of_another(database, header.store_id.load(), header.commit_count.load());
-  } else if (!resized) {
-    const std::error_code why = attached.error();
-    if (why == Errc::corrupt_segment || why == Errc::format_mismatch) damage = why;
-    if (!damage && why != std::errc::no_such_file_or_directory) return why;
-    shm::Writer::Former former;
-    if (damage) former = STEPSTASH_TRY(shm::Writer::former(directory, name));
-    other_database = former.bytes != 0 && of_another(database, former.store_id, former.commit_count);
-    std::uint64_t builds = census.builds_with_data;
-    if (other_database) {  // room for both
-      builds += former.builds;
-      const std::uint64_t both = shm::Writer::bytes_for(builds, census.entries, census.text_bytes) + former.bytes;
-      size = std::max(size, both);
-    }
-    if (damage) progress("saving what is sound out of segment " + name);
-    auto made = make_and_save(directory, name, size, builds, damage, other_database);
-    // Sizes read from a damaged header must not fail the start: retry with the configured size.
-    if (!made && other_database) {
-      size = std::max(bytes, needed);
-      made = make_and_save(directory, name, size, census.builds_with_data, damage, other_database);
-    }
-    startup = STEPSTASH_TRY(std::move(made));
-    if (damage) STEPSTASH_CRASH_POINT("daemon.startup.salvage.done");
-  }
-
-  bool replaced = !warm;
-  if (!resized && (!startup.set_aside.empty() || !warm || other_database)) {
-    progress("reading the list of entries from the database");
-    auto reconciled = reconcile(database, startup, other_database);
-    if (!reconciled && warm && is_lack_of_room(reconciled.error())) {
-      progress("moving to a larger segment: what this database knows besides does not fit");
-      if (auto larger = copy_to_larger(directory, name, size, census, startup)) {
-        startup = std::move(*larger);
-        replaced = true;
-        reconciled = reconcile(database, startup, other_database);
-      }
-    }
-    const bool left_out = damage && !other_database && startup.set_aside.size() > 1;
-    if (left_out || (!reconciled && damage && is_lack_of_room(reconciled.error()))) {
-      progress("writing what is sound of segment " + name + " to the database: there is no room for it");
-      startup.segment.reset();  // and its memory with it
-      auto made = make_and_write_out(directory, name, size, census.builds_with_data, damage, database, other_database);
-      reconciled = made ? Result<>(success()) : made.error();
-      if (made) startup = std::move(made).value();
-    }
-    if (!reconciled) {
-      if (!damage) told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
-      return reconciled.error();
-    }
-  }
-  if (other_database) {
-    startup.set_aside.push_back(fmt::format(
-        "database: not the one this segment was written to, or an older copy of it; what is resident of the "
-        "{} entries is written again",
-        startup.entries_kept + startup.entries_salvaged));
-  }
-  startup.all_dirty = other_database;
-  if (!startup.set_aside.empty() || !warm) {
-    for (std::string& row : database.skipped()) startup.set_aside.push_back(std::move(row));
-  }
-  shm::Header& header = startup.segment->header();
-  const std::uint64_t next_id = header.next_id.load();
-  const std::uint64_t id_limit = header.id_limit.load();
-  if (replaced || other_database || id_limit < next_id + Flusher::kIdRange / 2) {
-    // A database that cannot be written now must not fail the start: the flusher retries.
-    if (auto first = database.reserve_ids(Flusher::kIdRange, std::max(next_id, id_limit))) {
-      STEPSTASH_CRASH_POINT("daemon.startup.ids.reserved");
-      header.next_id.store(first.value());
-      STEPSTASH_CRASH_POINT("daemon.startup.ids.next_id");
-      header.id_limit.store(first.value() + Flusher::kIdRange);
-      STEPSTASH_CRASH_POINT("daemon.startup.ids.id_limit");
-    } else if (other_database) {
-      header.id_limit.store(next_id);  // what another database has reserved does not count here
-    }
-  }
-  if (replaced) {
-    // Only now, when complete, does it replace the former segment: if killed before this, the next start begins again.
-    header.commit_count.store(database.commit_count());
-    STEPSTASH_CRASH_POINT("daemon.startup.commit_count.stored");
-    header.store_id.store(database.store_id());
-    STEPSTASH_CRASH_POINT("daemon.startup.store_id.stored");
-    auto installed = startup.segment->install(/*keep_former=*/static_cast<bool>(damage));
-    if (!installed) {  // it may have been renamed already, and the next try would not report what was not saved
-      told.insert(told.end(), startup.set_aside.begin(), startup.set_aside.end());
-      return installed.error();
-    }
-    const std::string aside = std::move(installed).value();
-    STEPSTASH_CRASH_POINT("daemon.startup.segment.installed");
-    if (damage) startup.set_aside.front() += "; kept as " + directory.path() + "/" + aside;
-  }
-  startup.kept = kept_aside(directory, name);
-  startup.lost = census.lost;
+  Inspected found = STEPSTASH_TRY(inspect(directory, name, bytes, database, progress));
+  Startup startup = STEPSTASH_TRY(Start(directory, name, database, progress, std::move(found)).run(told));
   startup.duration = std::chrono::steady_clock::now() - start;
   return startup;
 }

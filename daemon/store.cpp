@@ -7,6 +7,7 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "daemon/id_range.hpp"
 #include "shm/hash.hpp"
 #include "shm/validate.hpp"
 
@@ -95,15 +96,8 @@ Result<> Store::check_condition(const protocol::SetParams& params) const {
 }
 
 Result<std::uint64_t> Store::next_id() {
-  shm::Header& header = segment_.header();
-  const std::uint64_t id = header.next_id.load(std::memory_order_relaxed);
-  if (id >= header.id_limit.load(std::memory_order_relaxed)) {
-    flusher_.kick();
-    return Errc::out_of_ids;
-  }
-  // Release: an attach that finds an entry with this id finds the counter beyond it (L2).
-  header.next_id.store(id + 1, std::memory_order_release);
-  STEPSTASH_CRASH_POINT("daemon.id.taken");
+  const Result<std::uint64_t> id = IdRange(segment_.header()).take();
+  if (!id) flusher_.kick();  // it reserves more
   return id;
 }
 

@@ -29,6 +29,30 @@ std::uint64_t block_bytes_for(std::string_view name, std::string_view source, st
 
 // ---- entries -------------------------------------------------------------------------------------------------------
 
+Writer::EntryFacts Writer::EntryFacts::of(const Entry& entry) noexcept {
+  return {.id = entry.id,
+          .revision = entry.revision,
+          .build = entry.buildid,
+          .name = entry_name(entry),
+          .source = entry_source(entry),
+          .length = entry.length,
+          .value_hash = entry.value_hash,
+          .set_at = std::chrono::nanoseconds(entry.set_at_ns),
+          .state = entry.state.load(std::memory_order_relaxed)};
+}
+
+Writer::EntryFacts Writer::EntryFacts::of(const EntryInfo& info, std::uint64_t value_hash) noexcept {
+  return {.id = info.id,
+          .revision = info.revision,
+          .build = info.buildid,
+          .name = info.name,
+          .source = info.source,
+          .length = info.length,
+          .value_hash = value_hash,
+          .set_at = {},
+          .state = EntryState::clean};
+}
+
 std::uint64_t Writer::unreserved_for(std::string_view name, std::string_view source,
                                      std::uint64_t length) const noexcept {
   return length > max_value_bytes() ? 0 : heap_.unreserved_for(block_bytes_for(name, source, length));
@@ -113,15 +137,7 @@ Result<const Entry*> Writer::move_record(const Entry& record) {
 }
 
 Result<const Entry*> Writer::publish_record_of(const Entry& entry, EntryState state) {
-  EntryFacts facts;
-  facts.id = entry.id;
-  facts.revision = entry.revision;
-  facts.build = entry.buildid;
-  facts.name = entry_name(entry);
-  facts.source = entry_source(entry);
-  facts.length = entry.length;
-  facts.value_hash = entry.value_hash;
-  facts.set_at = std::chrono::nanoseconds(entry.set_at_ns);
+  EntryFacts facts = EntryFacts::of(entry);
   facts.state = state;
   return publish_record(facts);
 }

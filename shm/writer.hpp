@@ -120,6 +120,11 @@ class Writer {
     std::uint64_t value_hash = 0;
     std::chrono::nanoseconds set_at{0};
     EntryState state = EntryState::dirty;
+
+    /// Of an entry in a segment, from which the texts are borrowed.
+    static EntryFacts of(const Entry& entry) noexcept;
+    /// Of an entry whose value is in the database only. `info`, from which the texts are borrowed, outlives the facts.
+    static EntryFacts of(const EntryInfo& info, std::uint64_t value_hash) noexcept;
   };
   /// Completes the record and publishes it by one store; retires the entry it replaces. Call make_room() for this key
   /// first, which guarantees a slot. Returns the draft's excess room to the heap.

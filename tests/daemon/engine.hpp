@@ -54,6 +54,8 @@ class Engine {
         flusher_(loop_, *startup_.segment, database, clock, 1h),
         store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {{segment_bytes, 10s}, std::nullopt}) {
     store_.adopt(startup_.all_dirty, startup_.lost);
+    phases_.end();
+    startup_.phases = phases_.all();
     if (!database.unusable()) {  // as Server does, last
       startup_.segment->header().store_id.store(database.store_id());
       startup_.segment->header().commit_count.store(database.commit_count());
@@ -185,12 +187,12 @@ class Engine {
   }
 
  private:
-  static daemon::Startup open(const shm::ObjectDirectory& objects, persist::BackingStore& database,
-                              std::uint64_t segment_bytes) {
+  daemon::Startup open(const shm::ObjectDirectory& objects, persist::BackingStore& database,
+                       std::uint64_t segment_bytes) {
     if (database.unusable()) return daemon::open_segment_alone(objects, kSegment).value();
     std::vector<std::string> told;
     return daemon::open_segment(
-               objects, kSegment, segment_bytes, database, [](const std::string&) {}, told)
+               objects, kSegment, segment_bytes, database, [this](daemon::Phase phase) { phases_.enter(phase); }, told)
         .value();
   }
 
@@ -199,6 +201,7 @@ class Engine {
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_ = make_work_guard(loop_);
   daemon::Waiter waiter_{loop_};
   daemon::Catalog catalog_;
+  daemon::PhaseTimes phases_;
   daemon::Startup startup_;
   daemon::Flusher flusher_;
   daemon::Store store_;

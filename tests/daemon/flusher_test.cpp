@@ -2,6 +2,7 @@
 // The way of what is dirty to the database: queue, batches, failures, barriers.
 #include "daemon/flusher.hpp"
 
+#include "daemon/id_range.hpp"
 #include "tests/daemon/engine.hpp"
 
 using namespace stepstash;
@@ -453,7 +454,7 @@ BOOST_AUTO_TEST_CASE(ids_run_out_while_the_database_reserves_none_and_come_again
 BOOST_AUTO_TEST_CASE(ids_are_reserved_before_they_run_out) {
   shm::Header& header = engine.segment().header();
   const std::uint64_t limit = header.id_limit.load();
-  header.next_id.store(limit - daemon::Flusher::kIdRange / 2 + 1);
+  header.next_id.store(limit - daemon::IdRange::kCount / 2 + 1);
   engine.set(1, "v", "v");
   engine.flush().value();
   engine.run_until([&] { return header.id_limit.load() > limit; });

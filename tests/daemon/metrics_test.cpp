@@ -31,6 +31,15 @@ struct Figures {
 
 BOOST_FIXTURE_TEST_SUITE(metrics, Figures)
 
+BOOST_AUTO_TEST_CASE(the_phases_of_the_start_are_named_with_their_seconds) {
+  const nlohmann::json phases = stats().at("last_recovery").at("phases");
+  for (const char* phase : {"counting_entries", "attaching_segment", "creating_segment", "reading_list"}) {
+    BOOST_REQUIRE(phases.contains(phase));
+    BOOST_TEST(phases.at(phase).get<double>() > 0, phase);
+  }
+  BOOST_TEST(phases.size() == 4u);
+}
+
 BOOST_AUTO_TEST_CASE(sets_and_finishes_are_counted) {
   BOOST_TEST(stats().at("sets") == 0u);
   engine.set(1, "a", "1");

@@ -49,13 +49,14 @@ struct Starting {
 constexpr std::uint64_t kSegmentIdOffset = offsetof(shm::Header, segment_id);
 
 /// Empty values with long names in a number of builds.
-void fill(persist::BackingStore& database, std::size_t entries, BuildId builds, const std::string& source = {}) {
+void fill(persist::BackingStore& database, std::size_t entries, BuildId builds, const std::string& source = {},
+          std::uint64_t first_id = 1) {
   std::vector<std::string> names;
   for (std::size_t i = 0; i < entries; ++i) names.push_back("name " + std::to_string(i) + std::string(240, 'n'));
   persist::Batch batch;
   for (std::size_t i = 0; i < entries; ++i) {
-    batch.entries.push_back({.id = i + 1,
-                             .revision = i + 1,
+    batch.entries.push_back({.id = first_id + i,
+                             .revision = first_id + i,
                              .buildid = 1 + static_cast<BuildId>(i) % builds,
                              .name = names[i],
                              .source = source,
@@ -67,6 +68,32 @@ void fill(persist::BackingStore& database, std::size_t entries, BuildId builds, 
 
 bool mentions(const std::vector<std::string>& lines, std::string_view text) {
   return std::any_of(lines.begin(), lines.end(), [&](auto& line) { return line.find(text) != line.npos; });
+}
+
+std::vector<std::string> phases(const Engine& engine) {
+  std::vector<std::string> names;
+  for (const auto& time : engine.startup().phases) names.emplace_back(daemon::name_of(time.phase));
+  return names;
+}
+
+using Names = std::vector<std::string>;
+
+/// Sets values of build 1, of 100,000 bytes each, that the database does not take, and returns how many.
+int set_dirty(Engine& engine, std::uint64_t bytes) {
+  const int values = static_cast<int>(bytes / 100'000);
+  for (int i = 0; i < values; ++i)
+    engine.set(1, std::to_string(i), std::string(100'000, static_cast<char>('a' + i % 26)));
+  return values;
+}
+
+/// Every value of set_dirty() is there, in memory or to be had from the database, and in the database after a flush.
+void expect_all_dirty(Engine& engine, int values) {
+  for (int i = 0; i < values; ++i) {
+    const std::string name = std::to_string(i);
+    BOOST_REQUIRE(engine.load(1, name).has_value());
+    BOOST_TEST((engine.value(1, name) == std::string(100'000, static_cast<char>('a' + i % 26))));
+    engine.flush().value();
+  }
 }
 
 }  // namespace
@@ -88,6 +115,7 @@ BOOST_AUTO_TEST_CASE(a_warm_start_keeps_what_was_dirty_and_writes_it) {
   BOOST_TEST(engine.startup().entries_kept == 1u);
   BOOST_TEST(!engine.startup().all_dirty);
   BOOST_TEST(engine.startup().set_aside.empty());
+  BOOST_TEST(phases(engine) == (Names{"counting_entries", "attaching_segment"}));
   BOOST_TEST(engine.value(1, "v") == "value");
   BOOST_TEST(engine.segment().find(1, "v")->id == id);
   BOOST_TEST(engine.flusher().dirty_values() == 1u);
@@ -163,6 +191,7 @@ BOOST_AUTO_TEST_CASE(a_full_segment_and_another_database_with_many_entries_meet_
   Engine engine(directory, other, clock);
   BOOST_TEST(engine.segment().bytes() > Engine::kSegmentBytes);
   BOOST_TEST(engine.segment().index().entries() == 3'000 + values);
+  BOOST_TEST(phases(engine) == (Names{"counting_entries", "attaching_segment", "reading_list", "enlarging_segment"}));
   for (std::uint64_t i = 0; i < values; ++i) {
     BOOST_TEST(engine.value(1, std::to_string(i)).substr(0, 9) == "vvvvvvvvv");
   }
@@ -316,6 +345,60 @@ BOOST_AUTO_TEST_CASE(a_damaged_segment_and_another_database_are_both_served) {
   // Which of ours gets the smaller id is a matter of the index's secret.
   std::sort(all.begin(), all.end());
   BOOST_TEST((all == Rows{"1/clean=clean value", "1/dirty=dirty value", "3/a=theirs", "3/b=theirs"}));
+}
+
+BOOST_AUTO_TEST_CASE(dirty_values_of_a_damaged_segment_that_fit_in_no_more_go_to_the_database) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  int values = 0;
+  {
+    Engine engine(directory, faulty, clock, 2 * Engine::kSegmentBytes);
+    values = set_dirty(engine, 6'000'000);
+  }
+  faulty.heal();
+  damage(kSegmentIdOffset);
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(engine.segment().bytes() == Engine::kSegmentBytes);
+  BOOST_TEST(engine.startup().entries_salvaged == static_cast<std::uint64_t>(values));
+  BOOST_TEST(engine.startup().set_aside.size() == 1u);  // the segment
+  BOOST_TEST(phases(engine) == (Names{"counting_entries", "attaching_segment", "salvaging_segment", "writing_out"}));
+  BOOST_TEST(rows(disk).size() == static_cast<std::size_t>(values));  // before any flush
+  expect_all_dirty(engine, values);
+}
+
+BOOST_AUTO_TEST_CASE(dirty_values_of_a_damaged_segment_make_room_for_the_list_of_the_database) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  int values = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    values = set_dirty(engine, 3'400'000);
+  }
+  faulty.heal();
+  damage(kSegmentIdOffset);
+  fill(disk, 20'000, 500, {}, std::uint64_t{1} << 30);
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(engine.segment().index().entries() == 20'000u + static_cast<std::uint64_t>(values));
+  BOOST_TEST(engine.startup().set_aside.size() == 1u);  // the segment
+  BOOST_TEST(phases(engine) ==
+             (Names{"counting_entries", "attaching_segment", "salvaging_segment", "reading_list", "writing_out"}));
+  expect_all_dirty(engine, values);
+}
+
+BOOST_AUTO_TEST_CASE(a_segment_whose_size_cannot_change_now_is_served_as_it_is) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "dirty", "dirty value");
+  }
+  std::filesystem::create_directory(segment_path() + ".new");  // no segment can be made
+  Engine engine(directory, faulty, clock, 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.segment().bytes() == Engine::kSegmentBytes);
+  BOOST_TEST(engine.startup().entries_kept == 1u);
+  BOOST_TEST(engine.startup().set_aside.empty());
+  BOOST_TEST(engine.value(1, "dirty") == "dirty value");
+  BOOST_TEST(phases(engine) == (Names{"counting_entries", "attaching_segment", "resizing_segment"}));
 }
 
 BOOST_AUTO_TEST_CASE(a_start_cut_short_between_the_two_steps_of_replacing_a_damaged_segment_keeps_both) {
