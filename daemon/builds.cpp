@@ -19,12 +19,12 @@ constexpr auto kAskAgain = std::chrono::seconds(1);
 
 }  // namespace
 
-Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Loader& loader, Flusher& flusher,
+Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
                Room& room, Listings& listings, DamageList& damage, const Clock& clock)
     : loop_(loop),
       catalog_(catalog),
       segment_(segment),
-      loader_(loader),
+      database_(database),
       flusher_(flusher),
       room_(room),
       listings_(listings),
@@ -32,7 +32,7 @@ Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, L
       clock_(clock),
       start_on_boot_clock_(clock.boot_time()),
       wall_at_start_(clock.wall_seconds()) {
-  if (const std::int64_t written = loader.database().last_written(); written != 0) {
+  if (const std::int64_t written = database.last_written(); written != 0) {
     wall_at_start_ = std::min(wall_at_start_, written);
   }
 }
@@ -46,7 +46,7 @@ void Builds::adopt() {
     STEPSTASH_CRASH_POINT("daemon.adopt.clock.stored");
   }
   // Nothing records whether the database already has a build's facts; writing them again is harmless.
-  if (loader_.database().unusable()) return;
+  if (!database_.allows(Database::Use::identify)) return;
   for (const auto& [id, build] : catalog_.builds()) {
     flusher_.mark_dirty(*build);
     ask(*build);
@@ -217,15 +217,15 @@ awaitable<void> Builds::prune_expired() {
 }
 
 void Builds::ask(BuildState& build) {
-  if (build.merged() || build.asking != 0) return;
+  if (build.merged() || build.asking != 0 || !database_.allows(Database::Use::load)) return;
   build.asking = ++last_question_;
   merging_.insert(build.asking);
   asio::co_spawn(loop_, merge_from_database(build.id, build.asking), kOrDie);
 }
 
 awaitable<void> Builds::merge_from_database(BuildId build, std::uint64_t question) {
-  auto job = [build](persist::BackingStore& database) { return database.load_build(build); };
-  const Result<std::optional<persist::StoredBuild>> known = co_await loader_.run(job);
+  auto job = [build](persist::BackingStore& store) { return store.load_build(build); };
+  const Result<std::optional<persist::StoredBuild>> known = co_await database_.read(job);
   merging_.erase(question);
   BuildState* state = catalog_.find_build(build);
   // A record released and created again in the meantime has a query of its own.
@@ -256,7 +256,7 @@ void Builds::release_if_idle(BuildState& build) {
   // Without a database, adopt() marks nothing dirty: facts that an earlier daemon accepted may be in the record only.
   const bool known = build.finished() || record.hold.load(std::memory_order_relaxed) != shm::Hold::unknown ||
                      record.drop_upto.load(std::memory_order_relaxed) != 0;
-  if (known && loader_.database().unusable()) return;
+  if (known && !database_.allows(Database::Use::identify)) return;
   catalog_.remove_build(build.id);
   segment_.remove_build(record);
 }

@@ -19,9 +19,9 @@
 #include "base/types.hpp"
 #include "daemon/catalog.hpp"
 #include "daemon/damage_list.hpp"
+#include "daemon/database.hpp"
 #include "daemon/flusher.hpp"
 #include "daemon/listing.hpp"
-#include "daemon/loader.hpp"
 #include "daemon/room.hpp"
 #include "daemon/tasks.hpp"
 #include "protocol/message.hpp"
@@ -38,8 +38,8 @@ class Builds {
     std::uint64_t finishes = 0;
   };
 
-  Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Loader& loader, Flusher& flusher, Room& room,
-         Listings& listings, DamageList& damage, const Clock& clock);
+  Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
+         Room& room, Listings& listings, DamageList& damage, const Clock& clock);
 
   /// Call once, when the catalogue has all entries: completes records for which an earlier daemon knew only the wall
   /// time, and queries the database about every build. O(builds).
@@ -92,7 +92,7 @@ class Builds {
   asio::io_context& loop_;
   Catalog& catalog_;
   shm::Writer& segment_;
-  Loader& loader_;
+  Database& database_;
   Flusher& flusher_;
   Room& room_;
   Listings& listings_;

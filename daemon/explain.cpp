@@ -13,9 +13,9 @@ constexpr const char* kEnlargeTmpfs = "enlarge it (mount -o remount,size=; for a
 }  // namespace
 
 std::string explain(std::error_code error, std::uint64_t length, const shm::Writer& segment, const Room& room,
-                    const Flusher& flusher) {
+                    const Flusher& flusher, const Database& database) {
   const shm::Heap& heap = segment.heap();
-  const Flusher::Counters& flushes = flusher.counters();
+  const std::string& obstacle = database.obstacle();
   const shm::Heap::FileSystem& tmpfs = room.tmpfs();
   std::string text = error.message();
   if (error == Errc::too_large && room.max_value_bytes() < segment.max_value_bytes()) {
@@ -34,10 +34,10 @@ std::string explain(std::error_code error, std::uint64_t length, const shm::Writ
       text += fmt::format(", {} bytes are held by readers, {} of them written off", segment.retired_bytes(),
                           heap.written_off());
     }
-    if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
+    if (!obstacle.empty()) text += fmt::format("; nothing is written to the database: {}", obstacle);
     text += "; prune, enlarge the segment (--segment-size), or try again later";
   } else if (error == Errc::not_durable) {
-    text = flushes.last_error.empty() ? "the database has not committed it before the deadline" : flushes.last_error;
+    text = obstacle.empty() ? "the database has not committed it before the deadline" : obstacle;
     text += "; what was set stays set, and is written when the database takes it";
   } else if (error == Errc::invalid_argument) {
     text += ": a build is 1 .. 2^63-1; a name or source is UTF-8 of 0..256 characters without NUL";
@@ -54,7 +54,7 @@ std::string explain(std::error_code error, std::uint64_t length, const shm::Writ
         length, tmpfs.total, segment.directory(), tmpfs.free, room.promised_pages(), heap.backed_bytes(),
         segment.bytes(), flusher.dirty_bytes(), flusher.dirty_values());
     if (segment.retired() > 0) text += fmt::format(", {} bytes are held by readers", segment.retired_bytes());
-    if (!flushes.last_error.empty()) text += fmt::format("; the last commit failed: {}", flushes.last_error);
+    if (!obstacle.empty()) text += fmt::format("; nothing is written to the database: {}", obstacle);
     text += fmt::format("; prune, try again later, or {}", kEnlargeTmpfs);
   }
   return text;

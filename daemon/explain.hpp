@@ -6,6 +6,7 @@
 #include <string>
 #include <system_error>
 
+#include "daemon/database.hpp"
 #include "daemon/flusher.hpp"
 #include "daemon/room.hpp"
 #include "shm/writer.hpp"
@@ -14,6 +15,6 @@ namespace stepstash::daemon {
 
 /// A sentence with the figures that explain `error`; `length` is the value's.
 std::string explain(std::error_code error, std::uint64_t length, const shm::Writer& segment, const Room& room,
-                    const Flusher& flusher);
+                    const Flusher& flusher, const Database& database);
 
 }  // namespace stepstash::daemon

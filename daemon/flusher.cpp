@@ -25,18 +25,9 @@ constexpr auto kCheckpointPause = 1s;
 
 }  // namespace
 
-Flusher::Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingStore& store, const Clock& clock,
+Flusher::Flusher(asio::io_context& loop, shm::Writer& segment, Database& database, const Clock& clock,
                  std::chrono::milliseconds interval)
-    : segment_(segment),
-      store_(store),
-      clock_(clock),
-      interval_(interval),
-      loop_(loop),
-      files_(store.look()),  // before any client is served
-      files_seen_(std::chrono::steady_clock::now()),
-      look_(loop),
-      wake_(loop),
-      pause_(loop) {}
+    : segment_(segment), database_(database), clock_(clock), interval_(interval), wake_(loop), pause_(loop) {}
 
 // ---- the queue -----------------------------------------------------------------------------------------------------
 
@@ -99,7 +90,8 @@ std::chrono::nanoseconds Flusher::oldest_age() const {
 awaitable<Result<>> Flusher::committed(std::uint64_t place, Waiter& waiter, TimePoint deadline) {
   kick();
   while (!queue_.empty() && queue_.begin()->first <= place) {
-    if (waiter.gone() || expired(deadline)) co_return Errc::not_durable;
+    // No later commit is to be expected from a database that is absent.
+    if (waiter.gone() || expired(deadline) || database_.absence()) co_return Errc::not_durable;
     co_await committed_.wait(waiter, deadline);
   }
   co_return success();
@@ -119,11 +111,6 @@ void Flusher::stop(TimePoint give_up) {
   give_up_ = give_up;
   wake_.wake();
   pause_.wake();
-}
-
-void Flusher::abandon() {
-  abandoned_ = true;
-  stop(std::chrono::steady_clock::now());
 }
 
 // ---- batches -------------------------------------------------------------------------------------------------------
@@ -179,8 +166,9 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
   return flights;
 }
 
-/// On the flusher's thread. Reads retained values in place; touches nothing else of the loop's.
-Flusher::Outcome Flusher::write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places) {
+/// On the database's thread. Reads retained values in place; touches nothing else of the loop's.
+Flusher::Outcome Flusher::write(persist::BackingStore& store, persist::Batch& batch,
+                                const std::vector<std::uint64_t>& entry_places) {
   Outcome outcome;
   const auto start = clock_.monotonic();
   persist::Batch sound;
@@ -195,9 +183,9 @@ Flusher::Outcome Flusher::write(persist::Batch& batch, const std::vector<std::ui
   }
   STEPSTASH_CRASH_POINT("daemon.flush.batch.verified");
   if (!sound.empty()) {
-    outcome.committed = store_.commit(sound);
+    outcome.committed = store.commit(sound);
     STEPSTASH_CRASH_POINT("daemon.flush.batch.committed");
-    outcome.commit_count = store_.commit_count();
+    outcome.commit_count = store.commit_count();
   }
   outcome.duration = clock_.monotonic() - start;
   return outcome;
@@ -268,14 +256,10 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome,
   const bool committed = outcome.committed.has_value();
   if (!committed) {
     ++counters_.flush_errors;
-    note_failure(outcome.committed.error());
+    database_.report(outcome.committed, /*proof=*/false);
   } else if (outcome.commit_count) {
     ++counters_.flushes;
-    if (!builds_only) database_damaged_ = false;
-    if (!counters_.last_error.empty() && !builds_only) {
-      spdlog::info("the database takes writes again");
-      counters_.last_error.clear();
-    }
+    database_.report(outcome.committed, /*proof=*/!builds_only);
     segment_.header().commit_count.store(*outcome.commit_count, std::memory_order_release);
     STEPSTASH_CRASH_POINT("daemon.flush.commit_count.stored");
   }
@@ -290,96 +274,64 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome,
   on_settled();
 }
 
-void Flusher::note_failure(std::error_code error) {
-  const std::string detail = store_.last_error();
-  const std::string text = detail.empty() ? error.message() : error.message() + ": " + detail;
-  if (text != counters_.last_error) {
-    spdlog::error("{}; {} bytes in {} values wait for it, and writing is tried again and again", text, dirty_bytes_,
-                  dirty_values_);
-  }
-  counters_.last_error = text;
-  if (error != Errc::corrupt_database) return;
-  database_damaged_ = true;
-  if (on_damaged_database) on_damaged_database(text);
-}
-
 bool Flusher::ids_low() const noexcept { return IdRange(segment_.header()).low(); }
 
 awaitable<void> Flusher::reserve_ids() {
   shm::Header& header = segment_.header();
   const IdRange ids(header);
-  auto job = [this, at_least = ids.end()]() { return store_.reserve_ids(IdRange::kCount, at_least); };
-  const Result<std::uint64_t> first = co_await run_on(thread_, job);
+  auto job = [at_least = ids.end()](persist::BackingStore& store) {
+    return store.reserve_ids(IdRange::kCount, at_least);
+  };
+  const Result<std::uint64_t> first = co_await database_.write(job);
   if (!first) {
-    note_failure(first.error());
+    database_.report(first.error(), /*proof=*/false);
     next_id_try_ = std::chrono::steady_clock::now() + 1s;
     co_return;
   }
   STEPSTASH_CRASH_POINT("daemon.ids.reserved");
   // Before any id of the range is used: a copy of the database without this range is recognized by its count.
   const std::uint64_t unsettled = header.commit_count.load(std::memory_order_relaxed) & shm::kUnsettled;
-  header.commit_count.store(store_.commit_count() | unsettled, std::memory_order_release);
+  header.commit_count.store(database_.commit_count() | unsettled, std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.ids.commit_count.stored");
   ids.begin(first.value());
 }
 
-/// A file system call may hang with its disk, so a dedicated thread makes these calls; the loop reads its latest
-/// result.
-awaitable<void> Flusher::watch() {
-  while (!look_.gone()) {
-    const TimePoint start = std::chrono::steady_clock::now();
-    auto job = [this]() { return store_.look(); };
-    const persist::BackingStore::Files files = co_await run_on(watcher_, job);
-    if (files_.in_place && !files.in_place) {
-      spdlog::error("the database was deleted, renamed or replaced while it is in use: nothing is evicted from memory");
-    }
-    if (files.log_held_bytes > 0 && files_.log_held_bytes == 0) wake_.wake();
-    files_ = files;
-    files_seen_ = start;
-    co_await look_.sleep_until(start + kLookEvery);
-  }
-  watching_ = false;
-  pause_.wake();
-}
-
 awaitable<void> Flusher::run() {
-  watching_ = true;
-  asio::co_spawn(
-      loop_, [this] { return watch(); }, kOrDie);
-  co_await flush();
-  look_.hang_up();
-  while (watching_) co_await pause_.sleep_until(std::chrono::steady_clock::now() + 1s);
-}
-
-awaitable<void> Flusher::flush() {
   auto backoff = 100ms;
   // On a full disk values cannot be written; the deletions that make room must not wait for them.
   bool builds_first = false;
-  while (!abandoned_) {
-    if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) co_await reserve_ids();
-    if (abandoned_) break;  // while ids were reserved
+  for (;;) {
+    if (!database_.allows(Database::Use::commit)) {
+      if (give_up_) break;
+      co_await database_.changed().wait(wake_, TimePoint::max());
+      continue;
+    }
+    if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) {
+      co_await reserve_ids();
+      continue;
+    }
     if (queue_.empty()) {
       kicked_ = false;
       if (give_up_) break;
       if (vacuum_due_) {
-        auto job = [this]() -> std::uint64_t {
-          auto freed = store_.vacuum(kVacuumPages);
+        auto job = [](persist::BackingStore& store) -> std::uint64_t {
+          auto freed = store.vacuum(kVacuumPages);
           return freed ? freed.value() : 0;
         };
-        vacuum_due_ = co_await run_on(thread_, job) > 0;
+        vacuum_due_ = co_await database_.write(job) > 0;
         continue;
       }
       TimePoint next = ids_low() ? next_id_try_ : TimePoint::max();
-      if (files_.log_held_bytes > 0) {
+      if (database_.files().log_held_bytes > 0) {
         if (next_checkpoint_ <= std::chrono::steady_clock::now()) {
-          auto job = [this]() { return store_.checkpoint(), true; };
-          (void)co_await run_on(thread_, job);
+          auto job = [](persist::BackingStore& store) { return store.checkpoint(), true; };
+          (void)co_await database_.write(job);
           next_checkpoint_ = std::chrono::steady_clock::now() + kCheckpointPause;
           continue;
         }
         next = std::min(next, next_checkpoint_);
       }
-      co_await wake_.sleep_until(next);
+      co_await database_.changed().wait(wake_, next);
       continue;
     }
     if (!due()) {
@@ -397,8 +349,10 @@ awaitable<void> Flusher::flush() {
       kicked_ = true;
       continue;
     }
-    auto job = [this, &batch, &places]() -> Outcome { return write(*batch, *places); };
-    const Outcome outcome = co_await run_on(thread_, job);
+    auto job = [this, &batch, &places](persist::BackingStore& store) -> Outcome {
+      return write(store, *batch, *places);
+    };
+    const Outcome outcome = co_await database_.write(job);
     builds_first = !outcome.committed && !batch->entries.empty();
     settle(flights, outcome, builds_only);
     if (outcome.committed) {
@@ -408,7 +362,7 @@ awaitable<void> Flusher::flush() {
     }
     kicked_ = true;  // right after the pause: a waiter must not wait for the interval
     const auto now = std::chrono::steady_clock::now();
-    if (give_up_ && (now >= *give_up_ || store_.unusable() || database_damaged_)) break;
+    if (give_up_ && now >= *give_up_) break;
     co_await pause_.sleep_until(give_up_ ? std::min(*give_up_, now + 100ms) : now + backoff);
     backoff = std::min(backoff * 2, 2000ms);
   }

@@ -18,8 +18,8 @@
 #include "base/clock.hpp"
 #include "base/result.hpp"
 #include "daemon/catalog.hpp"
+#include "daemon/database.hpp"
 #include "daemon/tasks.hpp"
-#include "persist/backing_store.hpp"
 #include "shm/writer.hpp"
 
 namespace stepstash::daemon {
@@ -33,11 +33,10 @@ class Flusher {
     std::uint64_t flush_errors = 0;
     std::uint64_t flushed_values = 0;
     std::uint64_t flushed_bytes = 0;
-    std::string last_error;  ///< empty once a commit has succeeded again
     std::chrono::nanoseconds last_duration{0};
   };
 
-  Flusher(asio::io_context& loop, shm::Writer& segment, persist::BackingStore& store, const Clock& clock,
+  Flusher(asio::io_context& loop, shm::Writer& segment, Database& database, const Clock& clock,
           std::chrono::milliseconds interval);
 
   /// Queues it and returns the place to wait for.
@@ -64,31 +63,10 @@ class Flusher {
   std::function<void(Node&)> on_clean;
   std::function<void(BuildState&)> on_build_clean;
   std::function<void(Node&)> on_damaged;
-  /// The database reported damage: called with its error text.
-  std::function<void(const std::string&)> on_damaged_database;
-
-  /// The flush loop. Returns after stop(), when everything is written, `give_up` has passed, or a commit fails and the
-  /// database is unusable or damaged.
+  /// The flush loop. Returns after stop(), when everything is written, `give_up` has passed, or the database allows no
+  /// commits.
   awaitable<void> run();
   void stop(TimePoint give_up);
-  /// Makes run() return after the batch under way, whatever is still queued.
-  void abandon();
-  /// The database has reported damage, and no batch of values has been committed since: what is written there may not
-  /// come back.
-  bool database_damaged() const noexcept { return database_damaged_; }
-  /// Ends the threads. Only after run() has returned.
-  void stop_thread() {
-    thread_.join();
-    watcher_.join();
-  }
-
-  /// The database's files as last seen by a thread of their own, and how long ago it looked: ten times a second, as
-  /// long as the disk responds.
-  const persist::BackingStore::Files& files() const noexcept { return files_; }
-  std::chrono::nanoseconds files_age() const { return std::chrono::steady_clock::now() - files_seen_; }
-  /// Whether commits go to the file at the database's path, as far as is known.
-  bool in_place() const { return files_.in_place && files_age() <= kDiskAnswers; }
-
   std::uint64_t dirty_bytes() const noexcept { return dirty_bytes_; }
   std::uint64_t dirty_values() const noexcept { return dirty_values_; }
   /// Age of the oldest item queued; zero when there is none.
@@ -99,9 +77,6 @@ class Flusher {
   /// A commit takes at most this many bytes (or one value): more delays later ones and gains nothing.
   static constexpr std::uint64_t kBatchBytes = 64 << 20;
   static constexpr std::size_t kBatchItems = 8192;
-  /// How often the files are looked at, and how long a disk may take to respond.
-  static constexpr auto kLookEvery = std::chrono::milliseconds(100);
-  static constexpr auto kDiskAnswers = std::chrono::seconds(5);
 
  private:
   struct Item {
@@ -131,28 +106,17 @@ class Flusher {
   /// `place` belongs to an item that is not in flight; the build keeps the older of that place and its own.
   void hand_over(std::uint64_t place, BuildState& build);
   std::vector<Flight> take(persist::Batch& batch, std::vector<std::uint64_t>& entry_places, bool builds_only);
-  Outcome write(persist::Batch& batch, const std::vector<std::uint64_t>& entry_places);
-  void note_failure(std::error_code error);
+  Outcome write(persist::BackingStore& store, persist::Batch& batch, const std::vector<std::uint64_t>& entry_places);
   bool ids_low() const noexcept;
   awaitable<void> reserve_ids();
   void settle(const std::vector<Flight>& flights, const Outcome& outcome, bool builds_only);
   void settle_one(const Flight& flight, bool committed, bool damaged);
   bool due() const;
-  awaitable<void> flush();
-  awaitable<void> watch();
-
   shm::Writer& segment_;
-  persist::BackingStore& store_;
+  Database& database_;
   const Clock& clock_;
   std::chrono::milliseconds interval_;
-  asio::io_context& loop_;
-  asio::thread_pool thread_{1};
-  asio::thread_pool watcher_{1};
-  persist::BackingStore::Files files_;
-  TimePoint files_seen_;  // when the look began
   TimePoint next_checkpoint_{};
-  bool watching_ = false;
-  Waiter look_;
   Waiter wake_;
   Waiter pause_;
   std::map<std::uint64_t, Item> queue_;
@@ -163,8 +127,6 @@ class Flusher {
   bool vacuum_due_ = false;
   TimePoint next_id_try_{};
   std::optional<TimePoint> give_up_;
-  bool abandoned_ = false;
-  bool database_damaged_ = false;
   WaitList committed_;
   std::set<std::uint64_t> damaged_places_;  // while somebody waits
   Counters counters_;

@@ -61,7 +61,7 @@ class Link : public std::enable_shared_from_this<Link> {
 
   // ---- sending ----
 
-  /// All of these return false if the peer can be sent no more.
+  /// All of these return false if nothing more can be sent: the connection is to end.
   awaitable<bool> send(const protocol::Reply& reply);
   awaitable<bool> send_failure(std::error_code code, std::string_view message);
   awaitable<bool> send_with_descriptors(const protocol::Reply& reply, std::span<const int> descriptors);

@@ -1,20 +1,68 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/listening_socket.hpp"
 
+#include <arpa/inet.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
+#include <system_error>
+#include <utility>
+#include <vector>
 
 #include "base/crash_point.hpp"
 #include "daemon/exit_status.hpp"
 
 namespace stepstash::daemon {
+namespace {
+
+/// How a socket that this program made is called when it passes it to itself (LISTEN_FDNAMES).
+constexpr const char* kOurs = "stepstash-ours";
+
+/// `a TCP socket on 127.0.0.1:80`.
+std::string kind_of(int fd) {
+  int domain = 0, type = 0, listening = 0;
+  socklen_t size = sizeof domain;
+  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0) return "not a socket";
+  size = sizeof type;
+  ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size);
+  size = sizeof listening;
+  ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+  sockaddr_storage address{};
+  size = sizeof address;
+  ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
+  if (domain == AF_INET || domain == AF_INET6) {
+    char host[INET6_ADDRSTRLEN + 2] = "";
+    in_port_t port = 0;
+    if (domain == AF_INET) {
+      const auto& inet = reinterpret_cast<const sockaddr_in&>(address);
+      ::inet_ntop(AF_INET, &inet.sin_addr, host, sizeof host);
+      port = inet.sin_port;
+    } else {
+      const auto& inet = reinterpret_cast<const sockaddr_in6&>(address);
+      host[0] = '[';
+      ::inet_ntop(AF_INET6, &inet.sin6_addr, host + 1, sizeof host - 2);
+      host[std::strlen(host)] = ']';
+      port = inet.sin6_port;
+    }
+    return std::string(type == SOCK_STREAM ? "a TCP socket on " : "a UDP socket on ") + host + ":" +
+           std::to_string(ntohs(port));
+  }
+  if (domain != AF_UNIX) return "a socket of address family " + std::to_string(domain);
+  if (type != SOCK_STREAM) return "a unix socket that is no stream";
+  return listening != 0 ? "a unix stream socket" : "a connection, not a listening socket";
+}
+
+}  // namespace
 
 Configured<UniqueFd> make_listening_socket(const Config& config) {
   const std::string& path = config.socket;
@@ -65,6 +113,54 @@ std::string address_of(const UniqueFd& socket, const std::string& otherwise) {
 gid_t group_of(const std::string& path) {
   struct stat status {};
   return ::stat(path.c_str(), &status) == 0 ? status.st_gid : ::getegid();
+}
+
+ListeningSocket inherited_socket(std::string& what_is_wrong) {
+  char** names = nullptr;
+  const int count = ::sd_listen_fds_with_names(1, &names);
+  const bool ours = count == 1 && std::strcmp(names[0], kOurs) == 0;
+  for (int i = 0; i < count; ++i) std::free(names[i]);
+  std::free(names);
+  if (count == 0) return {};
+  if (count < 0) {
+    what_is_wrong = "LISTEN_FDS: " + std::system_category().message(-count);
+    return {};
+  }
+  std::vector<UniqueFd> passed;
+  std::string unfit;
+  for (int i = 0; i < count; ++i) {
+    const int fd = passed.emplace_back(SD_LISTEN_FDS_START + i).get();
+    if (::sd_is_socket_unix(fd, SOCK_STREAM, 1, nullptr, 0) > 0) continue;
+    unfit += (unfit.empty() ? "" : ", ") + ("descriptor " + std::to_string(fd) + " is " + kind_of(fd));
+  }
+  if (!unfit.empty()) {
+    what_is_wrong = unfit;
+  } else if (count > 1) {
+    what_is_wrong = "there are " + std::to_string(count);
+  } else {
+    ::fcntl(passed.front().get(), F_SETFD, FD_CLOEXEC);
+    return {std::move(passed.front()), ours};
+  }
+  what_is_wrong = "systemd hands over (LISTEN_FDS) what cannot be served: " + what_is_wrong +
+                  "; what can be is one listening unix stream socket (ListenStream=/PATH, Accept=no)";
+  return {};
+}
+
+void pass_on(ListeningSocket socket) {
+  if (socket.fd.get() == SD_LISTEN_FDS_START) {
+    ::fcntl(socket.fd.get(), F_SETFD, 0);
+  } else {
+    ::dup2(socket.fd.get(), SD_LISTEN_FDS_START);  // without FD_CLOEXEC
+  }
+  static_cast<void>(socket.fd.release());
+  // Asio accepts connections without FD_CLOEXEC: their clients would wait for a program that does not know them.
+  constexpr int kFirst = SD_LISTEN_FDS_START + 1;
+  if (::close_range(kFirst, ~0U, CLOSE_RANGE_CLOEXEC) != 0) {  // before Linux 5.11
+    for (int fd = kFirst; fd < static_cast<int>(::sysconf(_SC_OPEN_MAX)); ++fd) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+  }
+  ::setenv("LISTEN_PID", std::to_string(::getpid()).c_str(), 1);
+  ::setenv("LISTEN_FDS", "1", 1);
+  ::setenv("LISTEN_FDNAMES", socket.ours ? kOurs : "systemd", 1);
 }
 
 }  // namespace stepstash::daemon

@@ -9,15 +9,15 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <optional>
 #include <string>
 
 #include "base/standard_descriptors.hpp"
 #include "base/text.hpp"
 #include "daemon/exit_status.hpp"
+#include "daemon/listening_socket.hpp"
 #include "daemon/log.hpp"
-#include "daemon/notify.hpp"
 #include "daemon/options.hpp"
 #include "daemon/restore.hpp"
 #include "daemon/server.hpp"
@@ -70,22 +70,24 @@ int main(int argc, char** argv) {
   const LogEnd log_end;
   for (const std::string& line : command.reading->warnings) spdlog::warn("{}", line);
 
-  Config config = std::move(command.reading->config);
   std::string what_is_wrong;
-  std::optional<Server::Circumstances> circumstances{{.listening_socket = Notifier::listening_socket(what_is_wrong)}};
+  ListeningSocket socket = inherited_socket(what_is_wrong);
   if (!what_is_wrong.empty()) {
     spdlog::error("{}", what_is_wrong);
     return kExitConfig;
   }
-  for (;;) {
-    auto server = Server::open(std::move(config), command.inputs, std::move(*circumstances));
-    if (!server) {
-      spdlog::error("{}", server.error().message);
-      return server.error().exit_status;
-    }
-    const int status = server.value()->run();
-    circumstances = server.value()->successor();
-    if (!circumstances) return status;
-    config = server.value()->config();
+  auto server = Server::open(std::move(command.reading->config), command.inputs, std::move(socket));
+  if (!server) {
+    spdlog::error("{}", server.error().message);
+    return server.error().exit_status;
   }
+  const int status = server.value()->run();
+  if (!server.value()->restarting()) return status;
+  // The same process, so that the service manager sees a reload. Other threads end here, and locks, connections and
+  // mappings with them, as when the process dies.
+  wait_for_log(std::chrono::seconds(1));
+  pass_on(server.value()->hand_over());
+  ::execv("/proc/self/exe", argv);
+  std::fprintf(stderr, "stepstashd: cannot start again: %s\n", std::strerror(errno));
+  std::_Exit(kExitOs);
 }

@@ -42,8 +42,7 @@ nlohmann::ordered_json phases_json(const Startup& startup) {
 
 }  // namespace
 
-std::string stats_json(const Services& services, const persist::BackingStore& database, const Startup& startup,
-                       const ServerFigures& server) {
+std::string stats_json(const Services& services, const Startup& startup, const ServerFigures& server) {
   const shm::Writer& segment = services.segment;
   const shm::Heap& heap = segment.heap();
   Store& store = services.store;
@@ -51,7 +50,8 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
   const Builds::Counters& builds = store.builds().counters();
   const Reloader::Counters& reloads = store.reloader().counters();
   const Flusher::Counters& flushes = services.flusher.counters();
-  const persist::BackingStore::Files& files = services.flusher.files();
+  const Database& database = services.database;
+  const persist::BackingStore::Files& files = database.files();
   const shm::PinRegistry::Views views = segment.pins().views();
   std::uint64_t most_held = 0;
   std::int64_t most_held_by = -1;
@@ -120,14 +120,17 @@ std::string stats_json(const Services& services, const persist::BackingStore& da
       {"flushed_values", flushes.flushed_values},
       {"flushed_bytes", flushes.flushed_bytes},
       {"last_flush_seconds", seconds(flushes.last_duration)},
-      {"last_flush_error", flushes.last_error},
+      {"last_flush_error", database.obstacle()},
       {"database",
-       {{"size_bytes", files.bytes},
+       {{"state", Database::name_of(database.state())},
+        {"reason", database.reason()},
+        {"since_seconds", seconds(database.since())},
+        {"size_bytes", files.bytes},
         {"commits", database.commit_count()},
         {"log_bytes", files.log_bytes},
         {"log_held_bytes", files.log_held_bytes},
         {"in_place", files.in_place},
-        {"seen_seconds_ago", seconds(services.flusher.files_age())}}},
+        {"seen_seconds_ago", seconds(database.files_age())}}},
       {"log_lines_dropped", log_lines_dropped()},
       {"last_recovery",
        {{"entries_kept", startup.entries_kept},

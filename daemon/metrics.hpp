@@ -19,7 +19,6 @@ struct ServerFigures {
 };
 
 /// O(pin pages + descriptors). Loop's thread only.
-std::string stats_json(const Services& services, const persist::BackingStore& database, const Startup& startup,
-                       const ServerFigures& server);
+std::string stats_json(const Services& services, const Startup& startup, const ServerFigures& server);
 
 }  // namespace stepstash::daemon

@@ -26,10 +26,6 @@ class Notifier {
   /// How often to call alive(): half the interval the unit sets; nullopt without a watchdog.
   std::optional<std::chrono::microseconds> watchdog_interval() const noexcept { return watchdog_; }
 
-  /// The listening socket that the socket unit passed; empty if there is none. Call once. Sets `what_is_wrong` if what
-  /// was passed cannot be served, or is more than one descriptor: clients there would never get an answer.
-  static UniqueFd listening_socket(std::string& what_is_wrong);
-
  private:
   bool send(const std::string& message);
   void send_later(std::string message);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Peers that get no connection. Each is sent the reason and may read it before its socket is closed (kFarewell), so a
-/// flood of them must not cost more than a bound. They do not count against max_connections.
+/// Peers that get no connection. Each is sent the reason, and has kFarewell to read it. A flood of them costs a bounded
+/// number of descriptors, and none counts against max_connections.
 ///
 /// Thread safety: the loop's thread only. Lifetime: until idle() after close().
 #pragma once

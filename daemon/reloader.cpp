@@ -27,7 +27,7 @@ awaitable<Result<>> Reloader::load(BuildId build, const std::string& name, Waite
       co_return success();
     }
     if (entry->state.load(std::memory_order_relaxed) == shm::EntryState::dirty) co_return Errc::corrupt_value;  // lost
-    if (const std::error_code why = loader_.database().unusable()) co_return why;
+    if (!database_.allows(Database::Use::load)) co_return database_.absence();
     if (waiter.dismissed()) co_return Errc::shutting_down;
     if (waiter.gone() || expired(deadline)) co_return Errc::deadline_exceeded;
     if (!node->loading) {
@@ -67,15 +67,15 @@ awaitable<void> Reloader::reload(Reload what, OwnedDraft draft) {
   facts.name = what.name;
   facts.source = what.source;
   const std::uint64_t id = facts.id;
-  auto job = [this, &draft, &facts](persist::BackingStore& database) -> Result<> {
+  auto job = [this, &draft, &facts](persist::BackingStore& store) -> Result<> {
     if (auto reserved = segment_.reserve(*draft, facts.length); !reserved) return reserved;
     const auto bytes = segment_.value_bytes(*draft).first(facts.length);
-    if (auto read = database.load_value(facts.id, facts.revision, bytes); !read) return read;
+    if (auto read = store.load_value(facts.id, facts.revision, bytes); !read) return read;
     STEPSTASH_CRASH_POINT("daemon.reload.value.read");
     if (shm::hash_bytes(bytes) != facts.value_hash) return Errc::corrupt_value;
     return success();
   };
-  const Result<> loaded = co_await loader_.run(job);
+  const Result<> loaded = co_await database_.read(job);
   Node* node = catalog_.find(id);  // it may have been dropped or set again meanwhile
   const bool current = node != nullptr && !node->build->dropped(id) &&
                        segment_.entry_at(node->block).revision == facts.revision &&

@@ -14,8 +14,8 @@
 #include "base/types.hpp"
 #include "daemon/catalog.hpp"
 #include "daemon/damage_list.hpp"
+#include "daemon/database.hpp"
 #include "daemon/draft.hpp"
-#include "daemon/loader.hpp"
 #include "daemon/room.hpp"
 #include "daemon/tasks.hpp"
 #include "shm/writer.hpp"
@@ -31,9 +31,9 @@ class Reloader {
     std::uint64_t errors = 0;
   };
 
-  Reloader(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Loader& loader, Room& room,
+  Reloader(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Room& room,
            DamageList& damage)
-      : loop_(loop), catalog_(catalog), segment_(segment), loader_(loader), room_(room), damage_(damage) {}
+      : loop_(loop), catalog_(catalog), segment_(segment), database_(database), room_(room), damage_(damage) {}
 
   /// Returns when the value is resident. Errors: not_found, corrupt_value, segment_full, deadline_exceeded, the
   /// database's.
@@ -57,7 +57,7 @@ class Reloader {
   asio::io_context& loop_;
   Catalog& catalog_;
   shm::Writer& segment_;
-  Loader& loader_;
+  Database& database_;
   Room& room_;
   DamageList& damage_;
   WaitList loaded_;

@@ -22,8 +22,8 @@ constexpr int kStepsAtOnce = 4;
 
 }  // namespace
 
-Room::Room(Catalog& catalog, shm::Writer& segment, persist::BackingStore& database, Flusher& flusher,
-           const Clock& clock, Limits limits)
+Room::Room(Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher, const Clock& clock,
+           Limits limits)
     : segment_(segment),
       database_(database),
       flusher_(flusher),
@@ -35,9 +35,6 @@ Room::Room(Catalog& catalog, shm::Writer& segment, persist::BackingStore& databa
       tmpfs_(segment.heap().file_system()) {}
 
 // ---- reclaiming ----------------------------------------------------------------------------------------------------
-
-/// False if evicted values could not be read back.
-bool Room::may_evict() const { return !database_.unusable() && !flusher_.database_damaged() && flusher_.in_place(); }
 
 /// The memory that values share, whichever user holds it: the smaller of the heap and its tmpfs.
 std::uint64_t Room::total() const noexcept {

@@ -18,6 +18,7 @@
 #include "base/clock.hpp"
 #include "base/result.hpp"
 #include "base/types.hpp"
+#include "daemon/database.hpp"
 #include "daemon/draft.hpp"
 #include "daemon/evictor.hpp"
 #include "daemon/flusher.hpp"
@@ -46,8 +47,7 @@ class Room {
     std::uint64_t dirty_bytes = 0;  ///< what it will add to the bytes waiting for the database
   };
 
-  Room(Catalog& catalog, shm::Writer& segment, persist::BackingStore& database, Flusher& flusher, const Clock& clock,
-       Limits limits);
+  Room(Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher, const Clock& clock, Limits limits);
 
   // ---- for a draft ----
 
@@ -102,7 +102,7 @@ class Room {
  private:
   Result<shm::Draft> try_draft(const Wanted& wanted);
   bool free_pages(std::uint64_t bytes, bool give_back);
-  bool may_evict() const;
+  bool may_evict() const { return database_.allows(Database::Use::evict); }
   bool rescan();
   std::uint64_t punch();
   bool close_greediest(const Waiter& waiter) { return shares_.close_greediest(waiter.uid(), total()); }
@@ -113,7 +113,7 @@ class Room {
   std::uint64_t progress() const noexcept { return evictor_.progress() + given_back_; }
 
   shm::Writer& segment_;
-  persist::BackingStore& database_;
+  Database& database_;
   Flusher& flusher_;
   const Clock& clock_;
   Limits limits_;

@@ -8,28 +8,22 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <boost/asio/co_spawn.hpp>
-#include <thread>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "daemon/database_opening.hpp"
 #include "daemon/exit_status.hpp"
 #include "daemon/listening_socket.hpp"
 #include "daemon/log.hpp"
 #include "daemon/restore.hpp"
 #include "persist/database_files.hpp"
-#include "persist/unavailable_store.hpp"
 
 namespace stepstash::daemon {
 namespace {
 
 using namespace std::chrono_literals;
 
-/// How long a start waits for a database that is locked or temporarily unreadable or unwritable, and the pause between
-/// tries.
-constexpr auto kDatabasePatience = 60s;
-constexpr auto kDatabasePause = 500ms;
 /// Interval for checking retired blocks, dead clients and the watchdog.
 constexpr auto kTick = 100ms;
 /// How long requests under way, and then the final flush, may take at shutdown.
@@ -43,24 +37,16 @@ constexpr auto kEarlyTick = 5ms;
 constexpr int kEarlyTickPause = 9;
 /// With fewer connections than this, trimming memory is not worthwhile.
 constexpr std::size_t kFewConnections = 256;
+/// A signal that came before its default action was restored is handled within this time.
+constexpr auto kSignalsArrive = 10ms;
 /// Pause after a failed accept.
 constexpr auto kAcceptPause = 100ms;
 /// A start waits this long for its log lines to be written; a slow reader must not hold it up longer.
 constexpr auto kStartLines = 200ms;
 /// Lines logged about what the start set aside; `stats` has the total.
 constexpr std::size_t kLinesLogged = 1000;
-/// A replacement database found corrupt within this time is kept: assume a failing disk.
-constexpr auto kDamagedAgain = 60s;
-
-constexpr std::array kSignals = {SIGTERM, SIGINT, SIGHUP};
-
-/// For this thread.
-void block_signals(int how) {
-  sigset_t signals;
-  ::sigemptyset(&signals);
-  for (const int signal : kSignals) ::sigaddset(&signals, signal);
-  ::pthread_sigmask(how, &signals, nullptr);
-}
+/// A database that meets damage so soon after another was set aside is kept: assume a failing disk.
+constexpr std::int64_t kDamagedAgainSeconds = 60;
 
 /// Why a segment cannot be opened, as a message for the operator.
 std::string reason(std::error_code error) {
@@ -76,22 +62,23 @@ Store::Limits limits_of(const Config& config) {
 
 }  // namespace
 
-Server::Server(Config config, Inputs inputs, Circumstances circumstances)
-    : config_(std::move(config)), inputs_(std::move(inputs)), circumstances_(std::move(circumstances)) {}
+Server::Server(Config config, Inputs inputs) : config_(std::move(config)), inputs_(std::move(inputs)) {}
 
 Server::~Server() = default;
 
-Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, Circumstances circumstances) {
-  std::unique_ptr<Server> server(new Server(std::move(config), std::move(inputs), std::move(circumstances)));
+Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, ListeningSocket socket) {
+  std::unique_ptr<Server> server(new Server(std::move(config), std::move(inputs)));
   const Config& settings = server->config_;
   for (const std::string& line : STEPSTASH_TRY(prepare_directories(settings, ::geteuid()))) spdlog::warn("{}", line);
   STEPSTASH_TRY(server->open_objects());
   server->locks_.push_back(STEPSTASH_TRY(lock_or_fail(settings.db + ".lock", "database " + settings.db, "")));
   STEPSTASH_TRY(settle_restore(settings, *server->directory_));
-  STEPSTASH_TRY(server->open_database());
-  STEPSTASH_TRY(server->open_segment_and_store());
+  DatabaseOpening database(settings.db, [&](Phase phase, const std::string& detail) { server->enter(phase, detail); });
+  STEPSTASH_TRY(database.open());
+  STEPSTASH_TRY(server->open_segment(database));
+  server->make_store(database);
   STEPSTASH_TRY(server->catch_signals());
-  STEPSTASH_TRY(server->listen());
+  STEPSTASH_TRY(server->listen(std::move(socket)));
   server->served_.emplace(server->startup_.segment->header());
   server->refusals_.keep_spare();
   return server;
@@ -111,106 +98,40 @@ void Server::enter(Phase phase, const std::string& detail) {
   notifier_.starting(std::string(text_of(phase)) + (detail.empty() ? "" : ": " + detail));
 }
 
-Configured<> Server::open_database() {
-  enter(Phase::opening_database);
-  if (!circumstances_.damage.empty()) {
-    replace_database(circumstances_.damage);
-    return success();
-  }
-  const persist::SqliteStore::Options options{.path = config_.db};
-  std::string why;
-  auto opened = patiently([&] { return persist::SqliteStore::open(options, &why); }, [&] { return why; });
-  if (!opened && opened.error() == Errc::corrupt_database) {
-    replace_database(why);
-    return success();
-  }
-  // After a downgrade, or with a wrong --db, serve the segment and leave the file untouched.
-  if (!opened && (opened.error() == Errc::newer_database || opened.error() == Errc::foreign_database)) {
-    database_ = std::make_unique<persist::UnavailableStore>(opened.error(), why);
-    return success();
-  }
-  if (!opened) {
-    return fail(exit_status_of(opened.error()),
-                fmt::format("database {}: {}{}{}", config_.db, opened.error().message(), why.empty() ? "" : ": ", why));
-  }
-  database_ = std::move(opened).value();
-  return success();
-}
-
-/// Another process may lock the database for a while, and a disk may be away for a moment: retries. Clients wait at the
-/// socket, and keep reading what they have. `why`: message about the last try.
-template <class Try, class Why>
-auto Server::patiently(Try attempt, Why why) -> decltype(attempt()) {
-  auto result = attempt();
-  const auto give_up = std::chrono::steady_clock::now() + kDatabasePatience;
-  while (!result && result.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
-    spdlog::warn("database {}: {}; trying again", config_.db, why());
-    enter(Phase::waiting_for_database, why());
-    std::this_thread::sleep_for(kDatabasePause);
-    // While signals are blocked (stop), a pending SIGTERM or SIGINT ends the process here, as it would in any start.
-    sigset_t pending;
-    ::sigpending(&pending);
-    if (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1) block_signals(SIG_UNBLOCK);
-    result = attempt();
-  }
-  return result;
-}
-
-/// Renames a damaged database aside and opens a new one. If that fails, the segment is served without a database.
-void Server::replace_database(const std::string& why) {
-  database_.reset();
-  const auto do_without = [this, &why](const std::string& obstacle) {
-    database_ = std::make_unique<persist::UnavailableStore>(
-        Errc::not_durable, fmt::format("{} is damaged ({}), and {}", config_.db, why, obstacle));
-  };
-  auto aside = persist::set_aside(config_.db);
-  if (!aside) return do_without("cannot be renamed: " + aside.error().message());
-  STEPSTASH_CRASH_POINT("daemon.server.database.set_aside");
-  spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", config_.db, why, aside.value());
-  set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", config_.db, aside.value()));
-  std::string again;
-  auto opened =
-      patiently([&] { return persist::SqliteStore::open({.path = config_.db}, &again); }, [&] { return again; });
-  if (!opened) return do_without(fmt::format("no new one can be made: {}: {}", opened.error().message(), again));
-  database_ = std::move(opened).value();
-}
-
-Configured<> Server::open_segment_and_store() {
+Configured<> Server::open_segment(DatabaseOpening& database) {
   const std::string name = directory_->path() + "/" + kSegmentObject;
-  const auto alone = [this] { return static_cast<bool>(database_->unusable()); };
-  const auto without_database = [this] {
-    return fmt::format("database {}: {}: {}", config_.db, database_->unusable().message(), database_->last_error());
-  };
   const auto open = [&] {
-    if (alone()) {
+    if (database.store() == nullptr) {
       enter(Phase::attaching_segment);
       return open_segment_alone(*directory_, kSegmentObject);
     }
-    return open_segment(
-        *directory_, kSegmentObject, config_.segment_size, *database_, [this](Phase phase) { enter(phase); },
-        set_aside_);
+    return daemon::open_segment(
+        *directory_, kSegmentObject, config_.segment_size, *database.store(), [this](Phase phase) { enter(phase); },
+        database.set_aside());
   };
-  auto opened = patiently(open, [this] { return database_->last_error(); });
+  const auto last_error = [&] { return database.store() == nullptr ? "" : database.store()->last_error(); };
+  auto opened = database.patiently(open, last_error);
   // Opening a database reads little of it: damage inside may first show when its lists are read.
   if (!opened && opened.error() == Errc::corrupt_database) {
-    replace_database(database_->last_error());
+    database.replace(last_error());
     opened = open();
   }
-  if (!opened && alone()) {
-    const int status = lacks_descriptors(opened.error()) ? kExitTemporary : exit_status_of(database_->unusable());
-    return fail(status, fmt::format("{}; and no segment {} to serve without it: {}", without_database(), name,
+  if (!opened && database.store() == nullptr) {
+    const int status = lacks_descriptors(opened.error()) ? kExitTemporary : exit_status_of(database.absence().error);
+    return fail(status, fmt::format("{}; and no segment {} to serve without it: {}", database.why_absent(), name,
                                     reason(opened.error())));
   }
   if (!opened) {
-    for (const std::string& line : set_aside_) spdlog::error("set aside: {}", line);  // the next start may not find it
+    // The next start may not find it.
+    for (const std::string& line : database.set_aside()) spdlog::error("set aside: {}", line);
     return fail(exit_status_of(opened.error()),
                 fmt::format("segment {} of {}: {}", name, format_size(config_.segment_size), reason(opened.error())));
   }
   startup_ = std::move(opened).value();
-  startup_.set_aside.insert(startup_.set_aside.begin(), set_aside_.begin(), set_aside_.end());
-  if (alone()) {
-    const bool newer = database_->unusable() == Errc::newer_database;
-    startup_.set_aside.push_back(without_database() +
+  startup_.set_aside.insert(startup_.set_aside.begin(), database.set_aside().begin(), database.set_aside().end());
+  if (database.store() == nullptr) {
+    const bool newer = database.absence().error == Errc::newer_database;
+    startup_.set_aside.push_back(database.why_absent() +
                                  "; what is in the segment is served, and nothing written, until " +
                                  (newer ? "a stepstashd that knows this database takes over" : "a restart"));
   }
@@ -227,7 +148,7 @@ Configured<> Server::open_segment_and_store() {
     spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is made anew", name,
                  format_size(startup_.segment->bytes()), format_size(config_.segment_size));
   }
-  shm::Writer& segment = *startup_.segment;
+  const shm::Writer& segment = *startup_.segment;
   const shm::Heap::FileSystem tmpfs = segment.heap().file_system();
   if (tmpfs.bounded() && tmpfs.total < segment.bytes()) {
     spdlog::warn(
@@ -235,8 +156,13 @@ Configured<> Server::open_segment_and_store() {
         "it (mount -o remount,size=; for a container --shm-size), or set a smaller segment_size",
         config_.segment_directory, tmpfs.total, segment.bytes());
   }
+  return success();
+}
+
+void Server::make_store(DatabaseOpening& database) {
+  shm::Writer& segment = *startup_.segment;
+  database_ = database.finish(loop_);
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
-  flusher_->on_damaged_database = [this](const std::string& damage) { start_over(damage); };
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_, limits_of(config_));
   enter(Phase::building_catalog);
   store_->adopt(startup_.all_dirty, startup_.lost);
@@ -244,45 +170,42 @@ Configured<> Server::open_segment_and_store() {
   startup_.phases = phases_.all();
   STEPSTASH_CRASH_POINT("daemon.server.segment.adopted");
   // Last: if killed before this, the next start finds the old identity and marks everything again.
-  if (!alone()) {
+  if (database_->allows(Database::Use::identify)) {
     segment.header().store_id.store(database_->store_id());
     STEPSTASH_CRASH_POINT("daemon.server.store_id.stored");
     segment.header().commit_count.store(database_->commit_count());
     STEPSTASH_CRASH_POINT("daemon.server.commit_count.stored");
   }
-  services_ = std::make_unique<Services>(loop_, *store_, *flusher_, segment, config_, clock_);
+  services_ = std::make_unique<Services>(loop_, *store_, *flusher_, *database_, segment, config_, clock_);
   services_->stats.make = [this] { return stats(); };
-  spdlog::info("segment {}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s", name,
-               startup_.entries_kept, startup_.entries_loaded, startup_.entries_salvaged, startup_.set_aside.size(),
+  spdlog::info("segment {}/{}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s",
+               directory_->path(), kSegmentObject, startup_.entries_kept, startup_.entries_loaded,
+               startup_.entries_salvaged, startup_.set_aside.size(),
                std::chrono::duration<double>(startup_.duration).count());
-  return success();
 }
 
-/// Until here SIGTERM ends the process at once: there is nothing to finish, and a start may wait for a minute. If the
-/// previous server started over, signals have been pending since.
+/// Until here SIGTERM ends the process at once: there is nothing to finish, and a start may wait for a minute.
 Configured<> Server::catch_signals() {
-  for (const int signal : kSignals) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     boost::system::error_code error;
     signals_.add(signal, error);
     if (error) return fail(kExitCannotCreate, fmt::format("cannot handle signal {}: {}", signal, error.message()));
   }
-  block_signals(SIG_UNBLOCK);
   return success();
 }
 
-Configured<> Server::listen() {
+Configured<> Server::listen(ListeningSocket socket) {
   std::string path = config_.socket;
-  UniqueFd socket = std::move(circumstances_.listening_socket);
-  socket_is_ours_ = !socket || circumstances_.socket_is_ours;
+  socket_is_ours_ = !socket.fd || socket.ours;
   if (socket_is_ours_) locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
-  if (socket) {
-    path = address_of(socket, path);
+  if (socket.fd) {
+    path = address_of(socket.fd, path);
   } else {
-    socket = STEPSTASH_TRY(make_listening_socket(config_));
+    socket.fd = STEPSTASH_TRY(make_listening_socket(config_));
   }
   socket_gid_ = group_of(path);
   boost::system::error_code error;
-  acceptor_.assign(asio::local::stream_protocol(), socket.release(), error);
+  acceptor_.assign(asio::local::stream_protocol(), socket.fd.release(), error);
   if (error) return fail(kExitCannotCreate, fmt::format("{}: {}", path, error.message()));
   acceptor_.non_blocking(true, error);
   spdlog::info("listening on {}", path);
@@ -295,6 +218,7 @@ int Server::run() {
   started_ = std::chrono::steady_clock::now();
   const auto flush = [this]() -> awaitable<void> {
     co_await flusher_->run();
+    co_await database_->stop_watching();
     flusher_done_ = true;
     tick_.wake();
   };
@@ -310,6 +234,10 @@ int Server::run() {
       loop_, [this] { return accept(); }, kOrDie);
   asio::co_spawn(
       loop_, [this] { return keep_time(); }, kOrDie);
+  asio::co_spawn(
+      loop_, [this] { return database_->watch(); }, kOrDie);
+  asio::co_spawn(
+      loop_, [this] { return await_damage(); }, kOrDie);
   asio::co_spawn(loop_, all, kOrDie);
   wait_for_log(kStartLines);
   notifier_.ready(status_line());
@@ -426,13 +354,12 @@ awaitable<void> Server::keep_time() {
 }
 
 awaitable<void> Server::handle_signals() {
-  while (damage_.empty()) {
+  for (;;) {
     boost::system::error_code error;
     const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (error) co_return;
     if (signal != SIGHUP) {
       spdlog::info("stopping: signal {}", signal);
-      if (!damage_.empty()) kept_signals_.push_back(signal);
       co_return;
     }
     notifier_.reloading();
@@ -456,61 +383,69 @@ awaitable<void> Server::handle_signals() {
   }
 }
 
-/// Opening a database reads little of it: damage may first show at a write. Retrying cannot help, and a plain restart
-/// would not detect it. To clients this looks like any restart.
-void Server::start_over(const std::string& damage) {
-  if (stopping_ || !damage_.empty() || damaged_again_) return;
-  if (!circumstances_.damage.empty() && std::chrono::steady_clock::now() - started_ < kDamagedAgain) {
-    damaged_again_ = true;
-    flusher_->abandon();  // a later commit might touch only sound pages, and prove nothing
-    spdlog::error("the new database is damaged already, and not replaced again before a restart: is the disk sound?");
-    return;
+/// Opening a database reads little of it: damage may first show at a commit. Retrying cannot help, and a plain restart
+/// would not find it. So the file is set aside, and this program starts again in the same process (main.cpp): it loses
+/// nothing, as after any death, and the listening socket stays open.
+awaitable<void> Server::await_damage() {
+  while (database_->state() != Database::State::damaged) {
+    if (damage_watch_.gone()) co_return;
+    co_await database_->changed().wait(damage_watch_, TimePoint::max());
   }
-  damage_ = damage;
-  flusher_->abandon();  // no more writes: entries committed to a damaged database would count as clean
+  const std::int64_t before = persist::last_set_aside(config_.db);
+  if (const std::int64_t now = clock_.wall_seconds(); before != 0 && now - before < kDamagedAgainSeconds) {
+    spdlog::error(
+        "database {} is damaged, {} s after another was set aside: it is not replaced again before the next start. "
+        "Check the disk",
+        config_.db, now - before);
+    co_return;
+  }
+  auto read = [this]() { return std::make_shared<Configured<Reading>>(read_config(inputs_)); };
+  const std::shared_ptr<Configured<Reading>> readable = co_await run_on(services_->copiers, read);
+  if (!*readable) {
+    spdlog::error("database {} is damaged, and not replaced before the next start: {}", config_.db,
+                  readable->error().message);
+    co_return;
+  }
+  // From here on a signal does what it does in a start. One that has come already is handled now.
   boost::system::error_code ignored;
-  signals_.cancel(ignored);
+  ::signal(SIGHUP, SIG_IGN);
+  ::signal(SIGTERM, SIG_DFL);
+  ::signal(SIGINT, SIG_DFL);
+  co_await damage_watch_.sleep_until(std::chrono::steady_clock::now() + kSignalsArrive);
+  if (stopping_) co_return;
+  auto aside = persist::set_aside(config_.db);
+  if (!aside) {
+    spdlog::error("database {} is damaged and cannot be renamed, so it is not replaced: {}", config_.db,
+                  aside.error().message());
+    signals_.clear(ignored);
+    if (const auto caught = catch_signals(); !caught) spdlog::error("{}", caught.error().message);
+    co_return;
+  }
+  STEPSTASH_CRASH_POINT("daemon.server.damaged.set_aside");
+  spdlog::error("database {} is damaged ({}); kept as {}. Starting again with a new one", config_.db,
+                database_->reason(), aside.value());
+  notifier_.reloading();
+  restarting_ = true;
+  loop_.stop();
 }
 
-/// Collects signals while no one else waits for them.
-awaitable<void> Server::keep_signals() {
-  while (!signals_kept_) {
-    boost::system::error_code error;
-    const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
-    if (error) co_return;
-    kept_signals_.push_back(signal);
-  }
-}
-
-std::optional<Server::Circumstances> Server::successor() {
-  if (damage_.empty()) return std::nullopt;
-  Circumstances next;
+ListeningSocket Server::hand_over() {
   boost::system::error_code ignored;
-  next.listening_socket = UniqueFd(acceptor_.release(ignored));
-  next.socket_is_ours = socket_is_ours_;
-  next.damage = damage_;
-  return next;
+  return {UniqueFd(acceptor_.release(ignored)), socket_is_ours_};
 }
 
 /// The order matters: stop accepting, finish what is under way, flush everything to the database, then the rest.
 awaitable<void> Server::stop() {
   stopping_ = true;
-  const bool over = !damage_.empty();  // starting over: pending requests and the final flush cannot complete
   boost::system::error_code ignored;
-  if (over) {
-    notifier_.reloading();
-    asio::co_spawn(
-        loop_, [this] { return keep_signals(); }, kOrDie);
-    acceptor_.cancel(ignored);  // new connections wait in its queue for the next server
-  } else {
-    notifier_.stopping("finishing requests");
-    if (socket_is_ours_) ::unlink(config_.socket.c_str());
-    STEPSTASH_CRASH_POINT("daemon.server.stop.socket_removed");
-    acceptor_.close(ignored);
-  }
+  notifier_.stopping("finishing requests");
+  if (socket_is_ours_) ::unlink(config_.socket.c_str());
+  STEPSTASH_CRASH_POINT("daemon.server.stop.socket_removed");
+  acceptor_.close(ignored);
+  damage_watch_.hang_up();
   accept_pause_.hang_up();
   Waiter pause(loop_);
-  const TimePoint requests_end = std::chrono::steady_clock::now() + (over ? 0s : kFinishRequests);
+  const TimePoint requests_end = std::chrono::steady_clock::now() + kFinishRequests;
   const auto any_busy = [this] {
     for (const auto& weak : connections_) {
       const auto connection = weak.lock();
@@ -522,7 +457,7 @@ awaitable<void> Server::stop() {
   for (const auto& weak : connections_) {
     if (const auto connection = weak.lock()) connection->dismiss();
   }
-  if (!over) flusher_->kick();  // waiting durable sets need not wait for the interval
+  flusher_->kick();  // waiting durable sets need not wait for the interval
   while (any_busy() && std::chrono::steady_clock::now() < requests_end) {
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
   }
@@ -533,34 +468,25 @@ awaitable<void> Server::stop() {
   while (open_connections_ > 0 || !refusals_.idle())
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
 
-  if (!over) notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
-  if (!over) flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
+  notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
+  flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
   tick_.hang_up();  // start no more periodic work: the threads are about to end
   do {
     notifier_.alive();
-    co_await pause.sleep_until(std::chrono::steady_clock::now() + (over ? 10ms : kTick));
+    co_await pause.sleep_until(std::chrono::steady_clock::now() + kTick);
   } while (!flusher_done_);
   STEPSTASH_CRASH_POINT("daemon.server.stop.flushed");
-  if (!flusher_->empty() && !over) {
+  if (!flusher_->empty()) {
     spdlog::error(
         "{} values of {} bytes could not be written to the database ({}); they stay in the segment, and the next start "
         "goes on",
-        flusher_->dirty_values(), flusher_->dirty_bytes(), flusher_->counters().last_error);
+        flusher_->dirty_values(), flusher_->dirty_bytes(), database_->obstacle());
     exit_status_ = kExitIo;
   }
-  store_->stop_threads();
   services_->copiers.join();
-  flusher_->stop_thread();
-  if (over) {
-    // No other thread is left to take signals: from here on they stay pending until the next server catches them.
-    block_signals(SIG_BLOCK);
-    co_await pause.sleep_until(std::chrono::steady_clock::now() + 50ms);  // for those already in the loop
-    signals_kept_ = true;
-    for (const int signal : kept_signals_) ::kill(::getpid(), signal);
-  }
+  database_->stop_threads();
   signals_.cancel(ignored);
-  spdlog::info("{}; segment {}/{} is left for the next start", over ? "starting over" : "stopped", directory_->path(),
-               kSegmentObject);
+  spdlog::info("stopped; segment {}/{} is left for the next start", directory_->path(), kSegmentObject);
 }
 
 std::string Server::stats() const {
@@ -569,18 +495,17 @@ std::string Server::stats() const {
   figures.accepted = accepted_;
   figures.refused = refusals_.count();
   figures.uptime = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - started_);
-  return stats_json(*services_, *database_, startup_, figures);
+  return stats_json(*services_, startup_, figures);
 }
 
 std::string Server::status_line() const {
-  const Flusher::Counters& flushes = flusher_->counters();
   const shm::Heap& heap = startup_.segment->heap();
   std::string text =
       fmt::format("{} entries of {} builds, {} of {} MiB free, {} clients", startup_.segment->index().entries(),
                   startup_.segment->builds(), heap.free_bytes() >> 20, heap.capacity() >> 20, open_connections_);
-  if (!flushes.last_error.empty()) {
-    text +=
-        fmt::format("; {} bytes cannot be written to the database: {}", flusher_->dirty_bytes(), flushes.last_error);
+  if (database_->state() != Database::State::ready) {
+    text += fmt::format("; the database is {}, {} bytes wait for it: {}", Database::name_of(database_->state()),
+                        flusher_->dirty_bytes(), database_->reason());
   }
   return text;
 }

@@ -14,52 +14,46 @@
 #include "base/clock.hpp"
 #include "daemon/config.hpp"
 #include "daemon/connection.hpp"
+#include "daemon/database.hpp"
+#include "daemon/listening_socket.hpp"
 #include "daemon/lock_file.hpp"
 #include "daemon/metrics.hpp"
 #include "daemon/notify.hpp"
 #include "daemon/refusals.hpp"
 #include "daemon/services.hpp"
 #include "daemon/startup.hpp"
-#include "persist/sqlite_store.hpp"
 #include "shm/object.hpp"
 #include "shm/served.hpp"
 
 namespace stepstash::daemon {
 
+class DatabaseOpening;
+
 /// Thread safety: created, run and destroyed on one thread.
 class Server {
  public:
-  /// What a server starts with besides its configuration.
-  struct Circumstances {
-    UniqueFd listening_socket{};  ///< passed by systemd, or by the previous server
-    bool socket_is_ours = false;  ///< created by us, not passed by systemd
-    std::string damage{};         ///< not empty: the damage that the previous server found in the database
-  };
-
   /// Locks segment, database and socket, opens them, recovers, listens. `inputs` are kept for SIGHUP. Errors are
   /// messages for the operator, with the matching exit status (sysexits).
-  static Configured<std::unique_ptr<Server>> open(Config config, Inputs inputs, Circumstances circumstances);
+  static Configured<std::unique_ptr<Server>> open(Config config, Inputs inputs, ListeningSocket socket);
   ~Server();
 
   /// Serves until SIGTERM or SIGINT, then stops: no new connections, requests finish, everything is flushed, SQLite is
   /// closed, the segment stays. Returns the exit status: 74 if something could not be flushed (it is still in the
   /// segment).
   int run();
-  /// After run(): a value means that the database was found damaged, and another server is to take over, set it aside
-  /// and fill a new one. Signals that arrive in between stay pending for it (catch_signals).
-  std::optional<Circumstances> successor();
-  const Config& config() const noexcept { return config_; }
+  /// After run(): the database was found damaged and set aside, and this program is to start again. Nothing was
+  /// stopped: end the process, or replace it (execve).
+  bool restarting() const noexcept { return restarting_; }
+  /// The listening socket, for the next start.
+  ListeningSocket hand_over();
 
  private:
-  Server(Config config, Inputs inputs, Circumstances circumstances);
+  Server(Config config, Inputs inputs);
   Configured<> open_objects();
-  Configured<> open_database();
-  template <class Try, class Why>
-  auto patiently(Try attempt, Why why) -> decltype(attempt());
-  void replace_database(const std::string& why);
   void enter(Phase phase, const std::string& detail = {});
-  Configured<> open_segment_and_store();
-  Configured<> listen();
+  Configured<> open_segment(DatabaseOpening& database);
+  void make_store(DatabaseOpening& database);
+  Configured<> listen(ListeningSocket socket);
   Configured<> catch_signals();
 
   awaitable<void> accept();
@@ -68,19 +62,13 @@ class Server {
   awaitable<void> keep_time();
   awaitable<void> handle_signals();
   awaitable<void> stop();
-  void start_over(const std::string& damage);
-  awaitable<void> keep_signals();
+  awaitable<void> await_damage();
   void give_back_memory();
   std::string stats() const;
   std::string status_line() const;
 
   Config config_;
   Inputs inputs_;
-  Circumstances circumstances_;
-  std::string damage_;          // not empty: starting over
-  bool damaged_again_ = false;  // damaged again: no more starting over
-  bool signals_kept_ = false;
-  std::vector<int> kept_signals_;  // for the next server
   std::vector<LockFile> locks_;
   SystemClock clock_;
   asio::io_context loop_{1};
@@ -88,8 +76,8 @@ class Server {
   asio::local::stream_protocol::acceptor acceptor_{loop_};
   Waiter accept_pause_{loop_};
   Waiter tick_{loop_};
-  std::unique_ptr<persist::BackingStore> database_;
-  std::vector<std::string> set_aside_;  // before there is a segment
+  Waiter damage_watch_{loop_};
+  std::unique_ptr<Database> database_;
   std::optional<shm::ObjectDirectory> directory_;
   PhaseTimes phases_;
   Startup startup_;
@@ -106,6 +94,7 @@ class Server {
   gid_t socket_gid_ = 0;
   bool socket_is_ours_ = false;  // created by us, not passed by systemd
   bool stopping_ = false;
+  bool restarting_ = false;
   bool flusher_done_ = false;
   int exit_status_ = 0;
   TimePoint started_ = std::chrono::steady_clock::now();

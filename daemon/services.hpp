@@ -21,11 +21,12 @@
 namespace stepstash::daemon {
 
 struct Services {
-  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, shm::Writer& segment_, const Config& config_,
-           const Clock& clock)
+  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, Database& database_, shm::Writer& segment_,
+           const Config& config_, const Clock& clock)
       : loop(loop_),
         store(store_),
         flusher(flusher_),
+        database(database_),
         segment(segment_),
         config(config_),
         turns(loop_, clock),
@@ -33,12 +34,13 @@ struct Services {
 
   /// The reply for an error; `length` is the value's.
   protocol::Failure failure(std::error_code error, std::uint64_t length = 0) const {
-    return {wire_code(error), explain(error, length, segment, store.room(), flusher)};
+    return {wire_code(error), explain(error, length, segment, store.room(), flusher, database)};
   }
 
   asio::io_context& loop;
   Store& store;
   Flusher& flusher;
+  Database& database;
   shm::Writer& segment;
   const Config& config;  ///< changes at reload
   Turns turns;

@@ -23,17 +23,16 @@ constexpr int kRekeyPauseTimes = 20;
 
 }  // namespace
 
-Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
-             Flusher& flusher, const Clock& clock, const Limits& limits)
+Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
+             const Clock& clock, const Limits& limits)
     : catalog_(catalog),
       segment_(segment),
       flusher_(flusher),
       clock_(clock),
       listings_(Listings::make(segment)),
-      loader_(database),
       room_(catalog, segment, database, flusher, clock, limits.room),
-      builds_(loop, catalog, segment, loader_, flusher, room_, *listings_, damage_, clock),
-      reloader_(loop, catalog, segment, loader_, room_, damage_) {
+      builds_(loop, catalog, segment, database, flusher, room_, *listings_, damage_, clock),
+      reloader_(loop, catalog, segment, database, room_, damage_) {
   set_limits(limits);
   // All upward callbacks of the daemon are set here and in Server::open_segment_and_store.
   flusher_.on_settled = [this] { room_.freed(); };

@@ -22,10 +22,10 @@
 #include "daemon/builds.hpp"
 #include "daemon/catalog.hpp"
 #include "daemon/damage_list.hpp"
+#include "daemon/database.hpp"
 #include "daemon/draft.hpp"
 #include "daemon/flusher.hpp"
 #include "daemon/listing.hpp"
-#include "daemon/loader.hpp"
 #include "daemon/reloader.hpp"
 #include "daemon/room.hpp"
 #include "daemon/tasks.hpp"
@@ -43,8 +43,8 @@ class Store {
     std::optional<std::chrono::milliseconds> horizon;
   };
 
-  Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, persist::BackingStore& database,
-        Flusher& flusher, const Clock& clock, const Limits& limits);
+  Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
+        const Clock& clock, const Limits& limits);
 
   /// Builds the catalogue from the segment and queues dirty entries. Call once, before anything else. `all_dirty`: the
   /// database is not the one that the "clean" marks refer to. `lost`: entries whose values the database records as
@@ -93,7 +93,6 @@ class Store {
   /// Frees what is no longer referenced, and gives memory back. Call a few times a second.
   void maintain();
   void set_limits(const Limits& limits);
-  void stop_threads() { loader_.stop(); }
   /// Sets published by this daemon.
   std::uint64_t sets() const noexcept { return sets_; }
 
@@ -111,7 +110,6 @@ class Store {
   const Clock& clock_;
   std::shared_ptr<Listings> listings_;
   DamageList damage_;
-  Loader loader_;
   Room room_;
   Builds builds_;
   Reloader reloader_;

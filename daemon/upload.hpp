@@ -37,7 +37,7 @@ class Upload {
 
   /// Between SetBegin and the end of the set.
   bool under_way() const noexcept { return row_.under_way(); }
-  /// Finds a ring and room, and replies; false if the client can be sent no more. Not while one is under way.
+  /// Finds a ring and room, and replies; false if the connection is to end. Not while one is under way.
   awaitable<bool> begin(protocol::SetBegin begin);
 
   /// A piece has arrived: from here until copy() has replied to it, it is the daemon that the client waits for.

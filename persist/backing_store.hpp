@@ -131,9 +131,6 @@ class BackingStore {
   /// for the present time, whatever the clock says now. 0: unknown. Any thread.
   virtual std::int64_t last_written() const = 0;
 
-  /// Why nothing can be read or written while this program runs; no error: it can. Any thread.
-  virtual std::error_code unusable() const = 0;
-
   /// The last failure as a message; empty if there was none. Any thread.
   virtual std::string last_error() const = 0;
 };

@@ -51,9 +51,11 @@ std::uint64_t file_bytes(const std::string& path) noexcept;
 std::int64_t modified_at(const std::string& path) noexcept;
 
 /// Renames the database and its -wal, -shm and -journal to `path`.damaged-<n>, where n is the first free number, and
-/// returns the new name. Nobody may have it open. Errors: those of rename(2).
+/// returns the new name. Nobody may write to it from then on. Errors: those of rename(2).
 Result<std::string> set_aside(const std::string& path);
 /// The paths that set_aside() has used for `path` and that still exist. O(names in the directory).
 std::vector<std::string> kept_aside(const std::string& path);
+/// When the last of these was renamed, in seconds since 1970; 0: there is none. O(names in the directory).
+std::int64_t last_set_aside(const std::string& path);
 
 }  // namespace stepstash::persist

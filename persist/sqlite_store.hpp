@@ -90,7 +90,6 @@ class SqliteStore final : public BackingStore {
   /// O(1): eight stat(2) calls.
   Files look() const override;
   std::uint64_t size_bytes() const { return look().bytes; }
-  std::error_code unusable() const override { return {}; }
 
   /// The last failure, in SQLite's words; empty if there was none.
   std::string last_error() const override;

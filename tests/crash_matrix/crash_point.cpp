@@ -5,7 +5,8 @@
 //   CRASH_POINT_KILL=NAME:N     SIGKILL when NAME is passed for the N-th time
 //   CRASH_POINT_COUNTS=FILE     FILE, of CountsFile's layout, has every point and how often it was passed
 //
-// The counts are a shared mapping: they survive the SIGKILL, whatever the process was doing.
+// The counts are a shared mapping: they survive the SIGKILL, whatever the process was doing. After an execve(2) they go
+// on: CRASH_POINT_PROCESS tells a program that starts again in the same process from one that begins.
 #include "base/crash_point.hpp"
 
 #include <fcntl.h>
@@ -15,7 +16,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <string_view>
 
 #include "tests/crash_matrix/counts.hpp"
 
@@ -32,7 +35,11 @@ class Points {
   Points() {
     int fd = -1;
     if (const char* path = std::getenv("CRASH_POINT_COUNTS")) {
-      fd = ::open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+      const std::string self = std::to_string(::getpid());
+      const char* before = std::getenv("CRASH_POINT_PROCESS");
+      const bool goes_on = before != nullptr && self == before;
+      ::setenv("CRASH_POINT_PROCESS", self.c_str(), 1);
+      fd = ::open(path, O_RDWR | O_CREAT | (goes_on ? 0 : O_TRUNC) | O_CLOEXEC, 0600);
       if (fd < 0 || ::ftruncate(fd, sizeof(Counted) * kCounted) != 0) std::abort();
     }
     void* at = ::mmap(nullptr, sizeof(Counted) * kCounted, PROT_READ | PROT_WRITE,
@@ -57,12 +64,16 @@ class Points {
   }
 
  private:
-  /// The counter of `name`. A name occurs once in the source, so its address identifies it.
+  /// The counter of `name`. A name occurs once in the source, so its address identifies it in this program; one that
+  /// ran before in the same process had other addresses, so the search goes by the text.
   std::size_t place_of(const char* name) noexcept {
-    std::size_t at = reinterpret_cast<std::uintptr_t>(name) / 8 % kCounted;
+    std::size_t at = std::hash<std::string_view>()(name) % kCounted;
     for (;; at = (at + 1) % kCounted) {
       const char* seen = names_[at].load();
-      if (seen == nullptr && names_[at].compare_exchange_strong(seen, name)) {
+      if (seen == name) return at;
+      if (seen != nullptr) continue;
+      if (const char* counted = counted_[at].name; *counted != '\0' && std::strcmp(counted, name) != 0) continue;
+      if (names_[at].compare_exchange_strong(seen, name)) {
         std::strncpy(counted_[at].name, name, sizeof(counted_[at].name) - 1);
         return at;
       }

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -47,43 +48,59 @@ class Engine {
   static constexpr const char* kSegment = "segment";
 
   /// Uses the segment in `directory`, creating it if missing. Nothing is flushed unless requested.
-  Engine(const TempDir& directory, persist::BackingStore& database, const Clock& clock,
+  Engine(const TempDir& directory, persist::BackingStore& store, const Clock& clock,
          std::uint64_t segment_bytes = kSegmentBytes)
+      : Engine(directory, &store, {}, clock, segment_bytes) {}
+  /// Without a database.
+  Engine(const TempDir& directory, const daemon::Database::Absence& absence, const Clock& clock)
+      : Engine(directory, nullptr, absence, clock, kSegmentBytes) {}
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+ private:
+  Engine(const TempDir& directory, persist::BackingStore* store, const daemon::Database::Absence& absence,
+         const Clock& clock, std::uint64_t segment_bytes)
       : objects_(shm::ObjectDirectory::open(directory.path()).value()),
-        startup_(open(objects_, database, segment_bytes)),
-        flusher_(loop_, *startup_.segment, database, clock, 1h),
-        store_(loop_, catalog_, *startup_.segment, database, flusher_, clock, {{segment_bytes, 10s}, std::nullopt}) {
+        startup_(open(objects_, store, segment_bytes)),
+        database_(store == nullptr ? std::make_unique<daemon::Database>(loop_, absence)
+                                   : std::make_unique<daemon::Database>(loop_, borrowed(*store))),
+        flusher_(loop_, *startup_.segment, *database_, clock, 1h),
+        store_(loop_, catalog_, *startup_.segment, *database_, flusher_, clock, {{segment_bytes, 10s}, std::nullopt}) {
     store_.adopt(startup_.all_dirty, startup_.lost);
     phases_.end();
     startup_.phases = phases_.all();
-    if (!database.unusable()) {  // as Server does, last
-      startup_.segment->header().store_id.store(database.store_id());
-      startup_.segment->header().commit_count.store(database.commit_count());
+    if (database_->allows(daemon::Database::Use::identify)) {  // as Server does, last
+      startup_.segment->header().store_id.store(database_->store_id());
+      startup_.segment->header().commit_count.store(database_->commit_count());
     }
+    boost::asio::co_spawn(
+        loop_, [this] { return database_->watch(); }, boost::asio::detached);
     boost::asio::co_spawn(
         loop_,
         [this]() -> awaitable<void> {
           co_await flusher_.run();
+          co_await database_->stop_watching();
           flusher_done_ = true;
         },
         boost::asio::detached);
   }
-  Engine(const Engine&) = delete;
-  Engine& operator=(const Engine&) = delete;
+
+ public:
   /// Like SIGTERM, but without waiting: what the database does not accept stays dirty in the segment.
   ~Engine() {
     waiter_.hang_up();
     flusher_.stop(std::chrono::steady_clock::now());
     run_until([&] { return flusher_done_ && waiting_ == 0; });
-    store_.stop_threads();
+    database_->stop_threads();
     loop_.poll();
   }
 
   daemon::Store& store() { return store_; }
   std::string explain(std::error_code error, std::uint64_t length) {
-    return daemon::explain(error, length, segment(), store_.room(), flusher_);
+    return daemon::explain(error, length, segment(), store_.room(), flusher_, *database_);
   }
   daemon::Flusher& flusher() { return flusher_; }
+  daemon::Database& database() { return *database_; }
   shm::Writer& segment() { return *startup_.segment; }
   const daemon::Startup& startup() const { return startup_; }
   daemon::Waiter& waiter() { return waiter_; }
@@ -187,12 +204,15 @@ class Engine {
   }
 
  private:
-  daemon::Startup open(const shm::ObjectDirectory& objects, persist::BackingStore& database,
-                       std::uint64_t segment_bytes) {
-    if (database.unusable()) return daemon::open_segment_alone(objects, kSegment).value();
+  /// The test keeps it.
+  static std::shared_ptr<persist::BackingStore> borrowed(persist::BackingStore& store) {
+    return {std::shared_ptr<void>(), &store};
+  }
+  daemon::Startup open(const shm::ObjectDirectory& objects, persist::BackingStore* store, std::uint64_t segment_bytes) {
+    if (store == nullptr) return daemon::open_segment_alone(objects, kSegment).value();
     std::vector<std::string> told;
     return daemon::open_segment(
-               objects, kSegment, segment_bytes, database, [this](daemon::Phase phase) { phases_.enter(phase); }, told)
+               objects, kSegment, segment_bytes, *store, [this](daemon::Phase phase) { phases_.enter(phase); }, told)
         .value();
   }
 
@@ -203,6 +223,7 @@ class Engine {
   daemon::Catalog catalog_;
   daemon::PhaseTimes phases_;
   daemon::Startup startup_;
+  std::unique_ptr<daemon::Database> database_;
   daemon::Flusher flusher_;
   daemon::Store store_;
   bool flusher_done_ = false;

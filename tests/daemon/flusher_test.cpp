@@ -49,7 +49,8 @@ BOOST_AUTO_TEST_CASE(values_stay_dirty_when_the_commit_fails) {
   BOOST_TEST(engine.flusher().dirty_bytes() == 5u);
   BOOST_TEST(engine.flusher().counters().flush_errors >= 1u);
   BOOST_TEST(engine.flusher().counters().flushes == 0u);
-  BOOST_TEST(!engine.flusher().counters().last_error.empty());
+  BOOST_TEST((engine.database().state() == daemon::Database::State::stalled));
+  BOOST_TEST(!engine.database().obstacle().empty());
   BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::dirty));
   BOOST_TEST((rows(disk) == Rows{}));
 }
@@ -63,7 +64,8 @@ BOOST_AUTO_TEST_CASE(a_failed_commit_is_tried_again_until_it_succeeds) {
   BOOST_TEST(engine.flusher().dirty_bytes() == 0u);
   BOOST_TEST(engine.flusher().empty());
   BOOST_TEST(engine.flusher().counters().flush_errors == 1u);
-  BOOST_TEST(engine.flusher().counters().last_error.empty());
+  BOOST_TEST((engine.database().state() == daemon::Database::State::ready));
+  BOOST_TEST(engine.database().obstacle().empty());
   BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::clean));
 }
 
@@ -191,37 +193,14 @@ BOOST_AUTO_TEST_CASE(what_makes_room_on_a_full_disk_does_not_wait_for_values) {
   BOOST_TEST((rows(disk) == Rows{"2/w=value"}));
 }
 
-BOOST_AUTO_TEST_CASE(a_database_counts_as_damaged_until_it_takes_values_again) {
-  faulty.fail_values(Errc::corrupt_database);
-  engine.set(1, "v", "value");
-  engine.store().builds().finish(3, 100).value();
-  engine.flusher().kick();
-  engine.run_until([&] { return disk.load_build(3).value().has_value(); });
-  BOOST_TEST(engine.flusher().database_damaged());  // that it took a build proves nothing
-  faulty.heal();
-  engine.flush().value();
-  BOOST_TEST(!engine.flusher().database_damaged());
-}
-
-BOOST_AUTO_TEST_CASE(an_abandoned_flusher_ends_after_the_batch_under_way) {
-  engine.set(1, "v", "value");
-  stop_in_commit();
-  engine.set(1, "w", "later");
-  engine.flusher().abandon();
-  faulty.release();
-  engine.run_until([&] { return !engine.flushing(); });
-  BOOST_TEST((rows(disk) == Rows{"1/v=value"}));
-  BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::clean));
-  BOOST_TEST((engine.segment().find(1, "w")->state.load() == shm::EntryState::dirty));
-}
-
-BOOST_AUTO_TEST_CASE(a_flusher_that_is_abandoned_for_damage_writes_nothing_more) {
-  engine.flusher().on_damaged_database = [&](const std::string&) { engine.flusher().abandon(); };
+BOOST_AUTO_TEST_CASE(to_a_damaged_database_nothing_more_is_written) {
   faulty.fail_nth_commit(1, Errc::corrupt_database);
   engine.set(1, "v", "value");
   engine.store().builds().finish(3, 100).value();
   engine.flusher().kick();
-  engine.run_until([&] { return !engine.flushing(); });
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::damaged; });
+  engine.set(1, "w", "later");
+  BOOST_TEST(!engine.flush(300ms));
   BOOST_TEST(faulty.commits() == 1u);
   BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::dirty));
   BOOST_TEST(!disk.load_build(3).value().has_value());

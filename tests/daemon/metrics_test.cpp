@@ -20,8 +20,9 @@ struct Figures {
 
   nlohmann::json stats() {
     daemon::Config config;
-    daemon::Services services(engine.loop(), engine.store(), engine.flusher(), engine.segment(), config, clock);
-    auto text = daemon::stats_json(services, database, engine.startup(), {});
+    daemon::Services services(engine.loop(), engine.store(), engine.flusher(), engine.database(), engine.segment(),
+                              config, clock);
+    auto text = daemon::stats_json(services, engine.startup(), {});
     services.copiers.join();
     return nlohmann::json::parse(text);
   }

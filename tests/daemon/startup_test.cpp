@@ -7,7 +7,6 @@
 #include <fstream>
 #include <set>
 
-#include "persist/unavailable_store.hpp"
 #include "shm/hash.hpp"
 #include "tests/daemon/engine.hpp"
 
@@ -430,8 +429,7 @@ BOOST_AUTO_TEST_CASE(without_its_database_the_segment_keeps_what_only_it_knows_o
     engine.store().builds().finish(3, 100).value();
   }
   {
-    persist::UnavailableStore none(Errc::newer_database, "of a newer version");
-    Engine engine(directory, none, clock);
+    Engine engine(directory, daemon::Database::Absence{Errc::newer_database, "of a newer version"}, clock);
     engine.segment().header().id_limit.store(engine.segment().header().next_id.load());  // and no id is left
     BOOST_TEST((engine.try_set(Engine::params(1, "x"), "v", 20ms).error() == Errc::out_of_ids));
     BOOST_TEST((engine.try_set(Engine::params(3, "x"), "v", 20ms).error() == Errc::out_of_ids));

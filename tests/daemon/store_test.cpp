@@ -1046,7 +1046,8 @@ BOOST_AUTO_TEST_CASE(a_disk_that_hangs_keeps_nobody_waiting_who_does_not_need_it
   engine.set(1, "clean", "value");
   engine.flush().value();
   daemon::Config config;
-  daemon::Services services(engine.loop(), engine.store(), engine.flusher(), engine.segment(), config, clock);
+  daemon::Services services(engine.loop(), engine.store(), engine.flusher(), engine.database(), engine.segment(),
+                            config, clock);
   faulty.hang();
   engine.run_until([&] { return faulty.wait_until_blocked(0ms); });
   const auto start = std::chrono::steady_clock::now();
@@ -1060,7 +1061,7 @@ BOOST_AUTO_TEST_CASE(a_disk_that_hangs_keeps_nobody_waiting_who_does_not_need_it
   daemon::Listings::Handle listing;
   BOOST_TEST(engine.store().list({2, std::nullopt, 0}, listing).value().entries.size() ==
              static_cast<std::size_t>(sets));
-  const auto json = daemon::stats_json(services, faulty, engine.startup(), {});
+  const auto json = daemon::stats_json(services, engine.startup(), {});
   BOOST_TEST(json.find("\"seen_seconds_ago\"") != json.npos);
   BOOST_TEST(engine.store().builds().finish(2, 100).has_value());
   BOOST_TEST(engine.drop(2) == static_cast<std::uint64_t>(sets));
@@ -1074,7 +1075,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_evicted_while_the_database_is_not_in_its_place) 
   engine.set(1, "clean", std::string(200 << 10, 'c'));
   engine.flush().value();
   faulty.move_away(true);
-  engine.run_until([&] { return !engine.flusher().in_place(); });
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::detached; });
   faulty.fail_commits(Errc::not_durable);
   const std::string value(200 << 10, 'v');
   for (int i = 0; engine.try_set(Engine::params(2, std::to_string(i)), value, 1ms); ++i) BOOST_REQUIRE(i < 100);
@@ -1082,7 +1083,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_evicted_while_the_database_is_not_in_its_place) 
   BOOST_TEST(engine.store().catalog().evicted() == 0u);
   faulty.move_away(false);
   faulty.heal();
-  engine.run_until([&] { return engine.flusher().in_place(); });
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::ready; });
   BOOST_TEST(engine.try_set(Engine::params(3, "v"), value).has_value());
 }
 

@@ -36,7 +36,8 @@ struct Daemon {
   ManualClock clock;
   Engine engine{directory, disk, clock};
   daemon::Config config;
-  daemon::Services services{engine.loop(), engine.store(), engine.flusher(), engine.segment(), config, clock};
+  daemon::Services services{engine.loop(), engine.store(), engine.flusher(), engine.database(), engine.segment(),
+                            config,        clock};
 };
 
 void frame(std::vector<std::byte>& out, std::uint16_t type, std::span<const std::uint8_t> payload) {

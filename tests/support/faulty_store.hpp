@@ -73,7 +73,6 @@ class FaultyStore final : public persist::BackingStore {
   Result<std::uint64_t> vacuum(std::uint64_t pages) override;
   void checkpoint() override;
   Files look() const override;
-  std::error_code unusable() const override { return inner_.unusable(); }
   std::string last_error() const override { return inner_.last_error(); }
 
  private:

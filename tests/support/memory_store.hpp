@@ -36,7 +36,6 @@ class MemoryStore final : public persist::BackingStore {
   std::vector<std::string> skipped() const override { return {}; }
   void checkpoint() override {}
   Files look() const override;
-  std::error_code unusable() const override { return {}; }
   std::string last_error() const override { return {}; }
 
  private:
