@@ -455,6 +455,20 @@ BOOST_AUTO_TEST_CASE(no_id_is_given_out_that_only_another_database_has_reserved)
   BOOST_TEST(engine.try_set(Engine::params(1, "w"), "value").has_value());
 }
 
+BOOST_AUTO_TEST_CASE(a_moved_segment_goes_on_with_the_ids_that_were_reserved) {
+  FaultyStore faulty(disk);
+  std::uint64_t last = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    last = engine.set(1, "v", "value").id;
+    engine.flush().value();
+  }
+  faulty.fail_reservations(Errc::not_durable);
+  Engine engine(directory, faulty, clock, 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.segment().bytes() == 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.set(1, "w", "value").id == last + 1);
+}
+
 BOOST_AUTO_TEST_CASE(a_segment_whose_size_cannot_change_now_is_served_as_it_is) {
   FaultyStore faulty(disk);
   faulty.fail_commits(Errc::not_durable);
@@ -534,6 +548,25 @@ BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_and_the_rest_is_served) {
   BOOST_TEST(engine.value(1, "bad") != "damaged value");
   engine.flush().value();
   BOOST_TEST((rows(disk) == Rows{"1/a=sound value", "1/bad=(value does not match its checksum)"}));
+}
+
+BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_also_if_the_segment_is_moved_to_another_size) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  std::uint64_t offset = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "bad", "damaged value");
+    const shm::Entry* entry = engine.segment().find(1, "bad");
+    offset = engine.segment().offset_of(*entry) + entry->value_offset;
+  }
+  damage(offset);
+  faulty.heal();
+  Engine engine(directory, faulty, clock, 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.segment().bytes() == 2 * Engine::kSegmentBytes);
+  BOOST_TEST(mentions(engine.startup().set_aside, "\"bad\""));
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"1/bad=(value does not match its checksum)"}));
 }
 
 BOOST_AUTO_TEST_CASE(what_was_lost_here_takes_the_row_of_no_other_value_in_another_database) {
