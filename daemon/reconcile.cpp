@@ -32,7 +32,7 @@ class Reconciliation {
   Reconciliation(persist::BackingStore& database, shm::Writer& segment, std::vector<std::string>* set_aside)
       : database_(database), segment_(segment), set_aside_(set_aside) {}
 
-  Result<std::uint64_t> run();
+  Result<std::uint64_t> complete();
 
  private:
   /// What the database has under an id.
@@ -64,7 +64,7 @@ class Reconciliation {
   std::vector<Clash> clashes_;
 };
 
-Result<std::uint64_t> Reconciliation::run() {
+Result<std::uint64_t> Reconciliation::complete() {
   Result<> failed = success();
   STEPSTASH_TRY(database_.load_builds_with_data([&](const persist::StoredBuild& build) {
     failed = add(build);
@@ -164,12 +164,12 @@ void Reconciliation::erase_lost() {
 }  // namespace
 
 Result<std::uint64_t> add_listed(persist::BackingStore& database, shm::Writer& segment) {
-  return Reconciliation(database, segment, nullptr).run();
+  return Reconciliation(database, segment, nullptr).complete();
 }
 
 Result<std::uint64_t> verify_listed(persist::BackingStore& database, shm::Writer& segment,
                                     std::vector<std::string>& set_aside) {
-  return Reconciliation(database, segment, &set_aside).run();
+  return Reconciliation(database, segment, &set_aside).complete();
 }
 
 }  // namespace stepstash::daemon

@@ -384,6 +384,90 @@ BOOST_AUTO_TEST_CASE(dirty_values_of_a_damaged_segment_make_room_for_the_list_of
   expect_all_dirty(engine, values);
 }
 
+BOOST_AUTO_TEST_CASE(a_start_that_cannot_read_the_list_fails_and_leaves_no_new_segment) {
+  FaultyStore faulty(disk);
+  const auto objects = shm::ObjectDirectory::open(directory.path()).value();
+  std::vector<std::string> told;
+  const auto start = [&](std::uint64_t bytes) {
+    return daemon::open_segment(
+        objects, Engine::kSegment, bytes, faulty, [](daemon::Phase) {}, told);
+  };
+  faulty.fail_lists(Errc::corrupt_database);
+  BOOST_TEST((start(Engine::kSegmentBytes).error() == Errc::corrupt_database));  // none to create
+  BOOST_TEST(!has_object(".new"));
+  BOOST_TEST(!has_object(""));
+  faulty.heal();
+  {
+    Engine engine(directory, faulty, clock);
+    faulty.fail_commits(Errc::not_durable);
+    engine.set(1, "dirty", "dirty value");
+  }
+  faulty.fail_lists(Errc::corrupt_database);
+  BOOST_TEST((start(2 * Engine::kSegmentBytes).error() == Errc::corrupt_database));  // one to resize
+  BOOST_TEST(!has_object(".new"));
+  damage(kSegmentIdOffset);
+  BOOST_TEST((start(Engine::kSegmentBytes).error() == Errc::corrupt_database));  // one to salvage
+  BOOST_TEST(!has_object(".new"));
+  BOOST_TEST(!has_object(".damaged.1"));
+  BOOST_TEST(told.empty());
+  faulty.heal();
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST(engine.value(1, "dirty") == "dirty value");
+}
+
+BOOST_AUTO_TEST_CASE(a_start_that_fails_tells_what_the_next_one_will_not_find) {
+  FaultyStore faulty(disk);
+  std::uint64_t slot = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "v", "value");
+    engine.flush().value();
+    slot = engine.segment().offset_of(*engine.segment().find(1, "v")) + offsetof(shm::Entry, revision);
+  }
+  damage(slot);
+  faulty.fail_lists(Errc::not_durable);
+  const auto objects = shm::ObjectDirectory::open(directory.path()).value();
+  std::vector<std::string> told;
+  const auto failed = daemon::open_segment(
+      objects, Engine::kSegment, Engine::kSegmentBytes, faulty, [](daemon::Phase) {}, told);
+  BOOST_TEST((failed.error() == Errc::not_durable));
+  BOOST_TEST(mentions(told, "damaged"));
+  faulty.heal();
+  Engine engine(directory, faulty, clock);  // which asks the list nevertheless
+  BOOST_TEST(engine.load(1, "v").has_value());
+}
+
+BOOST_AUTO_TEST_CASE(no_id_is_given_out_that_only_another_database_has_reserved) {
+  {
+    Engine engine(directory, disk, clock);
+    engine.set(1, "v", "value");
+  }
+  MemoryStore other(0xd1ff);
+  FaultyStore faulty(other);
+  faulty.fail_reservations(Errc::not_durable);
+  Engine engine(directory, faulty, clock);
+  BOOST_TEST((engine.try_set(Engine::params(1, "w"), "value", 20ms).error() == Errc::out_of_ids));
+  faulty.heal();
+  engine.flusher().kick();
+  engine.run_until(
+      [&] { return engine.segment().header().id_limit.load() > engine.segment().header().next_id.load(); });
+  BOOST_TEST(engine.try_set(Engine::params(1, "w"), "value").has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_moved_segment_goes_on_with_the_ids_that_were_reserved) {
+  FaultyStore faulty(disk);
+  std::uint64_t last = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    last = engine.set(1, "v", "value").id;
+    engine.flush().value();
+  }
+  faulty.fail_reservations(Errc::not_durable);
+  Engine engine(directory, faulty, clock, 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.segment().bytes() == 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.set(1, "w", "value").id == last + 1);
+}
+
 BOOST_AUTO_TEST_CASE(a_segment_whose_size_cannot_change_now_is_served_as_it_is) {
   FaultyStore faulty(disk);
   faulty.fail_commits(Errc::not_durable);
@@ -462,6 +546,25 @@ BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_and_the_rest_is_served) {
   BOOST_TEST(engine.value(1, "bad") != "damaged value");
   engine.flush().value();
   BOOST_TEST((rows(disk) == Rows{"1/a=sound value", "1/bad=(value does not match its checksum)"}));
+}
+
+BOOST_AUTO_TEST_CASE(a_damaged_dirty_value_is_named_also_if_the_segment_is_moved_to_another_size) {
+  FaultyStore faulty(disk);
+  faulty.fail_commits(Errc::not_durable);
+  std::uint64_t offset = 0;
+  {
+    Engine engine(directory, faulty, clock);
+    engine.set(1, "bad", "damaged value");
+    const shm::Entry* entry = engine.segment().find(1, "bad");
+    offset = engine.segment().offset_of(*entry) + entry->value_offset;
+  }
+  damage(offset);
+  faulty.heal();
+  Engine engine(directory, faulty, clock, 2 * Engine::kSegmentBytes);
+  BOOST_TEST(engine.segment().bytes() == 2 * Engine::kSegmentBytes);
+  BOOST_TEST(mentions(engine.startup().set_aside, "\"bad\""));
+  engine.flush().value();
+  BOOST_TEST((rows(disk) == Rows{"1/bad=(value does not match its checksum)"}));
 }
 
 BOOST_AUTO_TEST_CASE(what_was_lost_here_takes_the_row_of_no_other_value_in_another_database) {

@@ -29,6 +29,11 @@ void FaultyStore::fail_loads(std::error_code error) {
   load_error_ = error;
 }
 
+void FaultyStore::fail_lists(std::error_code error) {
+  const std::lock_guard lock(mutex_);
+  list_error_ = error;
+}
+
 void FaultyStore::fail_reservations(std::error_code error) {
   const std::lock_guard lock(mutex_);
   reservation_error_ = error;
@@ -40,6 +45,7 @@ void FaultyStore::heal() {
   commit_error_.reset();
   value_error_.reset();
   load_error_.reset();
+  list_error_.reset();
   reservation_error_.reset();
 }
 
@@ -120,6 +126,10 @@ Result<persist::BackingStore::Census> FaultyStore::census() {
 
 Result<> FaultyStore::load_entries(const std::function<bool(const persist::StoredEntry&)>& each) {
   pass();
+  {
+    const std::lock_guard lock(mutex_);
+    if (list_error_) return *list_error_;
+  }
   return inner_.load_entries(each);
 }
 

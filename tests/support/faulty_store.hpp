@@ -32,6 +32,8 @@ class FaultyStore final : public persist::BackingStore {
   void fail_values(std::error_code error);
   /// Reads of single values and builds fail.
   void fail_loads(std::error_code error);
+  /// Reading the list of entries fails.
+  void fail_lists(std::error_code error);
   void fail_reservations(std::error_code error);
   /// Ends all failures.
   void heal();
@@ -92,6 +94,7 @@ class FaultyStore final : public persist::BackingStore {
   std::optional<std::error_code> commit_error_;
   std::optional<std::error_code> value_error_;
   std::optional<std::error_code> load_error_;
+  std::optional<std::error_code> list_error_;
   std::optional<std::error_code> reservation_error_;
   bool blocking_ = false;
   bool blocking_loads_ = false;

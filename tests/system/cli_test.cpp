@@ -273,6 +273,10 @@ BOOST_AUTO_TEST_CASE(json_is_json) {
   for (const char* key : {"entries_kept", "entries_set_aside", "seconds"}) {
     BOOST_TEST(stats.at("last_recovery").at(key).is_number(), key);
   }
+  for (const char* phase : {"opening_database", "counting_entries", "attaching_segment", "creating_segment",
+                            "reading_list", "building_catalog"}) {
+    BOOST_TEST(stats.at("last_recovery").at("phases").at(phase).is_number(), phase);
+  }
 }
 
 BOOST_AUTO_TEST_CASE(no_name_source_path_or_message_commands_the_terminal) {
