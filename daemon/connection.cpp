@@ -248,16 +248,21 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
     co_await link_->send_failure(Errc::protocol_error, "Hello comes once, and first");
     co_return false;
   }
-  if (hello.version != protocol::kVersion) {
+  const auto version = protocol::common_version(hello.versions, protocol::kDaemonVersions);
+  if (!version) {
+    const bool daemon_is_older = hello.versions.oldest > protocol::kDaemonVersions.newest;
     co_await link_->send_failure(
         Errc::version_mismatch,
-        fmt::format("the client speaks protocol version {}, this daemon (stepstash {}) version {}", hello.version,
-                    STEPSTASH_VERSION, protocol::kVersion));
+        fmt::format("the client speaks protocol {}, this daemon (stepstash {}) {}: upgrade {}", to_text(hello.versions),
+                    STEPSTASH_VERSION, to_text(protocol::kDaemonVersions),
+                    daemon_is_older ? "the daemon" : "the client's library"));
     co_return false;
   }
   greeted_ = true;
+  if (*version < protocol::kVersion) ++services_.former_hellos;
   shm::Writer& segment = services_.segment;
   protocol::HelloOk ok;
+  ok.version = *version;
   ok.segment_id = segment.header().segment_id;
   ok.segment_bytes = segment.bytes();
   ok.max_value_bytes = services_.store.room().max_value_bytes();

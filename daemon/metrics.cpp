@@ -100,6 +100,7 @@ std::string stats_json(const Services& services, const Startup& startup, const S
       {"connections", server.connections},
       {"connections_accepted", server.accepted},
       {"connections_refused", server.refused},
+      {"connections_of_former_protocol", services.former_hellos},
       {"staging_rings", room.uploads().rings()},
       {"staged_bytes", room.staged_bytes()},
       {"descriptors", open_descriptors()},

@@ -45,9 +45,10 @@ struct Services {
   const Config& config;  ///< changes at reload
   Turns turns;
   SharedText stats;
-  asio::thread_pool copiers{2};  ///< fill blocks from staging rings; two, so that one long copy does not hold up all
-                                 ///< others
-  PageReserve page_reserve;      ///< for the pin pages of attaching clients
+  asio::thread_pool copiers{2};     ///< fill blocks from staging rings; two, so that one long copy does not hold up all
+                                    ///< others
+  PageReserve page_reserve;         ///< for the pin pages of attaching clients
+  std::uint64_t former_hellos = 0;  ///< connections that speak a version which the next one will not
 };
 
 /// The deadline of a request that carries `ms`; 0 is the usual one.

@@ -297,6 +297,10 @@ Result<std::unique_ptr<Channel>> Client::open_channel(bool attach, Deadline dead
     }
     if (const auto* failure = std::get_if<protocol::Failure>(&reply.value())) {
       if (failure->code == Errc::shutting_down && !passed(deadline)) continue;
+      if (failure->code == Errc::version_mismatch) {
+        return explain(failure->code, "%s (this library is %s; a daemon is upgraded before its clients)",
+                       failure->message.c_str(), STEPSTASH_VERSION);
+      }
       return failed(*failure);
     }
     STEPSTASH_TRY(greeted(*channel, reply.value(), attach));
@@ -320,9 +324,9 @@ protocol::Hello Client::hello(bool attach) const noexcept {
 Result<> Client::greeted(Channel& channel, const protocol::Reply& reply, bool attach) {
   const auto* ok = std::get_if<protocol::HelloOk>(&reply);
   if (ok == nullptr) return unexpected_reply("hello");
-  if (ok->version != protocol::kVersion) {
-    return explain(Errc::version_mismatch, "the daemon speaks protocol version %u, this library %u", ok->version,
-                   protocol::kVersion);
+  if (!includes(protocol::kClientVersions, ok->version)) {
+    return explain(Errc::version_mismatch, "the daemon chose protocol version %" PRIu32 ", this library (%s) speaks %s",
+                   ok->version, STEPSTASH_VERSION, to_text(protocol::kClientVersions).c_str());
   }
   ever_connected_.store(true);
   STEPSTASH_CRASH_POINT("libclient.hello.answered");

@@ -113,10 +113,11 @@ void put_set(const Set& m, std::vector<std::byte>& out, bool with_value) {
 void put(const Hello& m, std::vector<std::byte>& out) {
   Encoder e(out, Type::hello);
   e.u64(kHelloMagic);
-  e.u32(m.version);
+  e.u32(m.versions.newest);
   e.u32(m.attach ? kFlag0 : 0);
   e.bytes(std::as_bytes(std::span(m.resume_segment)));
   e.u32(m.resume_page);
+  if (m.versions.newest >= kFirstRange) e.u32(m.versions.oldest);
   e.finish();
 }
 void put(const Set& m, std::vector<std::byte>& out) { put_set(m, out, true); }
@@ -367,11 +368,16 @@ void take_texts(Decoder& d, SetParams& p, ParamSizes sizes) {
 
 void take(Decoder& d, Hello& m) noexcept {
   d.require(d.u64() == kHelloMagic);
-  m.version = d.u32();
-  if (d.good_so_far() && m.version != kVersion) return d.skip_rest();  // the rest depends on the version
-  m.attach = d.flags(kFlag0) != 0;
+  m.versions.newest = m.versions.oldest = d.u32();
+  if (d.good_so_far() && m.versions.newest < kDaemonVersions.oldest) return d.skip_rest();  // refused: unknown fields
+  // A newer client may speak a version of ours as well: what it has in addition is not for us.
+  const bool newer = m.versions.newest > kVersion;
+  m.attach = ((newer ? d.u32() : d.flags(kFlag0)) & kFlag0) != 0;
   m.resume_segment = d.segment_id();
   m.resume_page = d.u32();
+  if (m.versions.newest >= kFirstRange) m.versions.oldest = d.u32();
+  d.require(m.versions.oldest <= m.versions.newest);
+  if (newer) d.skip_rest();
 }
 void take(Decoder& d, Set& m) {
   const ParamSizes sizes = take_params(d, m.params);
@@ -432,7 +438,8 @@ void take(Decoder& d, Builds& m) noexcept { m.after = d.i64(); }
 
 void take(Decoder& d, HelloOk& m) {
   m.version = d.u32();
-  if (d.good_so_far() && m.version != kVersion) return d.skip_rest();
+  // Of a version that this program does not know, the version alone is read.
+  if (d.good_so_far() && !includes(kDaemonVersions, m.version)) return d.skip_rest();
   m.resumed = d.flags(kFlag0) != 0;
   m.segment_id = d.segment_id();
   m.segment_bytes = d.u64();

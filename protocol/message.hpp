@@ -18,10 +18,10 @@
 
 #include "base/errc.hpp"
 #include "base/types.hpp"
+#include "protocol/version.hpp"
 
 namespace stepstash::protocol {
 
-inline constexpr std::uint32_t kVersion = 1;
 inline constexpr std::uint64_t kHelloMagic = 0x6B636F73'70657473;  // "stepsock" in memory order
 /// Values up to this size travel inside Set; larger ones go through the staging ring.
 inline constexpr std::size_t kInlineBytes = 64 * 1024;
@@ -37,7 +37,7 @@ using SegmentId = std::array<std::uint8_t, 16>;
 
 /// First on every connection.
 struct Hello {
-  std::uint32_t version = kVersion;
+  Versions versions = kClientVersions;
   bool attach = false;            ///< requests the segment's and a pin page's descriptors
   std::uint32_t resume_page = 0;  ///< with attach: the pin page this client already holds (0: none) ...
   SegmentId resume_segment{};     ///< ... of this segment. If both still serve, no descriptors are sent.
@@ -126,7 +126,7 @@ using Request = std::variant<Hello, Set, SetBegin, Piece, SetCommit, SetAbort, L
 /// With attach, unless the old attachment was resumed, two descriptors follow: the segment (read-only) and the pin
 /// page.
 struct HelloOk {
-  std::uint32_t version = kVersion;
+  std::uint32_t version = kVersion;  ///< the highest that both speak; that of this connection
   SegmentId segment_id{};
   std::uint64_t segment_bytes = 0;
   std::uint32_t pin_page = 0;

@@ -14,16 +14,16 @@ using stepstash::fuzz::check;
 
 namespace {
 
-/// Of another version only magic and version are read: the rest is lost on purpose.
+/// Of a version that this side does not speak not all is read: the rest is lost on purpose.
 bool of_another_version(const Request& request) {
   const auto* hello = std::get_if<Hello>(&request);
-  return hello != nullptr && hello->version != kVersion;
+  return hello != nullptr && !includes(kDaemonVersions, hello->versions.newest);
 }
 bool of_another_version(const Reply& reply) {
   const auto* hello = std::get_if<HelloOk>(&reply);
-  return hello != nullptr && hello->version != kVersion;
+  return hello != nullptr && !includes(kDaemonVersions, hello->version);
 }
-std::uint32_t version_of(const Request& request) { return std::get<Hello>(request).version; }
+Versions version_of(const Request& request) { return std::get<Hello>(request).versions; }
 std::uint32_t version_of(const Reply& reply) { return std::get<HelloOk>(reply).version; }
 
 Result<Request> decode(Head head, std::span<const std::byte> payload, const Request*) {

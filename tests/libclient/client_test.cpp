@@ -385,6 +385,11 @@ BOOST_AUTO_TEST_CASE(a_greeting_that_does_not_fit_is_refused) {
          peer.send(protocol::HelloOk{.version = 9, .segment_id = {}, .server_version = ""});
        },
        Errc::version_mismatch},
+      {"the former version, which this library did not offer",
+       [](Peer& peer, FakeSegment& segment) {
+         peer.send(protocol::HelloOk{.version = 1, .server_version = ""}, {segment.fd(), segment.make_page()});
+       },
+       Errc::version_mismatch},
       {"no descriptors", [](Peer& peer, FakeSegment&) { peer.send(protocol::HelloOk{}); }, Errc::protocol_error},
       {"one descriptor", [](Peer& peer, FakeSegment& segment) { peer.send(protocol::HelloOk{}, {segment.fd()}); },
        Errc::protocol_error},
@@ -425,6 +430,23 @@ BOOST_AUTO_TEST_CASE(a_greeting_that_does_not_fit_is_refused) {
     const auto client = Client::connect(Address::of(daemon.socket()).value(), 20s);
     BOOST_TEST((!client && client.error() == one.expected), one.what);
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_daemon_of_protocol_version_1_is_named_with_what_to_upgrade) {
+  FakeDaemon daemon;
+  daemon.serve([&](Peer& peer) {
+    peer.read();
+    peer.send(protocol::Failure{
+        Errc::version_mismatch,
+        "the client speaks protocol version 2, this daemon (stepstash 0.1.0) version 1"});  // its words
+  });
+  const auto client = Client::connect(Address::of(daemon.socket()).value(), 20s);
+  BOOST_REQUIRE(!client);
+  BOOST_TEST((client.error() == Errc::version_mismatch));
+  const std::string why = last_explanation();
+  BOOST_TEST(why.find("stepstash 0.1.0) version 1") != why.npos, why);
+  BOOST_TEST(why.find("this library is " STEPSTASH_VERSION "; a daemon is upgraded before its clients") != why.npos,
+             why);
 }
 
 BOOST_AUTO_TEST_CASE(the_pages_of_a_list_are_joined) {

@@ -40,6 +40,14 @@ Result<std::vector<std::byte>> again(const AnyFrame& like, Head head, std::span<
   return frame_of(message.value());
 }
 
+bool of_unknown_version(const std::vector<std::byte>& frame) {
+  const unsigned type = head_of(frame).value().type;
+  if (type != 1 && type != 129) return false;
+  std::uint32_t version;
+  std::memcpy(&version, frame.data() + kHeadBytes + (type == 1 ? 8 : 0), sizeof version);
+  return !includes(kDaemonVersions, version);
+}
+
 Head with_payload(Head head, std::size_t bytes) {
   head.payload_bytes = static_cast<std::uint32_t>(bytes);
   return head;
@@ -90,8 +98,8 @@ BOOST_AUTO_TEST_CASE(fields_arrive_where_they_were_put) {
 }
 
 BOOST_AUTO_TEST_CASE(the_type_numbers_are_the_documented_ones) {
-  const std::vector<unsigned> requests = {1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 12, 13, 13, 14, 15, 16};
-  const std::vector<unsigned> replies = {129, 130, 131, 132, 133, 133, 134, 135, 136, 137, 138, 139, 139};
+  const std::vector<unsigned> requests = {1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 12, 13, 13, 14, 15, 16};
+  const std::vector<unsigned> replies = {129, 129, 130, 131, 132, 133, 133, 134, 135, 136, 137, 138, 139, 139};
   std::vector<unsigned> got;
   for (const Request& m : sample_requests()) got.push_back(head_of(frame_of(m)).value().type);
   BOOST_TEST(got == requests, boost::test_tools::per_element());
@@ -128,9 +136,8 @@ BOOST_AUTO_TEST_CASE(a_frame_with_any_byte_changed_is_refused_or_read_as_what_it
         std::vector<std::byte> changed = frame.bytes;
         changed[at] = static_cast<std::byte>(value);
         const auto back = again(frame, head_of(changed).value(), payload_of(changed));
-        // A Hello of another version is the exception: only its version is read.
-        const bool foreign_hello = head_of(changed).value().type % 128 == 1;
-        if (back && !foreign_hello) {
+        // A Hello or HelloOk of a version that this side does not speak is the exception: not all of it is read.
+        if (back && !of_unknown_version(changed)) {
           BOOST_TEST((back.value() == changed), frame.what << ": byte " << at << " = " << value);
         }
       }
@@ -161,8 +168,10 @@ BOOST_AUTO_TEST_CASE(unknown_flags_are_refused) {
     std::size_t offset;  // of the flags word in the payload
     std::uint32_t known;
   };
-  const std::vector<Place> places = {{Hello{}, 12, 1}, {Set{}, 8, 3},         {SetBegin{}, 8, 3}, {SetBegin{}, 28, 0},
-                                     {List{}, 16, 1},  {Finish{1, 0}, 16, 1}, {HoldBuild{}, 8, 1}};
+  const std::vector<Place> places = {{Hello{}, 12, 1},      {Hello{.versions = {1, 1}}, 12, 1},
+                                     {Set{}, 8, 3},         {SetBegin{}, 8, 3},
+                                     {SetBegin{}, 28, 0},   {List{}, 16, 1},
+                                     {Finish{1, 0}, 16, 1}, {HoldBuild{}, 8, 1}};
   for (const Place& place : places) {
     for (unsigned bit = 0; bit < 32; ++bit) {
       auto frame = frame_of(place.request);
@@ -290,13 +299,59 @@ BOOST_AUTO_TEST_CASE(long_texts_are_cut_to_a_frame_between_characters) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_hello_of_another_version_tells_its_version_and_no_more) {
-  auto frame = frame_of(Request(Hello{.version = 9, .attach = true}));
-  frame.resize(frame.size() + 5, std::byte{0xEE});  // what a later version may add
+BOOST_AUTO_TEST_CASE(a_hello_of_a_later_version_is_read_without_what_it_adds) {
+  Hello hello{.versions = {kVersion, kVersion + 7}, .attach = true, .resume_page = 7};
+  hello.resume_segment.fill(0xAB);
+  auto frame = frame_of(Request(hello));
+  frame[kHeadBytes + 15] = std::byte{0x80};         // a flag
+  frame.resize(frame.size() + 5, std::byte{0xEE});  // fields
   const auto request =
       decode_request(with_payload(head_of(frame).value(), frame.size() - kHeadBytes), payload_of(frame));
-  BOOST_TEST(std::get<Hello>(request.value()).version == 9u);
+  const Hello& got = std::get<Hello>(request.value());
+  BOOST_TEST((got.versions == hello.versions));
+  BOOST_TEST(got.attach);
+  BOOST_TEST(got.resume_page == 7u);
+  BOOST_TEST((got.resume_segment == hello.resume_segment));
+}
+
+BOOST_AUTO_TEST_CASE(a_hello_from_before_the_first_version_says_its_version_and_no_more) {
+  auto frame = frame_of(Request(Hello{.versions = {0, 0}, .attach = true}));
+  frame.resize(frame.size() - 5);
+  const auto request =
+      decode_request(with_payload(head_of(frame).value(), frame.size() - kHeadBytes), payload_of(frame));
+  BOOST_TEST((std::get<Hello>(request.value()).versions == Versions{0, 0}));
   BOOST_TEST(!std::get<Hello>(request.value()).attach);
+}
+
+BOOST_AUTO_TEST_CASE(a_hello_whose_range_ends_before_it_begins_is_refused) {
+  const auto frame = frame_of(Request(Hello{.versions = {kVersion + 1, kVersion}}));
+  BOOST_TEST(!decode_request(head_of(frame).value(), payload_of(frame)));
+}
+
+BOOST_AUTO_TEST_CASE(the_version_of_a_connection_is_the_highest_that_both_speak) {
+  struct Case {
+    Versions client, daemon;
+    std::optional<std::uint32_t> version;
+  };
+  const Case cases[] = {{{1, 1}, {1, 2}, 1},
+                        {{2, 2}, {1, 2}, 2},
+                        {{1, 2}, {1, 2}, 2},
+                        {{2, 3}, {1, 2}, 2},
+                        {{1, 9}, {2, 3}, 3},
+                        {{1, 1}, {2, 3}, std::nullopt},
+                        {{3, 4}, {1, 2}, std::nullopt},
+                        {{0, 0}, {1, 2}, std::nullopt}};
+  for (const Case& one : cases) {
+    BOOST_TEST((common_version(one.client, one.daemon) == one.version), to_text(one.client)
+                                                                            << ", " << to_text(one.daemon));
+    BOOST_TEST((common_version(one.daemon, one.client) == one.version), to_text(one.daemon)
+                                                                            << ", " << to_text(one.client));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_daemon_speaks_the_version_before_the_newest_too) {
+  BOOST_TEST((kDaemonVersions == Versions{kVersion - 1, kVersion}));
+  BOOST_TEST(common_version(kClientVersions, kDaemonVersions).value() == kVersion);
 }
 
 BOOST_AUTO_TEST_CASE(a_hello_with_another_magic_is_refused) {

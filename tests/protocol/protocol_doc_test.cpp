@@ -41,6 +41,14 @@ BOOST_AUTO_TEST_SUITE(protocol_doc)
 
 BOOST_AUTO_TEST_CASE(the_documented_hello_is_what_the_codec_sends) {
   BOOST_TEST(documented("hello") == hex(frame_of(Request(Hello{.attach = true}))));
+  BOOST_TEST(documented("hello-1") == hex(frame_of(Request(Hello{.versions = {1, 1}, .attach = true}))));
+}
+
+BOOST_AUTO_TEST_CASE(the_documented_answer_to_a_former_hello_is_what_the_codec_sends) {
+  HelloOk ok{
+      .version = 1, .segment_bytes = 64 << 20, .pin_page = 3, .max_value_bytes = 32 << 20, .server_version = "0.2.0"};
+  for (std::size_t i = 0; i < ok.segment_id.size(); ++i) ok.segment_id[i] = static_cast<std::uint8_t>(0xA0 + i);
+  BOOST_TEST(documented("hello-ok-1") == hex(frame_of(Reply(ok))));
 }
 
 BOOST_AUTO_TEST_CASE(the_documented_set_is_what_the_codec_sends) {

@@ -22,10 +22,13 @@ inline SetParams sample_params() {
 }
 
 inline std::vector<Request> sample_requests() {
-  Hello hello{.version = kVersion, .attach = true, .resume_page = 7};
+  Hello hello{.versions = {1, kVersion}, .attach = true, .resume_page = 7};
   for (std::size_t i = 0; i < hello.resume_segment.size(); ++i)
     hello.resume_segment[i] = static_cast<std::uint8_t>(i + 1);
+  Hello former = hello;
+  former.versions = {1, 1};
   return {hello,
+          former,
           Set{sample_params(), as_bytes("the value")},
           SetBegin{sample_params(), std::uint64_t{1} << 40},
           Piece{1 << 20, 4096},
@@ -54,6 +57,8 @@ inline std::vector<Reply> sample_replies() {
                 .max_value_bytes = 1 << 29,
                 .server_version = "0.1.0"};
   hello.segment_id.fill(0xAB);
+  HelloOk former = hello;
+  former.version = 1;
   ListPage page;
   page.more = true;
   page.entries.push_back({1, 2, 42, 3, "a", "b"});
@@ -63,6 +68,7 @@ inline std::vector<Reply> sample_replies() {
   builds.builds.push_back({42, 3, 1 << 20, 1 << 30, 1'700'000'000, true});
   builds.builds.push_back({43, 1, 0, 0, std::nullopt, false});
   return {hello,
+          former,
           SetOk{17, 18},
           SetReady{4 << 20, 1 << 20, true},
           PieceDone{4096},

@@ -79,13 +79,61 @@ BOOST_AUTO_TEST_CASE(hello_comes_once) {
   BOOST_TEST((raw.refusal() == Errc::protocol_error));
 }
 
-BOOST_AUTO_TEST_CASE(another_version_is_told_both_versions) {
+BOOST_AUTO_TEST_CASE(a_client_without_a_common_version_is_told_both_ranges_and_what_to_upgrade) {
+  Watched served;
+  const auto refused = [&](protocol::Versions versions) {
+    RawConnection raw(served.daemon.socket());
+    raw.send(protocol::Hello{.versions = versions});
+    std::string message;
+    BOOST_TEST((raw.refusal(&message) == Errc::version_mismatch));
+    BOOST_TEST(raw.hung_up());
+    BOOST_TEST(message.find(to_text(versions)) != message.npos, message);
+    BOOST_TEST(message.find(to_text(protocol::kDaemonVersions)) != message.npos, message);
+    return message;
+  };
+  const std::string newer = refused({4711, 4712});
+  BOOST_TEST(newer.find("upgrade the daemon") != newer.npos, newer);
+  const std::string older = refused({0, 0});
+  BOOST_TEST(older.find("upgrade the client's library") != older.npos, older);
+}
+
+BOOST_AUTO_TEST_CASE(a_connection_has_the_highest_version_that_both_speak) {
+  Watched served;
+  const std::uint32_t former = protocol::kVersion - 1;
+  for (const auto& [versions, chosen] : {std::pair<protocol::Versions, std::uint32_t>{{former, former}, former},
+                                         {{protocol::kVersion, protocol::kVersion}, protocol::kVersion},
+                                         {{1, protocol::kVersion + 7}, protocol::kVersion}}) {
+    RawConnection raw(served.daemon.socket());
+    raw.send(protocol::Hello{.versions = versions});
+    BOOST_TEST(std::get<protocol::HelloOk>(raw.receive().value()).version == chosen, to_text(versions));
+  }
+}
+
+/// Every byte as the library of version 0.1 sent it: docs/protocol.md has the same in its examples.
+BOOST_AUTO_TEST_CASE(a_client_of_protocol_version_1_is_served) {
   Watched served;
   RawConnection raw(served.daemon.socket());
-  raw.send(protocol::Hello{.version = 4711});
-  std::string message;
-  BOOST_TEST((raw.refusal(&message) == Errc::version_mismatch));
-  BOOST_TEST(message.find("4711") != message.npos, message);
+  const std::string id(16, '\0');
+  raw.send(head(36, 1) + "stepsock" + std::string("\1\0\0\0\1\0\0\0", 8) + id + std::string(4, '\0'));
+  const auto ok = std::get<protocol::HelloOk>(raw.receive().value());
+  BOOST_TEST(ok.version == 1u);
+  BOOST_TEST(ok.pin_page != 0u);
+  BOOST_TEST(!ok.resumed);
+  BOOST_TEST(raw.descriptors().size() == 2u);
+  raw.send(head(51, 2) + std::string("\x2a\0\0\0\0\0\0\0", 8) + std::string(4, '\0') + std::string("\x10\x27\0\0", 4) +
+           std::string(8, '\0') + std::string("\6\0\x0a\0\3\0\0\0", 8) + "reportunit testsok\n");
+  BOOST_TEST(std::holds_alternative<protocol::SetOk>(raw.receive().value()));
+  BOOST_TEST(served.client.get(42, "report")->text() == "ok\n");
+  raw.send(head(24, 9) + std::string("\x2a\0\0\0\0\0\0\0", 8) + std::string(16, '\0'));
+  BOOST_TEST(std::get<protocol::ListPage>(raw.receive().value()).entries.size() == 1u);
+
+  // A second connection, as after a restart of the daemon: it resumes.
+  RawConnection again(served.daemon.socket());
+  const std::string segment(reinterpret_cast<const char*>(ok.segment_id.data()), ok.segment_id.size());
+  again.send(head(36, 1) + "stepsock" + std::string("\1\0\0\0\1\0\0\0", 8) + segment +
+             std::string(1, static_cast<char>(ok.pin_page)) + std::string(3, '\0'));
+  BOOST_TEST(std::get<protocol::HelloOk>(again.receive().value()).resumed);
+  BOOST_TEST(figure(served.client, "connections_of_former_protocol") == 2u);  // and not the client that asks
 }
 
 BOOST_AUTO_TEST_CASE(a_stream_out_of_order_is_refused) {

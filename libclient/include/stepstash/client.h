@@ -51,8 +51,9 @@
  *   changed since: compare revisions, not ids.
  * - A client whose process is killed leaves nothing behind: the kernel drops its pins. There is no reader table to
  *   clean up. A stopped process (SIGSTOP, a debugger) keeps what it holds for as long as it is stopped.
- * - Library and daemon must use the same protocol and the same segment layout; otherwise EPROTOCOL. A container that
- *   brings its own library must follow the daemon's version.
+ * - From 0.2.0 on, a daemon serves the libraries of its own minor version and of the one before it. Any other library
+ *   gets EPROTOCOL, and a text that names both versions. Upgrade the daemon first, then containers that bring their own
+ *   library.
  * - One machine: the segment cannot be shared over a network, nor between a virtual machine and its host.
  */
 #ifndef STEPSTASH_CLIENT_H
