@@ -13,7 +13,6 @@ using Json = nlohmann::ordered_json;
 /// A commit is due after the flush interval, a fraction of a second; a slow disk may take several seconds.
 constexpr double kDirtySeconds = 60;
 /// The daemon checks the disk ten times a second.
-constexpr double kDiskSeconds = 10;
 /// The log normally stays near 32 MiB.
 constexpr std::uint64_t kLogBytes = std::uint64_t{64} << 20;
 
@@ -48,6 +47,27 @@ std::string of(std::uint64_t part, std::uint64_t whole) {
   return std::to_string(part) + " of " + std::to_string(whole);
 }
 
+/// What to do about a database in that state.
+std::string advice_for(const std::string& state) {
+  if (state == "stalled") {
+    return "repair the disk or free space on it; what waits is safe while the segment lives, and is written then";
+  }
+  if (state == "hung") {
+    return "check the disk; what is in memory is served, and nothing is evicted or written until it answers";
+  }
+  if (state == "detached") {
+    return "put the right file in its place, or leave it, and restart the daemon: it writes what it has in memory";
+  }
+  if (state == "damaged") {
+    return "check the disk, then restart the daemon: it sets the file aside and writes what it has in memory";
+  }
+  if (state == "absent") {
+    return "run a stepstashd that knows this database, or correct --db, and restart; what waits is safe while the "
+           "segment lives";
+  }
+  return "the daemon is newer than this command: its documentation tells";
+}
+
 }  // namespace
 
 std::vector<Finding> diagnose(const std::string& stats) {
@@ -59,7 +79,7 @@ std::vector<Finding> diagnose(const std::string& stats) {
   }
   const auto damaged = lines(json, "damaged");
   for (const std::string& line : damaged) {
-    found.push_back({"damaged value: " + line, "it is not served; set it anew, or drop its build. Check the memory"});
+    found.push_back({"damaged value: " + line, "it is not served; set it again, or drop its build. Check the memory"});
   }
   if (const std::uint64_t all = number(json, "damaged_values"); all > damaged.size()) {
     found.push_back({std::to_string(all - damaged.size()) + " more damaged values", "the daemon's log names them"});
@@ -71,25 +91,17 @@ std::vector<Finding> diagnose(const std::string& stats) {
   for (const std::string& path : lines(json, "kept_aside")) {
     found.push_back({"kept for examination: " + path, "delete it when nobody wants to look at it any more"});
   }
-  if (const std::string error = text(json, "last_flush_error"); !error.empty()) {
-    found.push_back({"the database takes no writes: " + error + "; " + std::to_string(number(json, "dirty_bytes")) +
-                         " bytes in " + std::to_string(number(json, "dirty_values")) + " values wait",
-                     "mend the disk or make room on it; what waits is safe while the segment lives, and written then"});
+  const Json database = json.value("database", Json::object());
+  const std::string state = text(database, "state");
+  if (!state.empty() && state != "ready") {
+    found.push_back({"the database is " + state + ", for " + std::to_string(number(database, "since_seconds")) +
+                         " s: " + text(database, "reason") + "; " + std::to_string(number(json, "dirty_bytes")) +
+                         " bytes in " + std::to_string(number(json, "dirty_values")) + " values wait for it",
+                     advice_for(state)});
   } else if (seconds(json, "oldest_dirty_seconds") > kDirtySeconds) {
     found.push_back(
         {"a value has waited " + std::to_string(number(json, "oldest_dirty_seconds")) + " s for the database",
          "the disk does not keep up: power loss would cost that much"});
-  }
-  const Json database = json.value("database", Json::object());
-  if (const auto place = database.find("in_place"); place != database.end() && place->is_boolean() && !*place) {
-    found.push_back(
-        {"the database was deleted, renamed or replaced while it is in use",
-         "put the right one in its place, or leave it, and restart the daemon: it writes what it has in memory"});
-  }
-  if (seconds(database, "seen_seconds_ago") > kDiskSeconds) {
-    found.push_back(
-        {"the disk of the database has not answered for " + std::to_string(number(database, "seen_seconds_ago")) + " s",
-         "what is in memory is served; nothing is evicted or written until it answers"});
   }
   if (number(database, "log_held_bytes") > 0 && number(database, "log_bytes") > kLogBytes) {
     found.push_back(

@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Write-behind: commits dirty state to the database in batches, oldest first, on a thread of its own.
+/// Write-behind: commits dirty state to the database in batches, oldest first, on the database's thread.
 ///
 /// Everything dirty has a place (sequence number) in one queue. Durable sets and flush barriers wait for "committed up
-/// to place N". State that is replaced before its turn keeps its place and is never written; state that is replaced
-/// while its previous version is being committed gets a second place. A failed commit changes nothing: the places stay.
+/// to place N". Invariants, which hold whenever the loop runs other work:
+///
+///   F1  Each dirty entry or build has one place, DirtyMark::seq, however often it changes before its turn: what is
+///       replaced before it is written is never written. While a batch has it (in_flight), changes get a second place,
+///       next_seq, which is younger.
+///   F2  A place is the key of one item in the queue, and is never given twice. It leaves the queue only when its state
+///       is committed, is found damaged, or joins an older place of the same entry or build. So a wait for a place ends
+///       no earlier than the commit of what had it.
+///   F3  A failed commit changes nothing: the places stay, and second places join the first.
+///   F4  A deleted entry hands its place to its build, which keeps the older of both: until the deletion is written,
+///   the
+///       database has the value before, so the deletion is due when the deleted value was.
+///   F5  Across a co_await of a commit, items in flight stay in the queue, and their blocks are retained. An item whose
+///       entry was deleted meanwhile is empty, and names the build that takes its place if the commit fails (heir).
+///   F6  The callbacks may call mark_dirty() and forget(): settle_one() keeps no iterator across them.
 #pragma once
 
 #include <chrono>
@@ -42,9 +55,7 @@ class Flusher {
   /// Queues it and returns the place to wait for.
   std::uint64_t mark_dirty(Node& node, std::chrono::nanoseconds since);
   std::uint64_t mark_dirty(BuildState& build);
-  /// The node is about to be deleted, and its build is about to be marked dirty for that. The build takes over the
-  /// node's place: until the deletion is written, the database still has the value before the deleted one, so the
-  /// deletion is due when the deleted value was.
+  /// The node is about to be deleted, and its build is about to be marked dirty for that and gets its place (F4).
   void forget(Node& node);
 
   /// Waits until everything up to `place` is committed. Errors: Errc::not_durable at the deadline.

@@ -26,7 +26,7 @@ constexpr Names names_of(Phase phase) noexcept {
     case Phase::resizing_segment:
       return {"resizing_segment", "moving what is not in the database yet to a segment of the configured size"};
     case Phase::enlarging_segment:
-      return {"enlarging_segment", "moving to a larger segment: what the database has besides does not fit"};
+      return {"enlarging_segment", "moving to a larger segment: not all entries of the database fit"};
     case Phase::salvaging_segment:
       return {"salvaging_segment", "saving what is sound of a damaged segment"};
     case Phase::writing_out:

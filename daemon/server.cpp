@@ -145,7 +145,7 @@ Configured<> Server::open_segment(DatabaseOpening& database) {
   }
   wait_for_log(kStartLines);  // these lines may be the only trace of a lost value
   if (startup_.segment->bytes() != config_.segment_size) {
-    spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is made anew", name,
+    spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is created again", name,
                  format_size(startup_.segment->bytes()), format_size(config_.segment_size));
   }
   const shm::Writer& segment = *startup_.segment;

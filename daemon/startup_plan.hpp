@@ -5,7 +5,7 @@
 /// decide(): the first row that fits. "differs": the database is older or another one; "same" includes unknown.
 /// "damaged" includes another layout.
 ///
-///   segment | database | besides                                      | make        | then, the database's list
+///   segment | database | further                                      | make        | then, the database's list
 ///   --------+----------+----------------------------------------------+-------------+--------------------------
 ///   none    | any      |                                              | create      | add
 ///   sound   | differs  |                                              | keep        | verify
@@ -63,7 +63,7 @@ struct Found {
     std::uint64_t segment = 0;         ///< what it has; for a damaged one, as far as its header says
     std::uint64_t segment_builds = 0;  ///< its builds; for a damaged one, room for that many
     std::uint64_t segment_only = 0;    ///< sound: for its dirty values and all its records, if the size is to change
-    std::uint64_t both = 0;            ///< damaged: for all that it may hold besides the list
+    std::uint64_t both = 0;            ///< damaged: for all that it may hold on top of the list
   };
   Room room;
 

@@ -315,7 +315,7 @@ Result<> SqliteStore::replace_writer() {
   STEPSTASH_TRY(check_files());            // then it is the same file
   write_ = std::move(statements).value();  // before their connection
   writer_ = std::move(fresh);
-  writer_doubted_ = false;
+  reopen_writer_ = false;
   return success();
 }
 
@@ -329,7 +329,7 @@ Result<> SqliteStore::check_files() {
 
 Result<> SqliteStore::commit(const Batch& batch) {
   STEPSTASH_TRY(check_files());
-  if (writer_doubted_) STEPSTASH_TRY(replace_writer());
+  if (reopen_writer_) STEPSTASH_TRY(replace_writer());
   if (auto written = write_batch(batch); !written) {
     const bool full = disk_full(written.error(), writer_);
     const std::error_code error = report("committing", written.error(), writer_);
@@ -514,7 +514,7 @@ Result<> SqliteStore::collect_chunks(std::size_t limit) {
 
 Result<std::uint64_t> SqliteStore::reserve_ids(std::uint64_t count, std::uint64_t at_least) {
   STEPSTASH_TRY(check_files());
-  if (writer_doubted_) STEPSTASH_TRY(replace_writer());
+  if (reopen_writer_) STEPSTASH_TRY(replace_writer());
   auto first = reserve(count, at_least);
   if (!first) return report("reserving ids", first.error(), writer_);
   return first;
@@ -787,9 +787,9 @@ std::error_code SqliteStore::report(const char* doing, std::error_code error, co
   remember(std::string(doing) + ": " + path_ + ": " + connection.describe(error));
   const std::error_code told = boundary_error(error);
   // A disk may come back, but a database reported as damaged is set aside: after a disk error, a connection's report of
-  // corruption is not believed.
+  // corruption does not count.
   if (told != Errc::corrupt_database || !connection || connection.read_errno() == 0) return told;
-  if (&connection == &writer_) writer_doubted_ = true;
+  if (&connection == &writer_) reopen_writer_ = true;
   return Errc::not_durable;
 }
 

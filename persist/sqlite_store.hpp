@@ -134,7 +134,7 @@ class SqliteStore final : public BackingStore {
   Connection reader_;
   std::unique_ptr<WriterStatements> write_;  // after the connections: destroyed first
   std::unique_ptr<ReaderStatements> read_;
-  bool writer_doubted_ = false;  // reported corruption after a disk error: reopen it first
+  bool reopen_writer_ = false;  // reported corruption after a disk error: reopen it first
   FileId file_;
   FileId wal_;
   int wal_pages_ = 0;  // the WAL is checkpointed at this size

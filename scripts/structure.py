@@ -26,7 +26,6 @@ KNOWN = {
     ("daemon/flusher", "on_clean", "daemon/store"): "the store counts what may be evicted",
     ("daemon/flusher", "on_build_clean", "daemon/store"): "the store forgets a build without data",
     ("daemon/flusher", "on_damaged", "daemon/store"): "the store replaces a damaged entry by its record",
-    ("daemon/flusher", "on_damaged_database", "daemon/server"): "the server replaces the database and starts over",
     ("daemon/shared_text", "make", "daemon/server"): "the text of stats, which is made of everything",
     ("libclient/forks", "#include", "libclient/client"): "fork(3) handlers are global and call every client",
 }

@@ -17,8 +17,8 @@
 
 namespace stepstash::shm {
 
-/// One entry, held in place by a pin until release(). Plain and copyable, so that a C struct can carry it: whoever
-/// holds it last calls release() once. Must not outlive its Reader.
+/// One entry, held in place by a pin until release(). Plain and copyable, so that a C struct can carry it: the
+/// last holder calls release() once. Must not outlive its Reader.
 struct Pinned {
   const Entry* entry = nullptr;
   std::atomic<Offset>* pin = nullptr;

@@ -154,7 +154,7 @@ class View:
     """One build datum, held in place in the segment until it is released.
 
     `data` is a read-only memoryview of the value: no copy was made, and the bytes do not change, whatever happens to
-    the datum, the build or the daemon. release(), the end of a `with`, or the end of the object let go of it. Slices
+    the datum, the build or the daemon. release(), the end of a `with`, or the end of the object releases it. Slices
     of `data` stay valid beyond that: the value is held until the last of them is gone. A forked child may read it as
     long as its parent holds it, if it was open before fork was called: what another thread opens meanwhile may be
     missing in the child, and reading it ends the child by a signal.
@@ -180,7 +180,7 @@ class View:
         return self._data
 
     def release(self) -> None:
-        """Lets go of the value. Again: nothing. `data` and what is bound to it are void afterwards, its slices are not.
+        """Releases the value. Again: nothing. `data` and what is bound to it are void afterwards, its slices are not.
         BufferError while something other than a slice (an array, a PickleBuffer) uses it."""
         if self._data is not None:
             self._data.release()

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A build step that takes a value in place: maps it, hands the very bytes in shared memory to two consumers, lets go.
+ * A build step that takes a value in place: maps it, hands the very bytes in shared memory to two consumers, releases
+ * it.
  *
  *   take BUILD NAME SHA256 DIR    verifies the value with sha256sum(1) and unpacks it, a tar, into DIR
  *   take BUILD NAME               gets it, waits for a line on stdin, and gets it again (the daemon may be dead)
@@ -64,7 +65,7 @@ int main(int argc, char** argv) {
     (void)getchar();
     start = now_ms();
     if (stepstash_get(client, build, argv[2], &view) != STEPSTASH_OK) return fail(argv[2]);
-    report("looked it up anew", view.length, start);
+    report("looked it up again", view.length, start);
     unsigned long long sum = 0;
     start = now_ms();
     for (uint64_t i = 0; i + 8 <= view.length; i += 8) {

@@ -17,7 +17,7 @@ BOOST_AUTO_TEST_SUITE(doctor)
 
 BOOST_AUTO_TEST_CASE(a_daemon_that_is_well_has_no_findings) {
   const std::string well = R"({"segment":{"heap_bytes":1000,"free_bytes":900,"retired_bytes":0},"damaged_values":0,
-      "damaged":[],"kept_aside":[],"last_flush_error":"","oldest_dirty_seconds":0.2,"last_recovery":{"set_aside":[]}})";
+      "damaged":[],"kept_aside":[],"database":{"state":"ready","reason":""},"oldest_dirty_seconds":0.2,"last_recovery":{"set_aside":[]}})";
   BOOST_TEST(diagnose(well).empty());
   BOOST_TEST(all(well) == "nothing is wrong\n");
   BOOST_TEST(findings_json(diagnose(well)) == "[]\n");
@@ -34,9 +34,10 @@ BOOST_AUTO_TEST_CASE(each_damaged_value_and_object_has_a_line) {
 }
 
 BOOST_AUTO_TEST_CASE(a_database_that_takes_no_writes_and_one_that_does_not_keep_up_are_told_apart) {
-  BOOST_TEST(says(R"({"last_flush_error":"disk full","dirty_bytes":5,"dirty_values":1,"oldest_dirty_seconds":90})",
-                  "takes no writes: disk full; 5 bytes in 1 values"));
-  BOOST_TEST(says(R"({"last_flush_error":"","oldest_dirty_seconds":90})", "has waited 90 s"));
+  BOOST_TEST(says(R"({"database":{"state":"stalled","reason":"disk full","since_seconds":7.5},"dirty_bytes":5,
+      "dirty_values":1,"oldest_dirty_seconds":90})",
+                  "the database is stalled, for 7 s: disk full; 5 bytes in 1 values"));
+  BOOST_TEST(says(R"({"database":{"state":"ready","reason":""},"oldest_dirty_seconds":90})", "has waited 90 s"));
   BOOST_TEST(diagnose(R"({"oldest_dirty_seconds":5})").empty());
 }
 
@@ -47,8 +48,8 @@ BOOST_AUTO_TEST_CASE(views_that_hold_half_of_the_memory_are_a_finding) {
 
 BOOST_AUTO_TEST_CASE(what_a_daemon_says_does_not_command_the_terminal) {
   const std::string stats =
-      "{\"last_flush_error\":\"a\xc2\x9b"
-      "31m\",\"kept_aside\":[\"\xe2\x80\xae\\u001b\"]}";
+      "{\"database\":{\"state\":\"stalled\",\"reason\":\"a\xc2\x9b"
+      "31m\"},\"kept_aside\":[\"\xe2\x80\xae\\u001b\"]}";
   BOOST_TEST(says(stats, "a\\xc2\\x9b31m"));
   BOOST_TEST(says(stats, "\\xe2\\x80\\xae\\x1b"));
 }
@@ -75,9 +76,14 @@ BOOST_AUTO_TEST_CASE(a_log_that_a_reader_holds_back_is_a_finding) {
 }
 
 BOOST_AUTO_TEST_CASE(a_database_that_is_gone_or_does_not_answer_is_a_finding) {
-  BOOST_TEST(says(R"({"database":{"in_place":false}})", "deleted, renamed or replaced"));
-  BOOST_TEST(says(R"({"database":{"seen_seconds_ago":11.5}})", "not answered for 11 s"));
-  BOOST_TEST(diagnose(R"({"database":{"in_place":true,"seen_seconds_ago":0.1}})").empty());
+  const auto in_state = [](const std::string& state) {
+    return R"({"database":{"state":")" + state + R"(","reason":"because","since_seconds":11.5}})";
+  };
+  for (const char* state : {"stalled", "hung", "detached", "damaged", "absent", "of another version"}) {
+    BOOST_TEST(says(in_state(state), "the database is " + std::string(state) + ", for 11 s: because"));
+  }
+  BOOST_TEST(says(in_state("detached"), "put the right file in its place"));
+  BOOST_TEST(diagnose(in_state("ready")).empty());
 }
 
 BOOST_AUTO_TEST_CASE(a_user_who_holds_more_than_his_share_is_named) {

@@ -112,7 +112,7 @@ BOOST_DATA_TEST_CASE(a_file_that_grows_or_shrinks_while_it_is_read_is_set_as_it_
   const std::lock_guard lock(mutex);
   BOOST_TEST((value == expected), "a value of " << value.size() << " bytes");
   BOOST_TEST_REQUIRE(!announced.empty());
-  BOOST_TEST(announced[0] == 300'000u);  // it was told, and believed at first
+  BOOST_TEST(announced[0] == 300'000u);  // the announced length, used at first
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -2,7 +2,7 @@
 // The crash matrix: kills the real daemon at every crash point, restarts it and compares the result with what clients
 // were promised. Does the same to clients; after their death the daemon must be in its former state.
 //
-//   crash_matrix [--full] [--seed N] [--jobs N] [--only SCENARIO[/POINT:N[+POINT:N]]] [--write-doc FILE --stamp TEXT]
+//   crash_matrix [--full] [--seed N] [--jobs N] [--only SCENARIO[/POINT:N[+POINT:N]]] [--report FILE]
 //
 // Points are found by enumeration: every scenario is first run to completion, and the points it passes are counted.
 // Without --full every point is killed at twice: at its first passing, in a scenario drawn by the seed, and at a later
@@ -28,7 +28,6 @@
 #include <random>
 #include <regex>
 #include <set>
-#include <sstream>
 
 #include "tests/crash_matrix/run.hpp"
 #include "tests/crash_matrix/scenarios.hpp"
@@ -48,8 +47,7 @@ struct Arguments {
   std::uint64_t seed = 0;
   unsigned jobs = 2;
   std::string only;
-  std::string doc;
-  std::string stamp;
+  std::string report;
 };
 
 // ---- the points ----------------------------------------------------------------------------------------------------
@@ -341,16 +339,17 @@ class Seconds {
   std::map<std::string, std::uint64_t> used_;
 };
 
-void write_doc(const Arguments& arguments, const Matrix& matrix, double seconds) {
-  std::ostringstream text;
+/// For readers of docs/crash-matrix.md: every point with the scenarios that pass it, and what the kills there left.
+void write_report(const Arguments& arguments, const Matrix& matrix, double seconds) {
+  std::ofstream text(arguments.report);
   std::uint64_t kills = 0, seconds_killed = 0, failures = 0;
   for (const auto& [point, row] : matrix.rows) {
     kills += row.kills;
     seconds_killed += row.second_kills;
     failures += row.failures;
   }
-  text << "Run: " << arguments.stamp << ", `crash_matrix" << (arguments.full ? " --full" : "") << " --seed "
-       << arguments.seed << "`: " << matrix.rows.size() << " points, " << kills << " kills, " << seconds_killed
+  text << "# Crash matrix\n\n`crash_matrix" << (arguments.full ? " --full" : "") << " --seed " << arguments.seed
+       << "`: " << matrix.rows.size() << " points, " << kills << " kills, " << seconds_killed
        << " more kills during the recovery, " << matrix.checks << " comparisons, " << failures << " promises broken, "
        << static_cast<std::uint64_t>(seconds) << " s with " << arguments.jobs << " processes.\n\n";
   text << "| scenario | the daemon is killed while |\n|---|---|\n";
@@ -369,13 +368,7 @@ void write_doc(const Arguments& arguments, const Matrix& matrix, double seconds)
     text << " | " << row.kills << " | " << row.second_kills << " | " << row.checks << " | "
          << (row.failures > 0 ? std::to_string(row.failures) + " broken" : "kept") << " |\n";
   }
-  std::ifstream in(arguments.doc);
-  std::string page(std::istreambuf_iterator<char>(in), {});
-  const std::string begin = "<!-- generated: begin -->\n", end = "<!-- generated: end -->\n";
-  const std::size_t from = page.find(begin), to = page.find(end);
-  if (from == std::string::npos || to == std::string::npos) throw std::runtime_error(arguments.doc + ": no marks");
-  page.replace(from + begin.size(), to - from - begin.size(), text.str());
-  std::ofstream(arguments.doc) << page;
+  if (!text.flush()) throw std::runtime_error(arguments.report + ": cannot be written");
 }
 
 void play_clients(const Arguments& arguments, Matrix& matrix, std::mt19937_64& random) {
@@ -507,7 +500,7 @@ int run_matrix(const Arguments& arguments) {
   std::cout << matrix.rows.size() << " points, " << kills << " kills, " << second_kills << " more during the recovery, "
             << matrix.checks << " comparisons, " << matrix.problems.size() << " problems, " << took << " s"
             << std::endl;
-  if (!arguments.doc.empty()) write_doc(arguments, matrix, took);
+  if (!arguments.report.empty()) write_report(arguments, matrix, took);
   return matrix.problems.empty() ? 0 : 1;
 }
 
@@ -552,10 +545,8 @@ int main(int argc, char** argv) {
         arguments.jobs = static_cast<unsigned>(std::stoul(value()));
       } else if (word == "--only") {
         arguments.only = value();
-      } else if (word == "--write-doc") {
-        arguments.doc = value();
-      } else if (word == "--stamp") {
-        arguments.stamp = value();
+      } else if (word == "--report") {
+        arguments.report = value();
       } else {
         throw std::runtime_error("what is " + word + "?");
       }

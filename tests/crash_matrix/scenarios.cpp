@@ -606,7 +606,7 @@ const std::vector<Scenario>& scenarios() {
       {"damaged_segment", "the segment is refused as a whole, what is sound is saved out of it", damaged_segment},
       {"damaged_values", "a value's bytes, a build's record and slots are damaged", damaged_values},
       {"damaged_database", "the database is set aside, a new one is filled from the segment", damaged_database},
-      {"database_damaged_in_use", "a commit meets damage; the same process starts over with a new database",
+      {"database_damaged_in_use", "a commit meets damage; the same process starts again with a new database",
        database_damaged_in_use},
       {"other_database", "the segment was written to another database, which gave the same ids", other_database},
       {"older_copy", "an older copy of the database took its place", older_copy},

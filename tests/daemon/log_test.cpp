@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The log: whoever writes to it waits for nobody, and what was dropped is told.
+// The log: a writer waits for nobody, and the number of dropped lines is logged.
 #include "daemon/log.hpp"
 
 #include <fcntl.h>

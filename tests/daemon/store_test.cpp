@@ -605,7 +605,7 @@ BOOST_AUTO_TEST_CASE(a_large_build_is_dropped_while_others_are_served) {
   engine.run_until([&] { return engine.value(1, "0") == "(miss)"; });
   BOOST_REQUIRE(!dropped);
   BOOST_REQUIRE(engine.value(1, "last") == "v");  // still in the index
-  // For whoever asks the daemon it is gone, and what is set now is not what is being deleted.
+  // To a client of the daemon it is gone, and what is set now is not what is being deleted.
   BOOST_TEST(engine.list(1).entries.empty());
   BOOST_TEST((engine.load(1, "last").error() == Errc::not_found));
   auto params = Engine::params(1, "last");

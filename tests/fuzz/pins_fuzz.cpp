@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A client that writes what it likes into its pin page, of any length. Others' values stay what they are, the heap's
-// books balance to the byte, and when the client is gone everything that it held comes free, also after a restart.
+// books balance to the byte, and when the client is gone everything that it held is freed, also after a restart.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -86,7 +86,7 @@ void one_input(Stash& stash, const std::uint8_t* data, std::size_t size) {
   for (const BuildId build : {1, 2}) stash.writer->find_build(build)->drop_upto.store(0);
   (void)stash.writer->pins().reap();
   (void)stash.writer->reclaim();
-  check(stash.writer->retired() == 0, "what a dead client held comes free");
+  check(stash.writer->retired() == 0, "what a dead client held is freed");
   check(stash.writer->index().entries() == 0, "everything was dropped");
   in_order(*stash.writer);
 }

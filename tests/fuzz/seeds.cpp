@@ -119,7 +119,7 @@ void segments(Seeds& seeds) {
   }
 }
 
-/// Every field of a record with values that it should not have; the record's checksum is mended.
+/// Every field of a record with values that it should not have; the record's checksum is corrected.
 void records(Seeds& seeds) {
   for (char at = 16; at < 88; at = static_cast<char>(at + 4)) {
     for (const char value : {'\0', '\3', '\20'}) {

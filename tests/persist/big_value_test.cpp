@@ -69,7 +69,7 @@ int main() {
   require(store->commit(batch).has_value(), "commit", store->last_error());
   const double written = seconds_since(start);
 
-  // In a store opened anew, into the same memory, emptied.
+  // In a store opened again, into the same memory, emptied.
   store.reset();
   require(::madvise(mapped, kBytes, MADV_DONTNEED) == 0, "madvise");
   store = std::move(persist::SqliteStore::open(options)).value();
@@ -81,10 +81,10 @@ int main() {
   struct ::rusage usage {};
   ::getrusage(RUSAGE_SELF, &usage);
   const std::uint64_t beyond = static_cast<std::uint64_t>(usage.ru_maxrss) * 1024 - kBytes;
-  std::printf("%zu bytes: written in %.2f s, read in %.2f s, %llu MiB of memory beside the value\n", kBytes, written,
+  std::printf("%zu bytes: written in %.2f s, read in %.2f s, %llu MiB of memory on top of the value\n", kBytes, written,
               read, static_cast<unsigned long long>(beyond / kMiB));
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  require(beyond < 64 * kMiB, "memory beside the value stays small");
+  require(beyond < 64 * kMiB, "memory on top of the value stays small");
 #endif
 
   batch = {};

@@ -103,7 +103,7 @@ class Reading(WithDaemon):
         with self.client.get(self.build, "x") as view:
             part = view.data[1000:2000]
         self.client.set(self.build, "x", bytes(len(MEGABYTE)))
-        for _ in range(60):  # what was let go of would be overwritten by now: the segment has 64 MiB
+        for _ in range(60):  # what was released would be overwritten by now: the segment has 64 MiB
             self.client.set(self.build, "y", bytes(len(MEGABYTE)))
         self.assertEqual(part, MEGABYTE[1000:2000])
         self.assertEqual(self.open_views(), before + 1)

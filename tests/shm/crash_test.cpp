@@ -485,7 +485,7 @@ BOOST_AUTO_TEST_CASE(whatever_was_acknowledged_before_a_sigkill_is_there_after_i
     BOOST_TEST_REQUIRE((dropped == 0 || kept == 0), "a drop was done by half");
     told->under_way = kNames;
 
-    // A client that lives through it all: what it holds stays, whoever died.
+    // A client that lives through it all: what it holds stays, whichever process died.
     for (auto& view : views) BOOST_TEST_REQUIRE(is_pattern(view.value(), view.entry->id, view.entry->revision));
     if (views.size() > 20) {
       for (auto& view : views) view.release();

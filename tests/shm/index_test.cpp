@@ -20,7 +20,7 @@ namespace {
 using shm::Found;
 using shm::Offset;
 
-/// An index over a heap, with a header page in front and a pin page beside: enough for both sides to search.
+/// An index over a heap, with a header page in front and a pin page next to it: enough for both sides to search.
 struct IndexFixture {
   explicit IndexFixture(std::uint64_t bytes = 8 * 1024 * 1024, std::uint64_t slots = 8) {
     fd = take(take(shm::ObjectDirectory::open(dir.path())).create("index"));

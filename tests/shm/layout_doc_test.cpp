@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// docs/segment-layout.md shows a small segment, byte by byte. Here it is made anew and compared with the page, so that
-// the two cannot part. STEPSTASH_PRINT_EXAMPLE=1 prints what the page should show.
+// docs/segment-layout.md shows a small segment, byte by byte. Here it is created again and compared with the page, so
+// that the two cannot part. STEPSTASH_PRINT_EXAMPLE=1 prints what the page should show.
 #include <cstdlib>
 #include <cstring>
 #include <fstream>

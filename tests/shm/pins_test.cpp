@@ -322,7 +322,7 @@ BOOST_FIXTURE_TEST_CASE(what_only_looks_like_a_page_is_left_alone, Registry) {
   }
 }
 
-/// What cannot be opened for want of something is not taken for gone: it may hold pins.
+/// A page that cannot be opened for lack of a resource is not taken for gone: it may hold pins.
 BOOST_FIXTURE_TEST_CASE(without_descriptors_for_all_pages_nothing_is_adopted, Registry,
                         *boost::unit_test::enable_if<kMayLackDescriptors>()) {
   std::vector<ClientPage> clients;

@@ -113,7 +113,7 @@ start() {
       rmdir "$cgroup" || true
       exit 1
     fi
-    # Anew each time: before it is unshare(1), the shell has had children, too.
+    # Again each time: before it is unshare(1), the shell has had children, too.
     first=$(cat /proc/$outer/task/$outer/children 2> /dev/null | tr -d ' ' || true)
     if [ -n "$first" ] && [ "$(cat "/proc/$first/comm" 2> /dev/null)" = systemd ]; then
       echo "$first" > "$box/pid"
