@@ -12,7 +12,6 @@ using Json = nlohmann::ordered_json;
 
 /// A commit is due after the flush interval, a fraction of a second; a slow disk may take several seconds.
 constexpr double kDirtySeconds = 60;
-/// The daemon checks the disk ten times a second.
 /// The log normally stays near 32 MiB.
 constexpr std::uint64_t kLogBytes = std::uint64_t{64} << 20;
 
@@ -59,7 +58,8 @@ std::string advice_for(const std::string& state) {
     return "put the right file in its place, or leave it, and restart the daemon: it writes what it has in memory";
   }
   if (state == "damaged") {
-    return "check the disk, then restart the daemon: it sets the file aside and writes what it has in memory";
+    return "check the disk, then restart the daemon after a minute: it sets the file aside and writes what it has in "
+           "memory";
   }
   if (state == "absent") {
     return "run a stepstashd that knows this database, or correct --db, and restart; what waits is safe while the "

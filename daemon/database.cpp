@@ -18,6 +18,7 @@ Database::Database(asio::io_context& loop, std::shared_ptr<persist::BackingStore
 
 Database::Database(asio::io_context& loop, Absence absence) : absence_(absence.error), loop_(loop), pause_(loop) {
   conditions_[index(State::ready)] = {true, files_seen_, {}};
+  files_.in_place = false;
   set(State::absent, true, absence.error.message() + ": " + absence.why);
 }
 
@@ -41,13 +42,6 @@ bool Database::allows(State state, Use use) noexcept {
       return state != State::absent;
   }
   return false;
-}
-
-const std::string& Database::obstacle() const noexcept {
-  for (const State state : {State::absent, State::damaged, State::detached, State::stalled}) {
-    if (conditions_[index(state)].holds) return conditions_[index(state)].reason;
-  }
-  return conditions_[index(State::ready)].reason;  // empty
 }
 
 /// The only place where a condition changes, and the state with it.
@@ -81,6 +75,10 @@ void Database::report(const Result<>& outcome, bool proof) {
   if (!detail.empty()) text += ": " + detail;
   const bool damage = outcome.error() == Errc::corrupt_database;
   set(damage ? State::damaged : State::stalled, true, std::move(text));
+}
+
+void Database::keep_damaged(const std::string& why) {
+  set(State::damaged, true, conditions_[index(State::damaged)].reason + "; not replaced: " + why);
 }
 
 // ---- files ---------------------------------------------------------------------------------------------------------

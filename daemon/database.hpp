@@ -74,13 +74,13 @@ class Database {
   const std::string& reason() const noexcept { return conditions_[index(state_)].reason; }
   /// How long it has been in this state.
   std::chrono::nanoseconds since() const { return std::chrono::steady_clock::now() - conditions_[index(state_)].since; }
-  /// The reason why what is dirty is not being written; empty if it is, as far as is known.
-  const std::string& obstacle() const noexcept;
   /// Absence::error; none if there is a database.
   std::error_code absence() const noexcept { return absence_; }
 
-  /// The outcome of a commit or of a reservation of ids. `proof`: success shows that values can be written, too.
+  /// The outcome of a commit or of a reservation of ids. `proof`: success shows that what is dirty can be written.
   void report(const Result<>& outcome, bool proof);
+  /// Adds to the reason of a damaged database why it is not replaced.
+  void keep_damaged(const std::string& why);
   /// Notified when the state changes, and when the log is held back or no longer is.
   WaitList& changed() noexcept { return changed_; }
 
@@ -111,6 +111,8 @@ class Database {
 
   // ---- life ----
 
+  /// The files as they are now, from any thread but the loop's. Not when absent.
+  persist::BackingStore::Files look() const { return store_->look(); }
   /// Looks at the files until stop_watching().
   awaitable<void> watch();
   /// Returns when watch() has ended.

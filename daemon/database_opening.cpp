@@ -2,6 +2,7 @@
 #include "daemon/database_opening.hpp"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
 
 #include "base/crash_point.hpp"
@@ -20,13 +21,23 @@ void DatabaseOpening::pause(const std::string& why) {
   spdlog::warn("database {}: {}; trying again", path_, why);
   progress_(Phase::waiting_for_database, why);
   std::this_thread::sleep_for(kPause);
+  // After a restart by Server::replace_database signals are blocked. One that waits ends the process, as in any start.
+  sigset_t pending;
+  ::sigpending(&pending);
+  if (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1) {
+    ::pthread_sigmask(SIG_UNBLOCK, &pending, nullptr);
+  }
 }
 
 Configured<> DatabaseOpening::open() {
   progress_(Phase::opening_database, "");
+  // The daemon that set it aside may have ended before it could make another, or on purpose (Server::replace_database).
+  const persist::SetAside kept = persist::last_set_aside(path_);
+  const bool replacing = !kept.path.empty() && persist::file_bytes(path_) == 0;
   const persist::SqliteStore::Options options{.path = path_};
   std::string why;
   auto opened = patiently([&] { return persist::SqliteStore::open(options, &why); }, [&] { return why; });
+  if (replacing) set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", path_, kept.path));
   if (opened) {
     store_ = std::move(opened).value();
     return boost::outcome_v2::success();
@@ -34,6 +45,10 @@ Configured<> DatabaseOpening::open() {
   const std::error_code error = opened.error();
   if (error == Errc::corrupt_database) {
     replace(why);
+    return boost::outcome_v2::success();
+  }
+  if (replacing && error == Errc::not_durable) {
+    absence_ = {error, fmt::format("it was damaged and is kept as {}, and no new one can be made: {}", kept.path, why)};
     return boost::outcome_v2::success();
   }
   // After a downgrade, or with a wrong --db, serve the segment and leave the file untouched.

@@ -25,7 +25,9 @@ class DatabaseOpening {
   /// `progress` is called when a phase begins, with a detail for the operator or none.
   using Progress = std::function<void(Phase, const std::string& detail)>;
 
-  DatabaseOpening(std::string path, Progress progress) : path_(std::move(path)), progress_(std::move(progress)) {}
+  /// `patience`: how long it retries.
+  DatabaseOpening(std::string path, Progress progress, std::chrono::milliseconds patience = std::chrono::seconds(60))
+      : path_(std::move(path)), progress_(std::move(progress)), patience_(patience) {}
 
   /// After success there is a store, or an absence. Errors: messages for the operator, with the exit status.
   Configured<> open();
@@ -33,12 +35,12 @@ class DatabaseOpening {
   void replace(const std::string& why);
 
   /// Another process may lock the database for a while, and a disk may be away for a moment: retries `attempt` while it
-  /// fails with Errc::not_durable, for kPatience. Clients wait at the socket meanwhile, and keep reading what they
+  /// fails with Errc::not_durable. Clients wait at the socket meanwhile, and keep reading what they
   /// have. `why()`: message about the last try.
   template <class Try, class Why>
   auto patiently(Try attempt, Why why) -> decltype(attempt()) {
     auto result = attempt();
-    const auto give_up = std::chrono::steady_clock::now() + kPatience;
+    const auto give_up = std::chrono::steady_clock::now() + patience_;
     while (!result && result.error() == Errc::not_durable && std::chrono::steady_clock::now() < give_up) {
       pause(why());
       result = attempt();
@@ -57,12 +59,11 @@ class DatabaseOpening {
   std::unique_ptr<Database> finish(asio::io_context& loop);
 
  private:
-  static constexpr auto kPatience = std::chrono::seconds(60);
-
   void pause(const std::string& why);
 
   const std::string path_;
   const Progress progress_;
+  const std::chrono::milliseconds patience_;
   std::shared_ptr<persist::BackingStore> store_;
   Database::Absence absence_;
   std::vector<std::string> set_aside_;

@@ -15,7 +15,7 @@ constexpr const char* kEnlargeTmpfs = "enlarge it (mount -o remount,size=; for a
 std::string explain(std::error_code error, std::uint64_t length, const shm::Writer& segment, const Room& room,
                     const Flusher& flusher, const Database& database) {
   const shm::Heap& heap = segment.heap();
-  const std::string& obstacle = database.obstacle();
+  const std::string& obstacle = database.reason();
   const shm::Heap::FileSystem& tmpfs = room.tmpfs();
   std::string text = error.message();
   if (error == Errc::too_large && room.max_value_bytes() < segment.max_value_bytes()) {

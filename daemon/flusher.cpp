@@ -259,7 +259,7 @@ void Flusher::settle(const std::vector<Flight>& flights, const Outcome& outcome,
     database_.report(outcome.committed, /*proof=*/false);
   } else if (outcome.commit_count) {
     ++counters_.flushes;
-    database_.report(outcome.committed, /*proof=*/!builds_only);
+    database_.report(outcome.committed, /*proof=*/!builds_only || dirty_values_ == 0);
     segment_.header().commit_count.store(*outcome.commit_count, std::memory_order_release);
     STEPSTASH_CRASH_POINT("daemon.flush.commit_count.stored");
   }
@@ -289,6 +289,7 @@ awaitable<void> Flusher::reserve_ids() {
     co_return;
   }
   STEPSTASH_CRASH_POINT("daemon.ids.reserved");
+  database_.report(success(), /*proof=*/dirty_values_ == 0);
   // Before any id of the range is used: a copy of the database without this range is recognized by its count.
   const std::uint64_t unsettled = header.commit_count.load(std::memory_order_relaxed) & shm::kUnsettled;
   header.commit_count.store(database_.commit_count() | unsettled, std::memory_order_release);
@@ -302,8 +303,10 @@ awaitable<void> Flusher::run() {
   bool builds_first = false;
   for (;;) {
     if (!database_.allows(Database::Use::commit)) {
-      if (give_up_) break;
-      co_await database_.changed().wait(wake_, TimePoint::max());
+      // At a stop only a file that was moved away may still come back in time.
+      const bool hopeless = queue_.empty() || database_.state() != Database::State::detached;
+      if (give_up_ && (hopeless || expired(*give_up_))) break;
+      co_await database_.changed().wait(wake_, give_up_.value_or(TimePoint::max()));
       continue;
     }
     if (ids_low() && next_id_try_ <= std::chrono::steady_clock::now() && !give_up_) {

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -147,17 +148,21 @@ ListeningSocket inherited_socket(std::string& what_is_wrong) {
 }
 
 void pass_on(ListeningSocket socket) {
-  if (socket.fd.get() == SD_LISTEN_FDS_START) {
-    ::fcntl(socket.fd.get(), F_SETFD, 0);
-  } else {
-    ::dup2(socket.fd.get(), SD_LISTEN_FDS_START);  // without FD_CLOEXEC
-  }
+  const bool placed = socket.fd.get() == SD_LISTEN_FDS_START
+                          ? ::fcntl(socket.fd.get(), F_SETFD, 0) == 0
+                          : ::dup2(socket.fd.get(), SD_LISTEN_FDS_START) >= 0;  // without FD_CLOEXEC
   static_cast<void>(socket.fd.release());
   // Asio accepts connections without FD_CLOEXEC: their clients would wait for a program that does not know them.
   constexpr int kFirst = SD_LISTEN_FDS_START + 1;
   if (::close_range(kFirst, ~0U, CLOSE_RANGE_CLOEXEC) != 0) {  // before Linux 5.11
-    for (int fd = kFirst; fd < static_cast<int>(::sysconf(_SC_OPEN_MAX)); ++fd) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+    std::error_code error;
+    for (std::filesystem::directory_iterator at("/proc/self/fd", error), end; !error && at != end;
+         at.increment(error)) {
+      const int fd = std::atoi(at->path().filename().c_str());
+      if (fd >= kFirst) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+    }
   }
+  if (!placed) return;  // the next start makes one, or ends and is started again
   ::setenv("LISTEN_PID", std::to_string(::getpid()).c_str(), 1);
   ::setenv("LISTEN_FDS", "1", 1);
   ::setenv("LISTEN_FDNAMES", socket.ours ? kOurs : "systemd", 1);

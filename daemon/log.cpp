@@ -17,6 +17,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/signals_blocked.hpp"
 #include "base/text.hpp"
 
 namespace stepstash::daemon {
@@ -69,12 +70,8 @@ bool journal_reads_stderr() {
 LogWriter::LogWriter(int fd, std::size_t most_bytes) : state_(std::make_shared<State>()) {
   state_->fd = fd;
   state_->most_bytes = most_bytes;
-  // The loop handles signals, even while its own thread has them blocked (Server::stop).
-  sigset_t all, former;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_BLOCK, &all, &former);
+  const SignalsBlocked in_thread;
   std::thread([state = state_] { write_out(*state); }).detach();
-  ::pthread_sigmask(SIG_SETMASK, &former, nullptr);
 }
 
 LogWriter::~LogWriter() {

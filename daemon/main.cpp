@@ -2,6 +2,7 @@
 /// stepstashd: arguments and files -> Config -> Server::run.
 #include <signal.h>
 #include <spdlog/spdlog.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -53,6 +54,7 @@ int main(int argc, char** argv) {
   }
   if (!command.reading) return command.exit_status;
 
+  ::prctl(PR_SET_NAME, "stepstashd");  // after a restart by execve("/proc/self/exe") it would be "exe"
   ::umask(0077);
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGHUP, SIG_IGN);   // until there is something to reload

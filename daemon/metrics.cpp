@@ -121,7 +121,7 @@ std::string stats_json(const Services& services, const Startup& startup, const S
       {"flushed_values", flushes.flushed_values},
       {"flushed_bytes", flushes.flushed_bytes},
       {"last_flush_seconds", seconds(flushes.last_duration)},
-      {"last_flush_error", database.obstacle()},
+      {"last_flush_error", database.reason()},
       {"database",
        {{"state", Database::name_of(database.state())},
         {"reason", database.reason()},

@@ -2,16 +2,17 @@
 #include "daemon/server.hpp"
 
 #include <fmt/format.h>
-#include <malloc.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/asio/co_spawn.hpp>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "base/signals_blocked.hpp"
 #include "daemon/database_opening.hpp"
 #include "daemon/exit_status.hpp"
 #include "daemon/listening_socket.hpp"
@@ -29,24 +30,29 @@ constexpr auto kTick = 100ms;
 /// How long requests under way, and then the final flush, may take at shutdown.
 constexpr auto kFinishRequests = 5s;
 constexpr auto kFinalFlush = 60s;
-/// Connections are accepted for this long per event-loop turn: fast enough to empty the queue, in which everybody else
-/// waits too, more often than a flood fills it.
-constexpr auto kAcceptSlice = 200us;
 /// Departing clients trigger the tick early: at most this often, and for at most a tenth of the loop's time.
 constexpr auto kEarlyTick = 5ms;
 constexpr int kEarlyTickPause = 9;
-/// With fewer connections than this, trimming memory is not worthwhile.
-constexpr std::size_t kFewConnections = 256;
-/// A signal that came before its default action was restored is handled within this time.
+/// A signal that came before it was blocked is delivered within this time.
 constexpr auto kSignalsArrive = 10ms;
-/// Pause after a failed accept.
-constexpr auto kAcceptPause = 100ms;
 /// A start waits this long for its log lines to be written; a slow reader must not hold it up longer.
 constexpr auto kStartLines = 200ms;
 /// Lines logged about what the start set aside; `stats` has the total.
 constexpr std::size_t kLinesLogged = 1000;
 /// A database that meets damage so soon after another was set aside is kept: assume a failing disk.
 constexpr std::int64_t kDamagedAgainSeconds = 60;
+/// This program, for a restart in the same process.
+constexpr const char* kOwnProgram = "/proc/self/exe";
+
+constexpr std::array kSignals = {SIGTERM, SIGINT, SIGHUP};
+
+/// For the main thread, which is the only one that gets them.
+void mask_signals(int how) {
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  for (const int signal : kSignals) ::sigaddset(&signals, signal);
+  ::pthread_sigmask(how, &signals, nullptr);
+}
 
 /// Why a segment cannot be opened, as a message for the operator.
 std::string reason(std::error_code error) {
@@ -80,7 +86,6 @@ Configured<std::unique_ptr<Server>> Server::open(Config config, Inputs inputs, L
   STEPSTASH_TRY(server->catch_signals());
   STEPSTASH_TRY(server->listen(std::move(socket)));
   server->served_.emplace(server->startup_.segment->header());
-  server->refusals_.keep_spare();
   return server;
 }
 
@@ -160,6 +165,7 @@ Configured<> Server::open_segment(DatabaseOpening& database) {
 }
 
 void Server::make_store(DatabaseOpening& database) {
+  const SignalsBlocked others;  // the threads that are created here
   shm::Writer& segment = *startup_.segment;
   database_ = database.finish(loop_);
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
@@ -177,6 +183,7 @@ void Server::make_store(DatabaseOpening& database) {
     STEPSTASH_CRASH_POINT("daemon.server.commit_count.stored");
   }
   services_ = std::make_unique<Services>(loop_, *store_, *flusher_, *database_, segment, config_, clock_);
+  clients_ = std::make_unique<Clients>(*services_, tick_);
   services_->stats.make = [this] { return stats(); };
   spdlog::info("segment {}/{}: {} entries kept, {} known from the database, {} saved, {} set aside, in {:.3f} s",
                directory_->path(), kSegmentObject, startup_.entries_kept, startup_.entries_loaded,
@@ -184,32 +191,28 @@ void Server::make_store(DatabaseOpening& database) {
                std::chrono::duration<double>(startup_.duration).count());
 }
 
-/// Until here SIGTERM ends the process at once: there is nothing to finish, and a start may wait for a minute.
+/// Until here SIGTERM ends the process at once: there is nothing to finish, and a start may wait for a minute. After a
+/// restart (replace_database) signals have been pending since.
 Configured<> Server::catch_signals() {
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+  for (const int signal : kSignals) {
     boost::system::error_code error;
     signals_.add(signal, error);
     if (error) return fail(kExitCannotCreate, fmt::format("cannot handle signal {}: {}", signal, error.message()));
   }
+  mask_signals(SIG_UNBLOCK);
   return success();
 }
 
 Configured<> Server::listen(ListeningSocket socket) {
   std::string path = config_.socket;
-  socket_is_ours_ = !socket.fd || socket.ours;
-  if (socket_is_ours_) locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
+  socket.ours = !socket.fd || socket.ours;
+  if (socket.ours) locks_.push_back(STEPSTASH_TRY(lock_or_fail(path + ".lock", "socket " + path, "")));
   if (socket.fd) {
     path = address_of(socket.fd, path);
   } else {
     socket.fd = STEPSTASH_TRY(make_listening_socket(config_));
   }
-  socket_gid_ = group_of(path);
-  boost::system::error_code error;
-  acceptor_.assign(asio::local::stream_protocol(), socket.fd.release(), error);
-  if (error) return fail(kExitCannotCreate, fmt::format("{}: {}", path, error.message()));
-  acceptor_.non_blocking(true, error);
-  spdlog::info("listening on {}", path);
-  return success();
+  return clients_->listen(std::move(socket), path);
 }
 
 // ---- serving -------------------------------------------------------------------------------------------------------
@@ -226,12 +229,13 @@ int Server::run() {
   auto work = asio::make_work_guard(loop_);
   const auto all = [this, &work]() -> awaitable<void> {
     co_await handle_signals();
+    if (restarting_) co_return loop_.stop();
     co_await stop();
     work.reset();
   };
   asio::co_spawn(loop_, flush, kOrDie);
   asio::co_spawn(
-      loop_, [this] { return accept(); }, kOrDie);
+      loop_, [this] { return clients_->accept(); }, kOrDie);
   asio::co_spawn(
       loop_, [this] { return keep_time(); }, kOrDie);
   asio::co_spawn(
@@ -245,79 +249,6 @@ int Server::run() {
   return exit_status_;
 }
 
-awaitable<void> Server::accept() {
-  while (!stopping_) {
-    boost::system::error_code error;
-    Socket socket(loop_);
-    co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
-    const TimePoint pause = std::chrono::steady_clock::now() + kAcceptSlice;
-    while (!error && !stopping_) {
-      greet(std::move(socket));
-      if (std::chrono::steady_clock::now() >= pause) break;
-      socket = Socket(loop_);
-      acceptor_.accept(socket, error);
-    }
-    if (!stopping_ && (!error || error == asio::error::would_block || error == asio::error::try_again)) continue;
-    if (stopping_ || error == asio::error::operation_aborted) break;
-    spdlog::warn("cannot accept a connection: {}", error.message());
-    if (error == boost::system::errc::too_many_files_open ||
-        error == boost::system::errc::too_many_files_open_in_system) {
-      co_await refusals_.refuse_next(acceptor_, accept_pause_, std::chrono::steady_clock::now() + kAcceptPause);
-    } else {
-      co_await accept_pause_.sleep_until(std::chrono::steady_clock::now() + kAcceptPause);
-    }
-  }
-}
-
-void Server::greet(Socket socket) {
-  auto peer = Peer::of(socket.native_handle());
-  if (!peer) return;
-  const uid_t uid = peer.value().uid;
-  const Right right = config_.right_of(uid, peer.value().groups, ::geteuid(), socket_gid_);
-  std::string why;
-  if (right == Right::none) {
-    why = fmt::format("user {} may not use this daemon: see read, write and admin in its configuration", uid);
-  } else if (open_connections_ >= config_.max_connections) {
-    why = fmt::format("{} connections are open, the most there may be (max_connections)", open_connections_);
-  } else if (const auto open = per_user_.find(uid);
-             open != per_user_.end() && open->second >= config_.max_connections_per_user) {
-    why = fmt::format("user {} has {} connections open, the most one may have (max_connections_per_user)", uid,
-                      open->second);
-  }
-  if (!why.empty()) {
-    refusals_.refuse(std::move(socket), uid, right == Right::none ? Errc::not_permitted : Errc::too_many,
-                     std::move(why));
-    return;
-  }
-  auto connection = std::make_shared<Connection>(*services_, std::move(socket), std::move(peer).value(), right);
-  ++accepted_;
-  asio::co_spawn(
-      loop_, [this, connection] { return serve(connection); }, kOrDie);
-}
-
-awaitable<void> Server::serve(std::shared_ptr<Connection> connection) {
-  if (stopping_) co_return;
-  const uid_t uid = connection->uid();
-  const auto place = connections_.insert(connections_.end(), connection);
-  ++open_connections_;
-  ++per_user_[uid];
-  co_await connection->run();
-  connections_.erase(place);
-  --open_connections_;
-  if (--per_user_[uid] == 0) per_user_.erase(uid);
-  // A client that is gone may have held blocks: check its page now rather than at the next tick.
-  tick_.wake();
-}
-
-/// Thousands of connections fragment the allocator's heap, which keeps the memory. When most of them are gone, trim it;
-/// that takes some milliseconds, so each trim requires that half of the connections have gone.
-void Server::give_back_memory() {
-  most_connections_ = std::max(most_connections_, open_connections_);
-  if (most_connections_ < 2 * open_connections_ + kFewConnections) return;
-  ::malloc_trim(0);
-  most_connections_ = open_connections_;
-}
-
 awaitable<void> Server::keep_time() {
   auto next_prune = std::chrono::steady_clock::now();
   auto next_status = next_prune;
@@ -326,7 +257,7 @@ awaitable<void> Server::keep_time() {
   while (!tick_.gone()) {
     const auto now = std::chrono::steady_clock::now();
     store_->maintain();
-    give_back_memory();
+    clients_->give_back_memory();
     services_->page_reserve.refill();
     if (now >= next_prune) {
       // In a coroutine of its own: millions of entries take a while, and the watchdog must be fed in time.
@@ -357,7 +288,11 @@ awaitable<void> Server::handle_signals() {
   for (;;) {
     boost::system::error_code error;
     const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
-    if (error) co_return;
+    if (error) {  // cancelled, by await_damage()
+      co_await replace_database();
+      if (restarting_) co_return;
+      continue;
+    }
     if (signal != SIGHUP) {
       spdlog::info("stopping: signal {}", signal);
       co_return;
@@ -391,82 +326,78 @@ awaitable<void> Server::await_damage() {
     if (damage_watch_.gone()) co_return;
     co_await database_->changed().wait(damage_watch_, TimePoint::max());
   }
-  const std::int64_t before = persist::last_set_aside(config_.db);
-  if (const std::int64_t now = clock_.wall_seconds(); before != 0 && now - before < kDamagedAgainSeconds) {
-    spdlog::error(
-        "database {} is damaged, {} s after another was set aside: it is not replaced again before the next start. "
-        "Check the disk",
-        config_.db, now - before);
+  auto job = [this] { return why_not_replaced(); };
+  const std::string obstacle = co_await run_on(services_->copiers, job);
+  if (damage_watch_.gone()) co_return;
+  if (!obstacle.empty()) {
+    database_->keep_damaged(obstacle);
     co_return;
   }
-  auto read = [this]() { return std::make_shared<Configured<Reading>>(read_config(inputs_)); };
-  const std::shared_ptr<Configured<Reading>> readable = co_await run_on(services_->copiers, read);
-  if (!*readable) {
-    spdlog::error("database {} is damaged, and not replaced before the next start: {}", config_.db,
-                  readable->error().message);
-    co_return;
-  }
-  // From here on a signal does what it does in a start. One that has come already is handled now.
   boost::system::error_code ignored;
-  ::signal(SIGHUP, SIG_IGN);
-  ::signal(SIGTERM, SIG_DFL);
-  ::signal(SIGINT, SIG_DFL);
-  co_await damage_watch_.sleep_until(std::chrono::steady_clock::now() + kSignalsArrive);
-  if (stopping_) co_return;
-  auto aside = persist::set_aside(config_.db);
+  signals_.cancel(ignored);
+}
+
+/// On another thread: it reads files. Empty if a restart with a new database is possible and makes sense.
+std::string Server::why_not_replaced() const {
+  const persist::SetAside last = persist::last_set_aside(config_.db);
+  const std::int64_t ago = clock_.wall_seconds() - last.at;
+  if (!last.path.empty() && ago >= 0 && ago < kDamagedAgainSeconds) {
+    return fmt::format("{} was set aside {} s ago. Check the disk, and restart the daemon after a minute", last.path,
+                       ago);
+  }
+  const auto reload = reload_config(config_, inputs_);
+  if (!reload) return reload.error().message;
+  if (!reload.value().needs_restart.empty()) {
+    return "the configuration was changed, restart the daemon: " + reload.value().needs_restart.front();
+  }
+  if (::access(kOwnProgram, X_OK) != 0) return std::string(kOwnProgram) + " cannot be executed, restart the daemon";
+  return {};
+}
+
+/// From here on signals wait for the next start, which handles them when it serves.
+awaitable<void> Server::replace_database() {
+  mask_signals(SIG_BLOCK);
+  asio::steady_timer arrived(loop_, kSignalsArrive);
+  arrived.async_wait([this](const boost::system::error_code& cancelled) {
+    boost::system::error_code ignored;
+    if (!cancelled) signals_.cancel(ignored);
+  });
+  for (;;) {
+    boost::system::error_code error;
+    const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (error) break;
+    if (signal != SIGHUP) ::kill(::getpid(), signal);  // SIGHUP: a start reads the configuration
+  }
+  spdlog::error("database {} is damaged: it is set aside, and the daemon starts again with a new one", config_.db);
+  auto job = [this]() -> Result<std::string> {
+    if (!database_->look().in_place) return std::string("moved away already");  // what is there now is another file
+    return persist::set_aside(config_.db);
+  };
+  const Result<std::string> aside = co_await run_on(services_->copiers, job);
   if (!aside) {
-    spdlog::error("database {} is damaged and cannot be renamed, so it is not replaced: {}", config_.db,
-                  aside.error().message());
-    signals_.clear(ignored);
-    if (const auto caught = catch_signals(); !caught) spdlog::error("{}", caught.error().message);
+    database_->keep_damaged("it cannot be renamed: " + aside.error().message());
+    mask_signals(SIG_UNBLOCK);
     co_return;
   }
   STEPSTASH_CRASH_POINT("daemon.server.damaged.set_aside");
-  spdlog::error("database {} is damaged ({}); kept as {}. Starting again with a new one", config_.db,
-                database_->reason(), aside.value());
+  spdlog::info("database {}: kept as {}", config_.db, aside.value());
   notifier_.reloading();
   restarting_ = true;
-  loop_.stop();
-}
-
-ListeningSocket Server::hand_over() {
-  boost::system::error_code ignored;
-  return {UniqueFd(acceptor_.release(ignored)), socket_is_ours_};
 }
 
 /// The order matters: stop accepting, finish what is under way, flush everything to the database, then the rest.
 awaitable<void> Server::stop() {
   stopping_ = true;
-  boost::system::error_code ignored;
   notifier_.stopping("finishing requests");
-  if (socket_is_ours_) ::unlink(config_.socket.c_str());
-  STEPSTASH_CRASH_POINT("daemon.server.stop.socket_removed");
-  acceptor_.close(ignored);
+  clients_->stop();
   damage_watch_.hang_up();
-  accept_pause_.hang_up();
   Waiter pause(loop_);
   const TimePoint requests_end = std::chrono::steady_clock::now() + kFinishRequests;
-  const auto any_busy = [this] {
-    for (const auto& weak : connections_) {
-      const auto connection = weak.lock();
-      if (connection && connection->busy()) return true;
-    }
-    return false;
-  };
-  // Requests that wait for room or for a name could outlive this daemon; their clients can retry with the next one.
-  for (const auto& weak : connections_) {
-    if (const auto connection = weak.lock()) connection->dismiss();
-  }
   flusher_->kick();  // waiting durable sets need not wait for the interval
-  while (any_busy() && std::chrono::steady_clock::now() < requests_end) {
+  while (clients_->busy() && std::chrono::steady_clock::now() < requests_end) {
     co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
   }
-  for (const auto& weak : connections_) {
-    if (const auto connection = weak.lock()) connection->close();
-  }
-  refusals_.close();
-  while (open_connections_ > 0 || !refusals_.idle())
-    co_await pause.sleep_until(std::chrono::steady_clock::now() + 10ms);
+  co_await clients_->close();
 
   notifier_.stopping(fmt::format("writing {} bytes to the database", flusher_->dirty_bytes()));
   flusher_->stop(std::chrono::steady_clock::now() + kFinalFlush);
@@ -480,20 +411,21 @@ awaitable<void> Server::stop() {
     spdlog::error(
         "{} values of {} bytes could not be written to the database ({}); they stay in the segment, and the next start "
         "goes on",
-        flusher_->dirty_values(), flusher_->dirty_bytes(), database_->obstacle());
+        flusher_->dirty_values(), flusher_->dirty_bytes(), database_->reason());
     exit_status_ = kExitIo;
   }
   services_->copiers.join();
   database_->stop_threads();
+  boost::system::error_code ignored;
   signals_.cancel(ignored);
   spdlog::info("stopped; segment {}/{} is left for the next start", directory_->path(), kSegmentObject);
 }
 
 std::string Server::stats() const {
   ServerFigures figures;
-  figures.connections = open_connections_;
-  figures.accepted = accepted_;
-  figures.refused = refusals_.count();
+  figures.connections = clients_->connections();
+  figures.accepted = clients_->accepted();
+  figures.refused = clients_->refused();
   figures.uptime = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - started_);
   return stats_json(*services_, startup_, figures);
 }
@@ -502,7 +434,7 @@ std::string Server::status_line() const {
   const shm::Heap& heap = startup_.segment->heap();
   std::string text =
       fmt::format("{} entries of {} builds, {} of {} MiB free, {} clients", startup_.segment->index().entries(),
-                  startup_.segment->builds(), heap.free_bytes() >> 20, heap.capacity() >> 20, open_connections_);
+                  startup_.segment->builds(), heap.free_bytes() >> 20, heap.capacity() >> 20, clients_->connections());
   if (database_->state() != Database::State::ready) {
     text += fmt::format("; the database is {}, {} bytes wait for it: {}", Database::name_of(database_->state()),
                         flusher_->dirty_bytes(), database_->reason());

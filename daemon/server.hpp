@@ -2,24 +2,20 @@
 /// The daemon: owns all components, accepts connections, runs the periodic work, and shuts down in order.
 #pragma once
 
-#include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <chrono>
-#include <list>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "base/clock.hpp"
+#include "daemon/clients.hpp"
 #include "daemon/config.hpp"
-#include "daemon/connection.hpp"
 #include "daemon/database.hpp"
 #include "daemon/listening_socket.hpp"
 #include "daemon/lock_file.hpp"
 #include "daemon/metrics.hpp"
 #include "daemon/notify.hpp"
-#include "daemon/refusals.hpp"
 #include "daemon/services.hpp"
 #include "daemon/startup.hpp"
 #include "shm/object.hpp"
@@ -45,7 +41,7 @@ class Server {
   /// stopped: end the process, or replace it (execve).
   bool restarting() const noexcept { return restarting_; }
   /// The listening socket, for the next start.
-  ListeningSocket hand_over();
+  ListeningSocket hand_over() { return clients_->hand_over(); }
 
  private:
   Server(Config config, Inputs inputs);
@@ -56,25 +52,23 @@ class Server {
   Configured<> listen(ListeningSocket socket);
   Configured<> catch_signals();
 
-  awaitable<void> accept();
-  void greet(Socket socket);
-  awaitable<void> serve(std::shared_ptr<Connection> connection);
   awaitable<void> keep_time();
   awaitable<void> handle_signals();
   awaitable<void> stop();
   awaitable<void> await_damage();
-  void give_back_memory();
+  std::string why_not_replaced() const;
+  awaitable<void> replace_database();
   std::string stats() const;
   std::string status_line() const;
 
+  // The parts themselves, in the order in which they need each other: more than other classes have, since this one
+  // only connects them.
   Config config_;
   Inputs inputs_;
   std::vector<LockFile> locks_;
   SystemClock clock_;
   asio::io_context loop_{1};
   asio::signal_set signals_{loop_};
-  asio::local::stream_protocol::acceptor acceptor_{loop_};
-  Waiter accept_pause_{loop_};
   Waiter tick_{loop_};
   Waiter damage_watch_{loop_};
   std::unique_ptr<Database> database_;
@@ -85,14 +79,7 @@ class Server {
   std::unique_ptr<Flusher> flusher_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Services> services_;
-  std::list<std::weak_ptr<Connection>> connections_;
-  Refusals refusals_{loop_};
-  std::map<uid_t, std::uint32_t> per_user_;
-  std::size_t open_connections_ = 0;
-  std::size_t most_connections_ = 0;  // since the allocator last gave memory back
-  std::uint64_t accepted_ = 0;
-  gid_t socket_gid_ = 0;
-  bool socket_is_ours_ = false;  // created by us, not passed by systemd
+  std::unique_ptr<Clients> clients_;
   bool stopping_ = false;
   bool restarting_ = false;
   bool flusher_done_ = false;

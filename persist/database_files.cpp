@@ -165,12 +165,11 @@ std::vector<std::string> kept_aside(const std::string& path) {
   return kept;
 }
 
-std::int64_t last_set_aside(const std::string& path) {
-  std::int64_t last = 0;
+SetAside last_set_aside(const std::string& path) {
+  SetAside last;
   for (const std::string& kept : kept_aside(path)) {
     struct stat status {};
-    // A rename sets the time of the inode's change, and nothing else does unless an operator touches the file.
-    if (::lstat(kept.c_str(), &status) == 0) last = std::max<std::int64_t>(last, status.st_ctim.tv_sec);
+    if (::lstat(kept.c_str(), &status) == 0 && status.st_ctim.tv_sec >= last.at) last = {kept, status.st_ctim.tv_sec};
   }
   return last;
 }

@@ -55,7 +55,12 @@ std::int64_t modified_at(const std::string& path) noexcept;
 Result<std::string> set_aside(const std::string& path);
 /// The paths that set_aside() has used for `path` and that still exist. O(names in the directory).
 std::vector<std::string> kept_aside(const std::string& path);
-/// When the last of these was renamed, in seconds since 1970; 0: there is none. O(names in the directory).
-std::int64_t last_set_aside(const std::string& path);
+/// The last of these and when it was renamed, in seconds since 1970; an empty path if there is none. Whatever changes
+/// the file's inode counts as a renaming. O(names in the directory).
+struct SetAside {
+  std::string path;
+  std::int64_t at = 0;
+};
+SetAside last_set_aside(const std::string& path);
 
 }  // namespace stepstash::persist

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "base/crash_point.hpp"
+#include "base/signals_blocked.hpp"
 
 namespace stepstash::shm {
 
@@ -29,14 +30,11 @@ Served::Served(Header& header) : header_(header) {
   list_->head.futex_offset = static_cast<long>(reinterpret_cast<std::uintptr_t>(&header_.served) -
                                                reinterpret_cast<std::uintptr_t>(&list_->entry));
   // A dedicated thread: in every other one glibc has registered a list for its robust mutexes.
-  sigset_t all, before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
+    const SignalsBlocked in_thread;
     thread_ = std::thread([this] { hold(*list_); });
   } catch (const std::system_error&) {  // no thread: clients see the segment as not served
   }
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return held_ || !thread_.joinable(); });
 }

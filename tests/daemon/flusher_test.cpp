@@ -50,7 +50,7 @@ BOOST_AUTO_TEST_CASE(values_stay_dirty_when_the_commit_fails) {
   BOOST_TEST(engine.flusher().counters().flush_errors >= 1u);
   BOOST_TEST(engine.flusher().counters().flushes == 0u);
   BOOST_TEST((engine.database().state() == daemon::Database::State::stalled));
-  BOOST_TEST(!engine.database().obstacle().empty());
+  BOOST_TEST(!engine.database().reason().empty());
   BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::dirty));
   BOOST_TEST((rows(disk) == Rows{}));
 }
@@ -65,7 +65,7 @@ BOOST_AUTO_TEST_CASE(a_failed_commit_is_tried_again_until_it_succeeds) {
   BOOST_TEST(engine.flusher().empty());
   BOOST_TEST(engine.flusher().counters().flush_errors == 1u);
   BOOST_TEST((engine.database().state() == daemon::Database::State::ready));
-  BOOST_TEST(engine.database().obstacle().empty());
+  BOOST_TEST(engine.database().reason().empty());
   BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::clean));
 }
 
@@ -204,6 +204,48 @@ BOOST_AUTO_TEST_CASE(to_a_damaged_database_nothing_more_is_written) {
   BOOST_TEST(faulty.commits() == 1u);
   BOOST_TEST((engine.segment().find(1, "v")->state.load() == shm::EntryState::dirty));
   BOOST_TEST(!disk.load_build(3).value().has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_reservation_that_succeeds_in_the_end_leaves_the_database_ready) {
+  faulty.fail_reservations(Errc::not_durable);
+  engine.segment().header().id_limit.store(engine.segment().header().next_id.load());
+  engine.flusher().kick();
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::stalled; });
+  faulty.heal();
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::ready; });
+}
+
+BOOST_AUTO_TEST_CASE(what_cannot_be_written_is_deleted_and_the_database_is_ready_again) {
+  faulty.fail_values(Errc::not_durable);
+  engine.set(1, "v", "value");
+  engine.flusher().kick();
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::stalled; });
+  engine.drop(1);
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::ready; });
+}
+
+BOOST_AUTO_TEST_CASE(at_a_stop_a_file_that_comes_back_in_time_is_still_written) {
+  faulty.move_away(true);
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::detached; });
+  engine.set(1, "v", "value");
+  engine.flusher().stop(in(30s));
+  const auto later = in(300ms);
+  engine.run_until([&] { return daemon::expired(later); });
+  BOOST_TEST(engine.flushing());
+  faulty.move_away(false);
+  engine.run_until([&] { return !engine.flushing(); });
+  BOOST_TEST((rows(disk) == Rows{"1/v=value"}));
+}
+
+BOOST_AUTO_TEST_CASE(at_a_stop_a_damaged_database_is_not_waited_for) {
+  faulty.fail_nth_commit(1, Errc::corrupt_database);
+  engine.set(1, "v", "value");
+  engine.flusher().kick();
+  engine.run_until([&] { return engine.database().state() == daemon::Database::State::damaged; });
+  const auto start = std::chrono::steady_clock::now();
+  engine.flusher().stop(in(20s));
+  engine.run_until([&] { return !engine.flushing(); });
+  BOOST_TEST((std::chrono::steady_clock::now() - start < 5s));
 }
 
 BOOST_AUTO_TEST_CASE(a_value_forgotten_before_its_turn_is_never_written) {

@@ -669,7 +669,7 @@ BOOST_AUTO_TEST_CASE(a_damaged_database_that_cannot_be_set_aside_costs_the_servi
   client.set(3, "meanwhile", "value");
   BOOST_CHECK_EXCEPTION(client.set(3, "durable", "v", "", {.durable = true, .deadline = 200ms}), Error,
                         [](const Error& error) { return contains(error.what(), "cannot be renamed"); });
-  BOOST_TEST(contains(stats(client).at("last_recovery").at("set_aside").dump(), "cannot be renamed"));
+  BOOST_TEST(contains(stats(client).at("database").at("reason").get<std::string>(), "cannot be renamed"));
   daemon.kill();
   daemon.start();  // no more than that, again
   BOOST_TEST(client.get(2, "meets it")->text() == "value");
@@ -691,7 +691,7 @@ BOOST_AUTO_TEST_CASE(a_stop_that_is_asked_for_while_the_daemon_starts_over_is_do
   faults.fail_renames(-1);
   damage_schema(daemon.db());
   served.client.set(2, "meets it", "value");
-  BOOST_TEST(eventually([&] { return contains(daemon.log(), "starting over"); }), daemon.log());
+  BOOST_TEST(eventually([&] { return contains(daemon.log(), "starts again"); }), daemon.log());
   ::kill(daemon.pid(), SIGHUP);
   ::kill(daemon.pid(), SIGTERM);
   BOOST_TEST(eventually([&] { return is_pending(daemon.pid(), SIGTERM); }));

@@ -469,6 +469,9 @@ BOOST_AUTO_TEST_CASE(a_database_found_damaged_while_it_is_in_use_is_replaced_at_
     }
     BOOST_TEST(stats(client).at("pid") == pid);  // the same process
     BOOST_TEST(place() == socket);               // connections made meanwhile waited in its queue
+    std::string name;
+    std::getline(std::ifstream("/proc/" + std::to_string(pid) + "/comm"), name);
+    BOOST_TEST(name == "stepstashd");
     BOOST_TEST(stats(client).at("last_flush_error") == "");
     const Outcome doctor = served.cli({"doctor"});
     BOOST_TEST(doctor.status == 1);
@@ -499,7 +502,7 @@ BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_agai
   std::string sound = schema("SELECT quote(sql) FROM sqlite_schema WHERE name = 'builds'").out;
   sound.erase(0, sound.find('\''));  // skips the output of .dbconfig
   damage(3);
-  BOOST_TEST(eventually([&] { return contains(daemon.log(), "not replaced again"); }), daemon.log());
+  BOOST_TEST(eventually([&] { return contains(daemon.log(), "not replaced: "); }), daemon.log());
   // That it would accept writes again proves nothing.
   BOOST_TEST_REQUIRE(
       schema("UPDATE sqlite_schema SET sql = " + sound + " WHERE name = 'builds'; PRAGMA schema_version = 4712;")
