@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <boost/asio/co_spawn.hpp>
+#include <utility>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
@@ -286,13 +287,13 @@ awaitable<void> Server::keep_time() {
 
 awaitable<void> Server::handle_signals() {
   for (;;) {
-    boost::system::error_code error;
-    const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
-    if (error) {  // cancelled, by await_damage()
+    if (std::exchange(replacement_due_, false)) {
       co_await replace_database();
       if (restarting_) co_return;
-      continue;
     }
+    boost::system::error_code cancelled;  // by await_damage()
+    const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, cancelled));
+    if (cancelled) continue;
     if (signal != SIGHUP) {
       spdlog::info("stopping: signal {}", signal);
       co_return;
@@ -333,8 +334,9 @@ awaitable<void> Server::await_damage() {
     database_->keep_damaged(obstacle);
     co_return;
   }
+  replacement_due_ = true;
   boost::system::error_code ignored;
-  signals_.cancel(ignored);
+  signals_.cancel(ignored);  // handle_signals() does it, so that no signal comes between
 }
 
 /// On another thread: it reads files. Empty if a restart with a new database is possible and makes sense.

@@ -81,6 +81,7 @@ class Server {
   std::unique_ptr<Services> services_;
   std::unique_ptr<Clients> clients_;
   bool stopping_ = false;
+  bool replacement_due_ = false;  // of the database
   bool restarting_ = false;
   bool flusher_done_ = false;
   int exit_status_ = 0;
