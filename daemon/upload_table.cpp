@@ -21,7 +21,7 @@ UploadTable::Row::~Row() {
 }
 
 void UploadTable::Row::begin(OwnedDraft draft) {
-  upload_.emplace();
+  upload_ = State{};  // not emplace(): clang 14 takes State for a type without a default constructor
   upload_->draft = std::move(draft);
   start_clock();
 }
