@@ -158,7 +158,7 @@ void pass_on(ListeningSocket socket) {
     std::error_code error;
     for (std::filesystem::directory_iterator at("/proc/self/fd", error), end; !error && at != end;
          at.increment(error)) {
-      const int fd = std::atoi(at->path().filename().c_str());
+      const auto fd = static_cast<int>(std::strtol(at->path().filename().c_str(), nullptr, 10));
       if (fd >= kFirst) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
     }
   }

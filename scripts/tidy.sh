@@ -13,11 +13,14 @@ mkdir -p build/dev/tidy
 as_gcc=(-Wno-unknown-warning-option -D__cpp_impl_coroutine=201902L -DBOOST_ASIO_HAS_CO_AWAIT
   -DBOOST_ASIO_HAS_STD_COROUTINE)
 flags_of() {
-  python3 - "$PWD/$1" << 'END'
+  python3 - "$PWD" "${1%%/*}" << 'END'
 import json, shlex, sys
 entries = json.load(open("build/dev/compile_commands.json"))
 previous = ""
-command = next(entry["command"] for entry in entries if entry["file"] == sys.argv[1])
+# The folder's files, or those that include some of them at once; of its targets the one that uses most.
+of_folder = [f"{sys.argv[1]}/{sys.argv[2]}/", f"{sys.argv[1]}/build/dev/{sys.argv[2]}/CMakeFiles/"]
+commands = [entry["command"] for entry in entries if entry["file"].startswith(tuple(of_folder))]
+command = max(commands, key=lambda text: (text.count(" -I") + text.count(" -isystem"), text.count(" -D")))
 for word in shlex.split(command):
     if word.startswith(("-I", "-D", "-std=")) or word.startswith("/") and previous == "-isystem":
         print(("-isystem" if previous == "-isystem" else "") + word)
