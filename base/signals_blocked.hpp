@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Signals are the main thread's: other threads block them all.
+/// Keeps signals away from a thread: for good from those that are not to handle any, or for a few calls.
 #pragma once
 
 #include <signal.h>

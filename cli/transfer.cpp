@@ -20,6 +20,7 @@
 #include <map>
 #include <utility>
 
+#include "base/signals_blocked.hpp"
 #include "base/text.hpp"
 
 namespace stepstash::cli {
@@ -34,20 +35,6 @@ void remove_and_die(int signal_number) {
   ::signal(signal_number, SIG_DFL);
   ::raise(signal_number);
 }
-
-/// Blocks all signals for its lifetime.
-class SignalsBlocked {
- public:
-  SignalsBlocked() noexcept {
-    sigset_t set;
-    ::sigfillset(&set);
-    ::sigprocmask(SIG_BLOCK, &set, &before_);
-  }
-  ~SignalsBlocked() { ::sigprocmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_{};
-};
 
 bool ends_the_process(int signal_number) noexcept {
   for (const int other : {SIGKILL, SIGSTOP, SIGCHLD, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH}) {

@@ -4,9 +4,6 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
-#include <boost/asio/co_spawn.hpp>
-
 #include "base/errc.hpp"
 
 namespace stepstash::daemon {

@@ -29,6 +29,10 @@ void DatabaseOpening::pause(const std::string& why) {
   }
 }
 
+void DatabaseOpening::tell_set_aside(const std::string& kept) {
+  set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", path_, kept));
+}
+
 Configured<> DatabaseOpening::open() {
   progress_(Phase::opening_database, "");
   // The daemon that set it aside may have ended before it could make another, or on purpose (Server::replace_database).
@@ -37,7 +41,7 @@ Configured<> DatabaseOpening::open() {
   const persist::SqliteStore::Options options{.path = path_};
   std::string why;
   auto opened = patiently([&] { return persist::SqliteStore::open(options, &why); }, [&] { return why; });
-  if (replacing) set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", path_, kept.path));
+  if (replacing) tell_set_aside(kept.path);
   if (opened) {
     store_ = std::move(opened).value();
     return boost::outcome_v2::success();
@@ -69,7 +73,7 @@ void DatabaseOpening::replace(const std::string& why) {
   if (!aside) return do_without("cannot be renamed: " + aside.error().message());
   STEPSTASH_CRASH_POINT("daemon.database.set_aside");
   spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", path_, why, aside.value());
-  set_aside_.push_back(fmt::format("database {}: damaged; kept as {}", path_, aside.value()));
+  tell_set_aside(aside.value());
   std::string again;
   auto opened = patiently([&] { return persist::SqliteStore::open({.path = path_}, &again); }, [&] { return again; });
   if (!opened) return do_without(fmt::format("no new one can be made: {}: {}", opened.error().message(), again));

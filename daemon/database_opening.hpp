@@ -60,6 +60,7 @@ class DatabaseOpening {
 
  private:
   void pause(const std::string& why);
+  void tell_set_aside(const std::string& kept);
 
   const std::string path_;
   const Progress progress_;

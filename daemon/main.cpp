@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
   }
   if (!command.reading) return command.exit_status;
 
-  ::prctl(PR_SET_NAME, "stepstashd");  // after a restart by execve("/proc/self/exe") it would be "exe"
+  ::prctl(PR_SET_NAME, "stepstashd");  // after a restart by execv(kOwnProgram) it would be "exe"
   ::umask(0077);
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGHUP, SIG_IGN);   // until there is something to reload
@@ -89,7 +89,7 @@ int main(int argc, char** argv) {
   // mappings with them, as when the process dies.
   wait_for_log(std::chrono::seconds(1));
   pass_on(server.value()->hand_over());
-  ::execv("/proc/self/exe", argv);
+  ::execv(kOwnProgram, argv);
   std::fprintf(stderr, "stepstashd: cannot start again: %s\n", std::strerror(errno));
   std::_Exit(kExitOs);
 }

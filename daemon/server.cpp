@@ -42,8 +42,6 @@ constexpr auto kStartLines = 200ms;
 constexpr std::size_t kLinesLogged = 1000;
 /// A database that meets damage so soon after another was set aside is kept: assume a failing disk.
 constexpr std::int64_t kDamagedAgainSeconds = 60;
-/// This program, for a restart in the same process.
-constexpr const char* kOwnProgram = "/proc/self/exe";
 
 constexpr std::array kSignals = {SIGTERM, SIGINT, SIGHUP};
 
@@ -418,8 +416,6 @@ awaitable<void> Server::stop() {
   }
   services_->copiers.join();
   database_->stop_threads();
-  boost::system::error_code ignored;
-  signals_.cancel(ignored);
   spdlog::info("stopped; segment {}/{} is left for the next start", directory_->path(), kSegmentObject);
 }
 

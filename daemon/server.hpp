@@ -25,6 +25,9 @@ namespace stepstash::daemon {
 
 class DatabaseOpening;
 
+/// The file of this program, whatever became of its path: what main() executes after Server::restarting().
+inline constexpr const char* kOwnProgram = "/proc/self/exe";
+
 /// Thread safety: created, run and destroyed on one thread.
 class Server {
  public:
