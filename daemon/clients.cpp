@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <malloc.h>
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -25,6 +26,13 @@ using namespace std::chrono_literals;
 constexpr auto kAcceptSlice = 200us;
 /// With fewer connections than this, trimming memory is not worthwhile.
 constexpr std::size_t kFewConnections = 256;
+/// Whether the peer closed its end while it waited in the queue. What it sent is not worth reading: nobody is there to be
+/// answered, and a process that connects and leaves all the time would have a queue of these served before a new client.
+bool has_left(int fd) {
+  pollfd peer{fd, 0, 0};
+  return ::poll(&peer, 1, 0) == 1 && (peer.revents & POLLHUP) != 0;
+}
+
 /// Pause after a failed accept.
 constexpr auto kAcceptPause = 100ms;
 /// How often close() looks whether all have ended.
@@ -70,6 +78,7 @@ awaitable<void> Clients::accept() {
 }
 
 void Clients::greet(Socket socket) {
+  if (has_left(socket.native_handle())) return;
   auto peer = Peer::of(socket.native_handle());
   if (!peer) return;
   const uid_t uid = peer.value().uid;
