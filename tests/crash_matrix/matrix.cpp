@@ -28,6 +28,7 @@
 #include <random>
 #include <regex>
 #include <set>
+#include <thread>
 
 #include "tests/crash_matrix/run.hpp"
 #include "tests/crash_matrix/scenarios.hpp"
@@ -45,7 +46,7 @@ using SteadyClock = std::chrono::steady_clock;
 struct Arguments {
   bool full = false;
   std::uint64_t seed = 0;
-  unsigned jobs = 2;
+  unsigned jobs = 4 * std::max(1U, std::thread::hardware_concurrency());  // a case waits most of its time
   std::string only;
   std::string report;
 };

@@ -14,7 +14,7 @@ namespace {
 constexpr uid_t kReader = 60'001;
 constexpr uid_t kWriter = 60'002;
 constexpr uid_t kNobody = 60'003;
-constexpr auto kPhase = 2s;
+constexpr auto kPhase = 1s;
 
 std::string text(const protocol::Request& request) {
   const auto bytes = protocol::frame_of(request);

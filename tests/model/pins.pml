@@ -21,9 +21,9 @@
  *                          code's comes round after 1024 swaps; docs/segment-layout.md says so)
  *   NO_WRITER_FENCE        shm/index.cpp: exchange and store are sequentially consistent; shm/pins.cpp, collect: the
  *                          full_fence() of shm/fence.hpp before the pages are read
- *   NO_SCAN                shm/writer.cpp, Writer::reclaim: pins_.collect()
+ *   NO_SCAN                shm/segment_entries.cpp, Segment::reclaim: pins_.collect()
  *   SCAN_FIRST             the same: collect() after the stores that unpublish
- *   NO_SCAN_AFTER_ATTACH   shm/recovery.cpp, Writer::recover: pins_.collect()
+ *   NO_SCAN_AFTER_ATTACH   shm/recovery.cpp, Segment::recover: pins_.collect()
  *   NO_ADOPTION            the same: pins_.adopt() finds the pages of the dead daemon's clients
  *   REAP_WITHOUT_LOCK      shm/pins.cpp, PinRegistry::reap: only pages whose lock is gone
  *   NO_STATE_IN_SECOND_LOOK  shm/reader.cpp, find_entry: the page's state is loaded again
@@ -291,7 +291,7 @@ inline reclaim() {
   }
 }
 
-/* IndexWriter::publish and erase: one store into the slot; Writer::retire what was there. */
+/* IndexWriter::publish and erase: one store into the slot; Segment::retire what was there. */
 inline exchange(block) {
   atomic {
     of_daemon!TABLE(mine), block;
@@ -321,7 +321,7 @@ inline operate() {
         }
         exchange(b);
         b = 0
-     :: atomic { here != 0 -> operations++ } /* Writer::erase */
+     :: atomic { here != 0 -> operations++ } /* Segment::erase */
         exchange(0)
      :: atomic { /* IndexWriter::rebuild, into a table that was used before */
           operations++;
@@ -331,7 +331,7 @@ inline operate() {
           mine = NEXT(mine)
         }
         daemon_fence()
-     :: atomic { retired != 0 -> operations++ } /* Writer::reclaim */
+     :: atomic { retired != 0 -> operations++ } /* Segment::reclaim */
 #ifdef NO_SCAN
         pinned = 0;
 #else
@@ -376,7 +376,7 @@ inline operate() {
   od
 }
 
-/* Writer::recover: in use is what the slot of the current table leads to (L8), and what is pinned. */
+/* Segment::recover: in use is what the slot of the current table leads to (L8), and what is pinned. */
 inline attach() {
   atomic {
     retired = 0; unused = 0; pinned = 0; pages = 0; r = 0; b = 0; half = 0; c = 0; closed = 0; opening = 0;
