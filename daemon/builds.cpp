@@ -19,7 +19,7 @@ constexpr auto kAskAgain = std::chrono::seconds(1);
 
 }  // namespace
 
-Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
+Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Segment& segment, Database& database, Flusher& flusher,
                Room& room, Listings& listings, DamageList& damage, const Clock& clock)
     : loop_(loop),
       catalog_(catalog),
@@ -30,19 +30,14 @@ Builds::Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, D
       listings_(listings),
       damage_(damage),
       clock_(clock),
-      start_on_boot_clock_(clock.boot_time()),
-      wall_at_start_(clock.wall_seconds()) {
-  if (const std::int64_t written = database.last_written(); written != 0) {
-    wall_at_start_ = std::min(wall_at_start_, written);
-  }
-}
+      completion_(clock, database.last_written()) {}
 
 void Builds::adopt() {
   for (const auto& [id, build] : catalog_.builds()) {
     shm::BuildRecord& record = *build->record;
     if (!build->finished() || record.completed_ns.load(std::memory_order_relaxed) != 0) continue;
     const std::int64_t complete_at = record.complete_at.load(std::memory_order_relaxed);
-    record.completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
+    record.completed_ns.store(completion_.on_boot_clock(complete_at), std::memory_order_release);
     STEPSTASH_CRASH_POINT("daemon.adopt.clock.stored");
   }
   // Nothing records whether the database already has a build's facts; writing them again is harmless.
@@ -79,23 +74,10 @@ Result<std::int64_t> Builds::finish(BuildId build, std::optional<std::int64_t> c
   return at;
 }
 
-std::int64_t Builds::clamped_wall_seconds() const {
-  const auto passed = std::chrono::duration_cast<std::chrono::seconds>(clock_.boot_time() - start_on_boot_clock_);
-  return std::min(clock_.wall_seconds(), wall_at_start_ + passed.count());
-}
-
-std::int64_t Builds::on_boot_clock(std::int64_t complete_at) const {
-  const std::int64_t now = clamped_wall_seconds();
-  // Clamped to a century, so that no complete_at can overflow.
-  constexpr std::int64_t kCentury = 100LL * 365 * 86400;
-  const std::int64_t age = now - std::clamp(complete_at, now - kCentury, now);
-  return (clock_.boot_time() - std::chrono::seconds(age)).count();
-}
-
 void Builds::set_complete(BuildState& build, std::int64_t complete_at) {
   const bool first = !build.finished();
   // Used later for comparison when the wall clock jumps.
-  build.record->completed_ns.store(on_boot_clock(complete_at), std::memory_order_release);
+  build.record->completed_ns.store(completion_.on_boot_clock(complete_at), std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.finish.clock.stored");
   build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
   STEPSTASH_CRASH_POINT("daemon.finish.time.stored");
@@ -174,10 +156,11 @@ awaitable<Result<std::uint64_t>> Builds::drop(BuildId build) {
 awaitable<Result<std::uint64_t>> Builds::prune(std::int64_t older_than, Waiter& waiter, TimePoint deadline) {
   // Ignore queries that start from now on: their builds are new, or somebody who did not wait for this prune finished
   // them. Waiting for those as well could take forever.
-  const std::uint64_t asked = last_question_;
-  while (!merging_.empty() && *merging_.begin() <= asked && !waiter.gone() && !expired(deadline)) {
+  const std::uint64_t asked = questions_.last;
+  while (!questions_.under_way.empty() && *questions_.under_way.begin() <= asked && !waiter.gone() &&
+         !expired(deadline)) {
     if (waiter.dismissed()) co_return Errc::shutting_down;
-    co_await merged_.wait(waiter, deadline);
+    co_await questions_.answered.wait(waiter, deadline);
   }
   std::vector<BuildState*> builds;
   for (const auto& [id, build] : catalog_.builds()) {
@@ -191,7 +174,7 @@ awaitable<Result<std::uint64_t>> Builds::prune(std::int64_t older_than, Waiter& 
 
 bool Builds::prunable(const BuildState& build, std::int64_t older_than) noexcept {
   // Not before the database has answered: it may know that the build is held.
-  return build.merged() && build.finished() && !build.held() && build.sums.entries > 0 &&
+  return build.facts_loaded() && build.finished() && !build.held() && build.sums.entries > 0 &&
          build.record->complete_at.load(std::memory_order_relaxed) < older_than;
 }
 
@@ -217,37 +200,37 @@ awaitable<void> Builds::prune_expired() {
 }
 
 void Builds::ask(BuildState& build) {
-  if (build.merged() || build.asking != 0 || !database_.allows(Database::Use::load)) return;
-  build.asking = ++last_question_;
-  merging_.insert(build.asking);
-  asio::co_spawn(loop_, merge_from_database(build.id, build.asking), kOrDie);
+  if (build.facts_loaded() || build.asking != 0 || !database_.allows(Database::Use::load)) return;
+  build.asking = ++questions_.last;
+  questions_.under_way.insert(build.asking);
+  asio::co_spawn(loop_, load_facts(build.id, build.asking), kOrDie);
 }
 
-awaitable<void> Builds::merge_from_database(BuildId build, std::uint64_t question) {
+awaitable<void> Builds::load_facts(BuildId build, std::uint64_t question) {
   auto job = [build](persist::BackingStore& store) { return store.load_build(build); };
   const Result<std::optional<persist::StoredBuild>> known = co_await database_.read(job);
-  merging_.erase(question);
+  questions_.under_way.erase(question);
   BuildState* state = catalog_.find_build(build);
   // A record released and created again in the meantime has a query of its own.
   if (state != nullptr && state->asking != question) state = nullptr;
   if (state != nullptr) {
     state->asking = 0;
-    if (!known) unanswered_.push_back(build);  // maintain() asks again
+    if (!known) questions_.failed.push_back(build);  // maintain() asks again
   }
   if (state != nullptr && known && known.value()) {
     // Facts set here since then are newer than those in the database.
     if (known.value()->complete_at && !state->finished()) {
       set_complete(*state, *known.value()->complete_at);
     }
-    STEPSTASH_CRASH_POINT("daemon.merge.complete_at.stored");
+    STEPSTASH_CRASH_POINT("daemon.facts.complete_at.stored");
     if (known.value()->held && state->record->hold.load(std::memory_order_relaxed) == shm::Hold::unknown) {
       state->record->hold.store(shm::Hold::held, std::memory_order_release);
-      STEPSTASH_CRASH_POINT("daemon.merge.hold.stored");
+      STEPSTASH_CRASH_POINT("daemon.facts.hold.stored");
     }
   }
-  if (state != nullptr && known) state->record->merged.store(1, std::memory_order_release);
-  STEPSTASH_CRASH_POINT("daemon.merge.done");
-  merged_.notify_all();
+  if (state != nullptr && known) state->record->facts_loaded.store(1, std::memory_order_release);
+  STEPSTASH_CRASH_POINT("daemon.facts.done");
+  questions_.answered.notify_all();
 }
 
 void Builds::release_if_idle(BuildState& build) {
@@ -263,9 +246,9 @@ void Builds::release_if_idle(BuildState& build) {
 
 void Builds::maintain() {
   const auto now = clock_.monotonic();
-  if (!merging_.empty() || now < ask_again_) return;
-  ask_again_ = now + kAskAgain;
-  for (const BuildId id : std::exchange(unanswered_, {})) {
+  if (!questions_.under_way.empty() || now < questions_.again) return;
+  questions_.again = now + kAskAgain;
+  for (const BuildId id : std::exchange(questions_.failed, {})) {
     if (BuildState* build = catalog_.find_build(id)) ask(*build);
   }
 }

@@ -2,7 +2,7 @@
 /// Builds: when each was finished, whether it is held, what the database knows of it, and the deletion of its entries
 /// (drop, prune, horizon).
 ///
-/// Owns the queries to the database (`ask`) and the checks against clock jumps. Called by Store for requests, by the
+/// Owns the queries to the database (`ask`). Called by Store for requests, by the
 /// flusher's callbacks when a build's row has been written, and by Server for the horizon. A build may be removed and
 /// created again across a co_await; only `dropping` keeps its state in place.
 #pragma once
@@ -18,6 +18,7 @@
 #include "base/result.hpp"
 #include "base/types.hpp"
 #include "daemon/catalog.hpp"
+#include "daemon/completion_clock.hpp"
 #include "daemon/damage_list.hpp"
 #include "daemon/database.hpp"
 #include "daemon/flusher.hpp"
@@ -25,7 +26,7 @@
 #include "daemon/room.hpp"
 #include "daemon/tasks.hpp"
 #include "protocol/message.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -38,7 +39,7 @@ class Builds {
     std::uint64_t finishes = 0;
   };
 
-  Builds(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
+  Builds(asio::io_context& loop, Catalog& catalog, shm::Segment& segment, Database& database, Flusher& flusher,
          Room& room, Listings& listings, DamageList& damage, const Clock& clock);
 
   /// Call once, when the catalogue has all entries: completes records for which an earlier daemon knew only the wall
@@ -84,29 +85,31 @@ class Builds {
   static bool prunable(const BuildState& build, std::int64_t older_than) noexcept;
   awaitable<std::uint64_t> delete_all(std::vector<BuildState*> builds);
   void set_complete(BuildState& build, std::int64_t complete_at);
-  std::int64_t on_boot_clock(std::int64_t complete_at) const;
-  std::int64_t clamped_wall_seconds() const;
   void ask(BuildState& build);
-  awaitable<void> merge_from_database(BuildId build, std::uint64_t question);
+  awaitable<void> load_facts(BuildId build, std::uint64_t question);
+
+  /// Queries to the database about builds, numbered in the order of their start.
+  struct Questions {
+    std::uint64_t last = 0;
+    std::set<std::uint64_t> under_way;
+    WaitList answered;
+    std::vector<BuildId> failed;        // maintain() repeats these
+    std::chrono::nanoseconds again{0};  // no earlier than this
+  };
 
   asio::io_context& loop_;
   Catalog& catalog_;
-  shm::Writer& segment_;
+  shm::Segment& segment_;
   Database& database_;
   Flusher& flusher_;
   Room& room_;
   Listings& listings_;
   DamageList& damage_;
   const Clock& clock_;
+  CompletionClock completion_;
   std::optional<std::chrono::milliseconds> horizon_;
-  std::chrono::nanoseconds start_on_boot_clock_;
-  std::int64_t wall_at_start_;  // wall time at start, or of the last database write if that is earlier
   bool pruning_ = false;
-  WaitList merged_;
-  std::set<std::uint64_t> merging_;  // queries under way
-  std::uint64_t last_question_ = 0;
-  std::vector<BuildId> unanswered_;  // builds whose query failed
-  std::chrono::nanoseconds ask_again_{0};
+  Questions questions_;
   Counters counters_;
 };
 

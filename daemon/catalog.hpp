@@ -14,7 +14,7 @@
 #include "base/types.hpp"
 #include "shm/hash.hpp"
 #include "shm/layout.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -60,7 +60,7 @@ struct BuildState {
     return record->complete_at.load(std::memory_order_relaxed) != shm::kNotComplete;  // the loop's own stores
   }
   /// The record holds everything the database knew.
-  bool merged() const noexcept { return record->merged.load(std::memory_order_relaxed) != 0; }
+  bool facts_loaded() const noexcept { return record->facts_loaded.load(std::memory_order_relaxed) != 0; }
   /// The entry with this id has been deleted, though it may not have left the index yet.
   bool dropped(std::uint64_t entry) const noexcept {
     return dropping > 0 && entry <= record->drop_upto.load(std::memory_order_relaxed);
@@ -189,7 +189,7 @@ class Catalog {
 };
 
 /// The current entry; none while it is being deleted.
-inline const shm::Entry* current_entry(const shm::Writer& segment, Catalog& catalog, BuildId build,
+inline const shm::Entry* current_entry(const shm::Segment& segment, Catalog& catalog, BuildId build,
                                        std::string_view name) noexcept {
   const shm::Entry* entry = segment.find(build, name);
   if (entry == nullptr) return nullptr;

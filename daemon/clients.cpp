@@ -26,8 +26,9 @@ using namespace std::chrono_literals;
 constexpr auto kAcceptSlice = 200us;
 /// With fewer connections than this, trimming memory is not worthwhile.
 constexpr std::size_t kFewConnections = 256;
-/// Whether the peer closed its end while it waited in the queue. What it sent is not worth reading: nobody is there to be
-/// answered, and a process that connects and leaves all the time would have a queue of these served before a new client.
+/// Whether the peer closed its end while it waited in the queue. What it sent is not worth reading: nobody is there to
+/// be answered, and a process that connects and leaves all the time would have a queue of these served before a new
+/// client.
 bool has_left(int fd) {
   pollfd peer{fd, 0, 0};
   return ::poll(&peer, 1, 0) == 1 && (peer.revents & POLLHUP) != 0;

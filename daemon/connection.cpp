@@ -260,7 +260,7 @@ awaitable<bool> Connection::on_hello(const protocol::Hello& hello) {
   }
   greeted_ = true;
   if (*version < protocol::kVersion) ++services_.former_hellos;
-  shm::Writer& segment = services_.segment;
+  shm::Segment& segment = services_.segment;
   protocol::HelloOk ok;
   ok.version = *version;
   ok.segment_id = segment.header().segment_id;

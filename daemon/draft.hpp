@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -44,7 +44,7 @@ class Share {
 class OwnedDraft {
  public:
   OwnedDraft() = default;
-  OwnedDraft(shm::Writer& segment, shm::Draft draft) : segment_(&segment), draft_(draft) {}
+  OwnedDraft(shm::Segment& segment, shm::Draft draft) : segment_(&segment), draft_(draft) {}
   OwnedDraft(OwnedDraft&& other) noexcept
       : segment_(std::exchange(other.segment_, nullptr)),
         draft_(other.draft_),
@@ -84,7 +84,7 @@ class OwnedDraft {
   }
 
  private:
-  shm::Writer* segment_ = nullptr;
+  shm::Segment* segment_ = nullptr;
   shm::Draft draft_;
   Share staged_;
   Share promised_;

@@ -10,7 +10,7 @@
 
 #include "base/clock.hpp"
 #include "daemon/catalog.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -25,7 +25,7 @@ class Evictor {
     std::uint64_t moves = 0;  ///< records moved to compact memory
   };
 
-  Evictor(Catalog& catalog, shm::Writer& segment, const Clock& clock)
+  Evictor(Catalog& catalog, shm::Segment& segment, const Clock& clock)
       : catalog_(catalog), segment_(segment), clock_(clock) {}
 
   /// Evicts values from the front of the use lists, a bounded number, until `bytes` are retired, plus some ahead so
@@ -57,7 +57,7 @@ class Evictor {
   void note_moved(Node& node, const shm::Entry& record, bool evicted);
 
   Catalog& catalog_;
-  shm::Writer& segment_;
+  shm::Segment& segment_;
   const Clock& clock_;
   std::chrono::nanoseconds next_hints_{0};
   std::chrono::nanoseconds next_compact_{0};  // for requests no smaller than the one the last walk failed for

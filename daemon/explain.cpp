@@ -12,7 +12,7 @@ constexpr const char* kEnlargeTmpfs = "enlarge it (mount -o remount,size=; for a
 
 }  // namespace
 
-std::string explain(std::error_code error, std::uint64_t length, const shm::Writer& segment, const Room& room,
+std::string explain(std::error_code error, std::uint64_t length, const shm::Segment& segment, const Room& room,
                     const Flusher& flusher, const Database& database) {
   const shm::Heap& heap = segment.heap();
   const std::string& obstacle = database.reason();

@@ -9,12 +9,12 @@
 #include "daemon/database.hpp"
 #include "daemon/flusher.hpp"
 #include "daemon/room.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
 /// A sentence with the figures that explain `error`; `length` is the value's.
-std::string explain(std::error_code error, std::uint64_t length, const shm::Writer& segment, const Room& room,
+std::string explain(std::error_code error, std::uint64_t length, const shm::Segment& segment, const Room& room,
                     const Flusher& flusher, const Database& database);
 
 }  // namespace stepstash::daemon

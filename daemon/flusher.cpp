@@ -25,9 +25,9 @@ constexpr auto kCheckpointPause = 1s;
 
 }  // namespace
 
-Flusher::Flusher(asio::io_context& loop, shm::Writer& segment, Database& database, const Clock& clock,
+Flusher::Flusher(asio::io_context& loop, shm::Segment& segment, Database& database, const Clock& clock,
                  std::chrono::milliseconds interval)
-    : segment_(segment), database_(database), clock_(clock), interval_(interval), wake_(loop), pause_(loop) {}
+    : segment_(segment), database_(database), clock_(clock), wake_(loop), pause_(loop), interval_(interval) {}
 
 // ---- the queue -----------------------------------------------------------------------------------------------------
 
@@ -127,13 +127,13 @@ std::vector<Flusher::Flight> Flusher::take(persist::Batch& batch, std::vector<st
     Flight flight{.seq = seq};
     if (item.node != nullptr) {
       const shm::Entry& entry = segment_.entry_at(item.node->block);
-      const bool lost = entry.value_offset == 0;  // Writer::mark_lost
+      const bool lost = entry.value_offset == 0;  // Segment::mark_lost
       const std::uint64_t length = lost ? 0 : entry.length;
       if (bytes > 0 && bytes + length > kBatchBytes) break;
       bytes += length;
       flight.block = item.node->block;
       flight.bytes = length;
-      segment_.hold(flight.block);
+      segment_.retain(flight.block);
       item.node->dirty.in_flight = true;
       persist::EntryRow row{.id = entry.id,
                             .revision = entry.revision,
@@ -192,7 +192,7 @@ Flusher::Outcome Flusher::write(persist::BackingStore& store, persist::Batch& ba
 }
 
 void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
-  if (flight.block != 0) segment_.unhold(flight.block);
+  if (flight.block != 0) segment_.unretain(flight.block);
   const auto place = queue_.find(flight.seq);
   const Item item = place->second;
   if (item.node == nullptr && item.build == nullptr) {  // forgotten in flight
@@ -212,9 +212,9 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
     if (const std::uint64_t next = std::exchange(mark.next_seq, 0); next != 0) {
       const std::uint64_t later = std::max(mark.seq, next);
       mark.seq = std::min(mark.seq, next);
-      std::vector<std::uint64_t>& merged = queue_.at(mark.seq).merged;
-      merged.push_back(later);
-      merged.insert(merged.end(), queue_.at(later).merged.begin(), queue_.at(later).merged.end());
+      std::vector<std::uint64_t>& coalesced = queue_.at(mark.seq).coalesced;
+      coalesced.push_back(later);
+      coalesced.insert(coalesced.end(), queue_.at(later).coalesced.begin(), queue_.at(later).coalesced.end());
       queue_.erase(later);
     }
     return;
@@ -228,7 +228,7 @@ void Flusher::settle_one(const Flight& flight, bool committed, bool damaged) {
     if (damaged) {
       if (!committed_.empty()) {
         damaged_places_.insert(flight.seq);
-        damaged_places_.insert(item.merged.begin(), item.merged.end());
+        damaged_places_.insert(item.coalesced.begin(), item.coalesced.end());
       }
       on_damaged(*item.node);
       return;

@@ -12,8 +12,7 @@
 ///       no earlier than the commit of what had it.
 ///   F3  A failed commit changes nothing: the places stay, and second places join the first.
 ///   F4  A deleted entry hands its place to its build, which keeps the older of both: until the deletion is written,
-///   the
-///       database has the value before, so the deletion is due when the deleted value was.
+///       the database has the value before, so the deletion is due when the deleted value was.
 ///   F5  Across a co_await of a commit, items in flight stay in the queue, and their blocks are retained. An item whose
 ///       entry was deleted meanwhile is empty, and names the build that takes its place if the commit fails (heir).
 ///   F6  The callbacks may call mark_dirty() and forget(): settle_one() keeps no iterator across them.
@@ -33,7 +32,7 @@
 #include "daemon/catalog.hpp"
 #include "daemon/database.hpp"
 #include "daemon/tasks.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -49,7 +48,7 @@ class Flusher {
     std::chrono::nanoseconds last_duration{0};
   };
 
-  Flusher(asio::io_context& loop, shm::Writer& segment, Database& database, const Clock& clock,
+  Flusher(asio::io_context& loop, shm::Segment& segment, Database& database, const Clock& clock,
           std::chrono::milliseconds interval);
 
   /// Queues it and returns the place to wait for.
@@ -94,8 +93,8 @@ class Flusher {
     Node* node = nullptr;  // both null: forgotten while in flight
     BuildState* build = nullptr;
     std::chrono::nanoseconds since{0};
-    BuildState* heir = nullptr;           // forgotten in flight: takes over the place if the commit fails
-    std::vector<std::uint64_t> merged{};  // places of later states that failed commits merged into this one
+    BuildState* heir = nullptr;              // forgotten in flight: takes over the place if the commit fails
+    std::vector<std::uint64_t> coalesced{};  // places of later states that failed commits joined to this one
   };
   struct Flight {
     std::uint64_t seq;
@@ -123,23 +122,28 @@ class Flusher {
   void settle(const std::vector<Flight>& flights, const Outcome& outcome, bool builds_only);
   void settle_one(const Flight& flight, bool committed, bool damaged);
   bool due() const;
-  shm::Writer& segment_;
+
+  // More than 15 members: the queue and the loop that empties it are one class, since F1 to F6 hold only as long as
+  // take() and settle() alone move items, and the loop calls nothing else of the queue.
+  shm::Segment& segment_;
   Database& database_;
   const Clock& clock_;
-  std::chrono::milliseconds interval_;
-  TimePoint next_checkpoint_{};
-  Waiter wake_;
-  Waiter pause_;
+  // The queue.
   std::map<std::uint64_t, Item> queue_;
   std::uint64_t last_seq_ = 0;
   std::uint64_t dirty_bytes_ = 0;
   std::uint64_t dirty_values_ = 0;
-  bool kicked_ = false;
-  bool vacuum_due_ = false;
-  TimePoint next_id_try_{};
-  std::optional<TimePoint> give_up_;
   WaitList committed_;
   std::set<std::uint64_t> damaged_places_;  // while somebody waits
+  // The loop.
+  Waiter wake_;
+  Waiter pause_;
+  std::chrono::milliseconds interval_;
+  bool kicked_ = false;
+  bool vacuum_due_ = false;
+  TimePoint next_checkpoint_{};
+  TimePoint next_id_try_{};
+  std::optional<TimePoint> give_up_;
   Counters counters_;
 };
 

@@ -17,7 +17,7 @@
 #include "base/types.hpp"
 #include "daemon/catalog.hpp"
 #include "protocol/message.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -53,7 +53,7 @@ class Listings : public std::enable_shared_from_this<Listings> {
   };
   using Handle = std::unique_ptr<Listing>;
 
-  static std::shared_ptr<Listings> make(const shm::Writer& segment, std::uint64_t most_bytes = kMostBytes) {
+  static std::shared_ptr<Listings> make(const shm::Segment& segment, std::uint64_t most_bytes = kMostBytes) {
     return std::shared_ptr<Listings>(new Listings(segment, most_bytes));
   }
 
@@ -73,7 +73,7 @@ class Listings : public std::enable_shared_from_this<Listings> {
   static constexpr std::uint64_t kMostBytes = std::uint64_t{32} << 20;
 
  private:
-  Listings(const shm::Writer& segment, std::uint64_t most_bytes) : segment_(segment), most_bytes_(most_bytes) {}
+  Listings(const shm::Segment& segment, std::uint64_t most_bytes) : segment_(segment), most_bytes_(most_bytes) {}
   /// An entry as it was until the moment `ended`.
   struct Former {
     EntryInfo info;
@@ -90,7 +90,7 @@ class Listings : public std::enable_shared_from_this<Listings> {
   void remove(Listing& listing);
   void cut(Listing& listing);
 
-  const shm::Writer& segment_;
+  const shm::Segment& segment_;
   const std::uint64_t most_bytes_;
   std::unordered_map<BuildId, Build, shm::SecretHash> builds_;
   std::list<Listing*> by_use_;  // least recently used first

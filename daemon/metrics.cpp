@@ -43,7 +43,7 @@ nlohmann::ordered_json phases_json(const Startup& startup) {
 }  // namespace
 
 std::string stats_json(const Services& services, const Startup& startup, const ServerFigures& server) {
-  const shm::Writer& segment = services.segment;
+  const shm::Segment& segment = services.segment;
   const shm::Heap& heap = segment.heap();
   Store& store = services.store;
   Room& room = store.room();
@@ -56,7 +56,7 @@ std::string stats_json(const Services& services, const Startup& startup, const S
   std::uint64_t most_held = 0;
   std::int64_t most_held_by = -1;
   auto closed_users = nlohmann::ordered_json::array();
-  for (const shm::Writer::Held& held : room.shares().held()) {
+  for (const shm::Segment::Held& held : room.shares().held()) {
     if (held.closed) closed_users.push_back(held.uid);
     if (held.bytes <= most_held) continue;
     most_held = held.bytes;

@@ -29,7 +29,7 @@ bool evicted(const shm::Entry& entry) {
 class Reconciliation {
  public:
   /// `set_aside`: nullptr if the database is the one that the segment's clean marks refer to.
-  Reconciliation(persist::BackingStore& database, shm::Writer& segment, std::vector<std::string>* set_aside)
+  Reconciliation(persist::BackingStore& database, shm::Segment& segment, std::vector<std::string>* set_aside)
       : database_(database), segment_(segment), set_aside_(set_aside) {}
 
   Result<std::uint64_t> complete();
@@ -53,7 +53,7 @@ class Reconciliation {
   void erase_lost();
 
   persist::BackingStore& database_;
-  shm::Writer& segment_;
+  shm::Segment& segment_;
   std::vector<std::string>* set_aside_;
   std::uint64_t added_ = 0;
   std::uint64_t highest_ = 0;
@@ -90,7 +90,7 @@ Result<> Reconciliation::add(const persist::StoredBuild& build) {
   shm::BuildRecord& record = *STEPSTASH_TRY(segment_.add_build(build.buildid, /*spare=*/true));
   if (build.complete_at && record.complete_at.load() == shm::kNotComplete) record.complete_at.store(*build.complete_at);
   if (build.held && record.hold.load() == shm::Hold::unknown) record.hold.store(shm::Hold::held);
-  record.merged.store(1);
+  record.facts_loaded.store(1);
   STEPSTASH_CRASH_POINT("daemon.startup.fill.build");
   return success();
 }
@@ -109,8 +109,8 @@ Result<> Reconciliation::add(const persist::StoredEntry& row) {
   }
   const shm::BuildRecord& record = *STEPSTASH_TRY(segment_.add_build(row.buildid, /*spare=*/true));
   if (row.id <= record.drop_upto.load()) return success();
-  STEPSTASH_TRY(segment_.make_room(row.buildid, row.name));
-  STEPSTASH_TRY(segment_.publish_record(shm::Writer::EntryFacts::of(row, row.value_hash)));
+  STEPSTASH_TRY(segment_.ensure_slot(row.buildid, row.name));
+  STEPSTASH_TRY(segment_.publish_record(shm::Segment::EntryFacts::of(row, row.value_hash)));
   STEPSTASH_CRASH_POINT("daemon.startup.fill.entry");
   ++added_;
   return success();
@@ -163,11 +163,11 @@ void Reconciliation::erase_lost() {
 
 }  // namespace
 
-Result<std::uint64_t> add_listed(persist::BackingStore& database, shm::Writer& segment) {
+Result<std::uint64_t> add_listed(persist::BackingStore& database, shm::Segment& segment) {
   return Reconciliation(database, segment, nullptr).complete();
 }
 
-Result<std::uint64_t> verify_listed(persist::BackingStore& database, shm::Writer& segment,
+Result<std::uint64_t> verify_listed(persist::BackingStore& database, shm::Segment& segment,
                                     std::vector<std::string>& set_aside) {
   return Reconciliation(database, segment, &set_aside).complete();
 }

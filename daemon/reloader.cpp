@@ -56,14 +56,14 @@ awaitable<Result<>> Reloader::load(BuildId build, const std::string& name, Waite
 }
 
 Reloader::Reload::Reload(const shm::Entry& record)
-    : name(shm::entry_name(record)), source(shm::entry_source(record)), facts(shm::Writer::EntryFacts::of(record)) {
+    : name(shm::entry_name(record)), source(shm::entry_source(record)), facts(shm::Segment::EntryFacts::of(record)) {
   facts.name = facts.source = {};  // the record may be gone before they are used
   facts.state = shm::EntryState::clean;
 }
 
 /// `what` is passed by value: by the time this runs, the entry may be gone or replaced.
 awaitable<void> Reloader::reload(Reload what, OwnedDraft draft) {
-  shm::Writer::EntryFacts& facts = what.facts;
+  shm::Segment::EntryFacts& facts = what.facts;
   facts.name = what.name;
   facts.source = what.source;
   const std::uint64_t id = facts.id;

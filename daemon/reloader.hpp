@@ -18,7 +18,7 @@
 #include "daemon/draft.hpp"
 #include "daemon/room.hpp"
 #include "daemon/tasks.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -31,7 +31,7 @@ class Reloader {
     std::uint64_t errors = 0;
   };
 
-  Reloader(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Room& room,
+  Reloader(asio::io_context& loop, Catalog& catalog, shm::Segment& segment, Database& database, Room& room,
            DamageList& damage)
       : loop_(loop), catalog_(catalog), segment_(segment), database_(database), room_(room), damage_(damage) {}
 
@@ -50,13 +50,13 @@ class Reloader {
     explicit Reload(const shm::Entry& record);
     std::string name;
     std::string source;
-    shm::Writer::EntryFacts facts;  // name and source are set when this object no longer moves
+    shm::Segment::EntryFacts facts;  // name and source are set when this object no longer moves
   };
   awaitable<void> reload(Reload what, OwnedDraft draft);
 
   asio::io_context& loop_;
   Catalog& catalog_;
-  shm::Writer& segment_;
+  shm::Segment& segment_;
   Database& database_;
   Room& room_;
   DamageList& damage_;

@@ -22,7 +22,7 @@ constexpr int kStepsAtOnce = 4;
 
 }  // namespace
 
-Room::Room(Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher, const Clock& clock,
+Room::Room(Catalog& catalog, shm::Segment& segment, Database& database, Flusher& flusher, const Clock& clock,
            Limits limits)
     : segment_(segment),
       database_(database),
@@ -109,7 +109,7 @@ Result<shm::Draft> Room::try_draft(const Wanted& value) {
   std::uint64_t wanted = value.length;
   const bool large = value.length >= shm::kPageAlignedFrom;
   const auto attempt = [&]() -> Result<shm::Draft> {
-    if (auto slot = segment_.make_room(value.build, value.name); !slot) {
+    if (auto slot = segment_.ensure_slot(value.build, value.name); !slot) {
       wanted = std::max(value.length, 2 * segment_.index().slots() * sizeof(shm::Slot));
       return slot.error();
     }

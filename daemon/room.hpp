@@ -27,7 +27,7 @@
 #include "daemon/upload_table.hpp"
 #include "daemon/user_shares.hpp"
 #include "persist/backing_store.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -47,7 +47,8 @@ class Room {
     std::uint64_t dirty_bytes = 0;  ///< what it will add to the bytes waiting for the database
   };
 
-  Room(Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher, const Clock& clock, Limits limits);
+  Room(Catalog& catalog, shm::Segment& segment, Database& database, Flusher& flusher, const Clock& clock,
+       Limits limits);
 
   // ---- for a draft ----
 
@@ -112,7 +113,7 @@ class Room {
   /// Changes with everything that makes room: if a step leaves it unchanged, it made none.
   std::uint64_t progress() const noexcept { return evictor_.progress() + given_back_; }
 
-  shm::Writer& segment_;
+  shm::Segment& segment_;
   Database& database_;
   Flusher& flusher_;
   const Clock& clock_;

@@ -15,7 +15,7 @@
 namespace stepstash::daemon {
 namespace {
 
-using EntryFacts = shm::Writer::EntryFacts;
+using EntryFacts = shm::Segment::EntryFacts;
 
 EntryFacts facts_as(const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
   EntryFacts facts = EntryFacts::of(entry);
@@ -25,24 +25,24 @@ EntryFacts facts_as(const shm::Entry& entry, std::uint64_t id, std::uint64_t rev
 }
 
 /// No id up to those of `entry` is given out again.
-void skip_ids(shm::Writer& into, const shm::Entry& entry) {
+void skip_ids(shm::Segment& into, const shm::Entry& entry) {
   IdRange(into.header()).skip(std::max(entry.id, entry.revision));
   STEPSTASH_CRASH_POINT("daemon.startup.copy.next_id");
 }
 
-Result<> make_room(shm::Writer& into, const shm::Entry& entry) {
+Result<> ensure_slot(shm::Segment& into, const shm::Entry& entry) {
   STEPSTASH_TRY(into.add_build(entry.buildid, /*spare=*/true));
-  return into.make_room(entry.buildid, shm::entry_name(entry));
+  return into.ensure_slot(entry.buildid, shm::entry_name(entry));
 }
 
-Result<> copy_entry(shm::Writer& into, const shm::Entry& entry) {
-  STEPSTASH_TRY(make_room(into, entry));
+Result<> copy_entry(shm::Segment& into, const shm::Entry& entry) {
+  STEPSTASH_TRY(ensure_slot(into, entry));
   STEPSTASH_TRY(republish(into, entry, entry.id, entry.revision));
   skip_ids(into, entry);
   return success();
 }
 
-Result<> copy_build(shm::Writer& into, const shm::BuildRecord& from) {
+Result<> copy_build(shm::Segment& into, const shm::BuildRecord& from) {
   shm::BuildRecord& record = *STEPSTASH_TRY(into.add_build(from.buildid.load(), /*spare=*/true));
   record.complete_at.store(from.complete_at.load());
   STEPSTASH_CRASH_POINT("daemon.startup.copy.complete_at");
@@ -51,12 +51,12 @@ Result<> copy_build(shm::Writer& into, const shm::BuildRecord& from) {
   record.completed_ns.store(from.completed_ns.load());
   record.drop_upto.store(from.drop_upto.load());
   STEPSTASH_CRASH_POINT("daemon.startup.copy.drop_upto");
-  record.merged.store(from.merged.load());
+  record.facts_loaded.store(from.facts_loaded.load());
   STEPSTASH_CRASH_POINT("daemon.startup.copy.build");
   return success();
 }
 
-void save_build(shm::Writer& into, const shm::BuildRecord& record, const std::string& from,
+void save_build(shm::Segment& into, const shm::BuildRecord& record, const std::string& from,
                 std::vector<std::string>& left_out) {
   if (auto copied = copy_build(into, record); !copied) {
     left_out.push_back(fmt::format("build {}: its facts could not be saved out of {}: {}", record.buildid.load(), from,
@@ -71,9 +71,9 @@ std::string not_saved(const shm::Entry& entry, const std::string& from, std::err
 
 }  // namespace
 
-Result<> republish(shm::Writer& into, const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
+Result<> republish(shm::Segment& into, const shm::Entry& entry, std::uint64_t id, std::uint64_t revision) {
   EntryFacts facts = facts_as(entry, id, revision);
-  // Dirty and evicted: a lost value (Writer::mark_lost). Clean and evicted: a value that a database has.
+  // Dirty and evicted: a lost value (Segment::mark_lost). Clean and evicted: a value that a database has.
   if (entry.value_offset == 0) {
     STEPSTASH_TRY(into.publish_record(facts));
     return success();
@@ -91,7 +91,7 @@ Result<> republish(shm::Writer& into, const shm::Entry& entry, std::uint64_t id,
   return success();
 }
 
-Result<> write_out(persist::BackingStore& database, shm::Writer& into, const shm::Entry& entry, std::uint64_t id,
+Result<> write_out(persist::BackingStore& database, shm::Segment& into, const shm::Entry& entry, std::uint64_t id,
                    std::uint64_t revision) {
   EntryFacts facts = facts_as(entry, id, revision);
   facts.state = shm::EntryState::clean;
@@ -103,14 +103,14 @@ Result<> write_out(persist::BackingStore& database, shm::Writer& into, const shm
                            .source = facts.source,
                            .value_hash = facts.value_hash,
                            .value = shm::entry_value(entry)});
-  STEPSTASH_TRY(make_room(into, entry));
+  STEPSTASH_TRY(ensure_slot(into, entry));
   STEPSTASH_TRY(database.commit(batch));
   STEPSTASH_TRY(into.publish_record(facts));
   skip_ids(into, entry);
   return success();
 }
 
-Salvaged salvage(const shm::ObjectDirectory& directory, const std::string& from, shm::Writer& into, Which which) {
+Salvaged salvage(const shm::ObjectDirectory& directory, const std::string& from, shm::Segment& into, Which which) {
   Salvaged saved;
   const bool second_pass = which == Which::and_clean;  // the first one has reported what it found
   const auto entry = [&](const shm::Entry& found) {
@@ -127,20 +127,20 @@ Salvaged salvage(const shm::ObjectDirectory& directory, const std::string& from,
   const auto build = [&](const shm::BuildRecord& record) {
     if (!second_pass) save_build(into, record, from, saved.left_out);
   };
-  if (auto done = shm::Writer::salvage(directory, from, entry, build); !done && !second_pass) {
+  if (auto done = shm::Segment::salvage(directory, from, entry, build); !done && !second_pass) {
     saved.left_out.push_back(fmt::format("{}: cannot be read: {}", from, done.error().message()));
   }
   return saved;
 }
 
-Result<> salvage_builds(const shm::ObjectDirectory& directory, const std::string& from, shm::Writer& into,
+Result<> salvage_builds(const shm::ObjectDirectory& directory, const std::string& from, shm::Segment& into,
                         std::vector<std::string>& left_out) {
   const auto build = [&](const shm::BuildRecord& record) { save_build(into, record, from, left_out); };
-  return shm::Writer::salvage(directory, from, nullptr, build);
+  return shm::Segment::salvage(directory, from, nullptr, build);
 }
 
 Result<Salvaged> salvage_to(persist::BackingStore* database, const shm::ObjectDirectory& directory,
-                            const std::string& from, shm::Writer& into) {
+                            const std::string& from, shm::Segment& into) {
   Salvaged saved;
   const auto entry = [&](const shm::Entry& found) {
     if (found.state.load() == shm::EntryState::clean) return;
@@ -156,7 +156,7 @@ Result<Salvaged> salvage_to(persist::BackingStore* database, const shm::ObjectDi
       saved.left_out.push_back(not_saved(found, from, done.error()));
     }
   };
-  STEPSTASH_TRY(shm::Writer::salvage(directory, from, entry, nullptr));
+  STEPSTASH_TRY(shm::Segment::salvage(directory, from, entry, nullptr));
   return saved;
 }
 

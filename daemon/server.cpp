@@ -152,7 +152,7 @@ Configured<> Server::open_segment(DatabaseOpening& database) {
     spdlog::warn("segment {} has {}, not the configured {}: a segment keeps its size until it is created again", name,
                  format_size(startup_.segment->bytes()), format_size(config_.segment_size));
   }
-  const shm::Writer& segment = *startup_.segment;
+  const shm::Segment& segment = *startup_.segment;
   const shm::Heap::FileSystem tmpfs = segment.heap().file_system();
   if (tmpfs.bounded() && tmpfs.total < segment.bytes()) {
     spdlog::warn(
@@ -165,7 +165,7 @@ Configured<> Server::open_segment(DatabaseOpening& database) {
 
 void Server::make_store(DatabaseOpening& database) {
   const SignalsBlocked others;  // the threads that are created here
-  shm::Writer& segment = *startup_.segment;
+  shm::Segment& segment = *startup_.segment;
   database_ = database.finish(loop_);
   flusher_ = std::make_unique<Flusher>(loop_, segment, *database_, clock_, config_.flush_interval);
   store_ = std::make_unique<Store>(loop_, catalog_, segment, *database_, *flusher_, clock_, limits_of(config_));

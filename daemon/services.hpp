@@ -16,12 +16,12 @@
 #include "daemon/store.hpp"
 #include "daemon/tasks.hpp"
 #include "protocol/message.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
 struct Services {
-  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, Database& database_, shm::Writer& segment_,
+  Services(asio::io_context& loop_, Store& store_, Flusher& flusher_, Database& database_, shm::Segment& segment_,
            const Config& config_, const Clock& clock)
       : loop(loop_),
         store(store_),
@@ -41,7 +41,7 @@ struct Services {
   Store& store;
   Flusher& flusher;
   Database& database;
-  shm::Writer& segment;
+  shm::Segment& segment;
   const Config& config;  ///< changes at reload
   Turns turns;
   SharedText stats;

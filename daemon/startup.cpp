@@ -38,9 +38,9 @@ Lines kept_aside(const shm::ObjectDirectory& directory, const std::string& name)
 struct Inspected {
   Found found;
   persist::BackingStore::Census census;
-  std::unique_ptr<shm::Writer> segment;  ///< Found::Segment::sound
-  shm::Recovery recovery;                ///< of its attach
-  std::error_code damage;                ///< why another one cannot be attached
+  std::unique_ptr<shm::Segment> segment;  ///< Found::Segment::sound
+  shm::Recovery recovery;                 ///< of its attach
+  std::error_code damage;                 ///< why another one cannot be attached
 };
 
 Found::Database relation(const persist::BackingStore& database, std::uint64_t store_id, std::uint64_t commit_count) {
@@ -50,7 +50,7 @@ Found::Database relation(const persist::BackingStore& database, std::uint64_t st
 }
 
 /// For a segment that gets the dirty values and all records of this one. O(entries).
-std::uint64_t bytes_for_only(const shm::Writer& segment) {
+std::uint64_t bytes_for_only(const shm::Segment& segment) {
   std::uint64_t dirty = 0;
   std::uint64_t entries = 0;
   std::uint64_t text_bytes = 0;
@@ -59,7 +59,7 @@ std::uint64_t bytes_for_only(const shm::Writer& segment) {
     text_bytes += entry.name_bytes + entry.source_bytes;
     if (entry.state.load() == shm::EntryState::dirty) dirty += entry.length + shm::kPageBytes;
   });
-  return shm::Writer::bytes_for(segment.builds(), entries, text_bytes) + dirty + dirty / 8;
+  return shm::Segment::bytes_for(segment.builds(), entries, text_bytes) + dirty + dirty / 8;
 }
 
 void inspect_sound(Inspected& all, const persist::BackingStore& database) {
@@ -75,18 +75,18 @@ void inspect_sound(Inspected& all, const persist::BackingStore& database) {
   if (room.segment != room.configured) room.segment_only = bytes_for_only(*all.segment);
 }
 
-void inspect_damaged(Inspected& all, const persist::BackingStore& database, const shm::Writer::Former& former) {
+void inspect_damaged(Inspected& all, const persist::BackingStore& database, const shm::Segment::Former& former) {
   all.found.segment = all.damage == Errc::format_mismatch ? Found::Segment::other_layout : Found::Segment::damaged;
   if (former.bytes == 0) return;
   all.found.database = relation(database, former.store_id, former.commit_count);
   Found::Room& room = all.found.room;
   room.segment = former.bytes;
   room.segment_builds = former.builds;
-  room.both = shm::Writer::bytes_for(room.list_builds + former.builds, all.census.entries, all.census.text_bytes) +
+  room.both = shm::Segment::bytes_for(room.list_builds + former.builds, all.census.entries, all.census.text_bytes) +
               former.bytes;
 }
 
-/// Attaches to the segment if it is sound. Errors: those of BackingStore::census and Writer::attach, except what Found
+/// Attaches to the segment if it is sound. Errors: those of BackingStore::census and Segment::attach, except what Found
 /// tells.
 Result<Inspected> inspect(const shm::ObjectDirectory& directory, const std::string& name, std::uint64_t bytes,
                           persist::BackingStore& database, const Progress& progress) {
@@ -98,9 +98,9 @@ Result<Inspected> inspect(const shm::ObjectDirectory& directory, const std::stri
   Found::Room& room = all.found.room;
   room.configured = shm::round_up(bytes, shm::kPageBytes);
   room.list_builds = census.builds_with_data;
-  room.list = shm::Writer::bytes_for(census.builds_with_data, census.entries, census.text_bytes);
+  room.list = shm::Segment::bytes_for(census.builds_with_data, census.entries, census.text_bytes);
   progress(Phase::attaching_segment);
-  auto attached = shm::Writer::attach(directory, name, all.recovery);
+  auto attached = shm::Segment::attach(directory, name, all.recovery);
   if (attached) {
     all.segment = std::move(attached).value();
     inspect_sound(all, database);
@@ -110,7 +110,7 @@ Result<Inspected> inspect(const shm::ObjectDirectory& directory, const std::stri
   if (why == std::errc::no_such_file_or_directory) return all;
   if (why != Errc::corrupt_segment && why != Errc::format_mismatch) return why;
   all.damage = why;
-  inspect_damaged(all, database, STEPSTASH_TRY(shm::Writer::former(directory, name)));
+  inspect_damaged(all, database, STEPSTASH_TRY(shm::Segment::former(directory, name)));
   return all;
 }
 
@@ -149,7 +149,7 @@ class Start {
   Attempt make_written_out(const Plan& plan);
   Result<> fill_written_out();
 
-  Attempt copy_of(const shm::Writer& from, std::uint64_t bytes, std::uint64_t builds, Which which);
+  Attempt copy_of(const shm::Segment& from, std::uint64_t bytes, std::uint64_t builds, Which which);
   Attempt give_up(Failure failure);
 
   void report(const Plan& plan);
@@ -253,7 +253,7 @@ void Start::keep() {
 Start::Attempt Start::create(const Plan& plan) {
   made_ = {};
   if (found_.damage) made_.set_aside.push_back(fmt::format("segment {}: {}", name_, found_.damage.message()));
-  auto created = shm::Writer::create(directory_, name_, plan.bytes, plan.builds);
+  auto created = shm::Segment::create(directory_, name_, plan.bytes, plan.builds);
   if (!created) return Failure{Obstacle::not_made, created.error()};
   made_.segment = std::move(created).value();
   return std::nullopt;
@@ -261,10 +261,10 @@ Start::Attempt Start::create(const Plan& plan) {
 
 /// A new segment with the entries of `from`, whose name it is to get. Everything must fit; otherwise `from`, which is
 /// unchanged, continues to serve.
-Start::Attempt Start::copy_of(const shm::Writer& from, std::uint64_t bytes, std::uint64_t builds, Which which) {
-  auto created = shm::Writer::create(directory_, name_, bytes, builds);
+Start::Attempt Start::copy_of(const shm::Segment& from, std::uint64_t bytes, std::uint64_t builds, Which which) {
+  auto created = shm::Segment::create(directory_, name_, bytes, builds);
   if (!created) return Failure{Obstacle::not_made, created.error()};
-  shm::Writer& copy = *created.value();
+  shm::Segment& copy = *created.value();
   IdRange(copy.header()).copy(IdRange(from.header()));
   STEPSTASH_CRASH_POINT("daemon.startup.copy.ids");
   const Salvaged copied = salvage(directory_, name_, copy, which);
@@ -289,7 +289,7 @@ Start::Attempt Start::resize(const Plan& plan) {
 /// For a segment too small for what the database has. Copies everything resident, which may be the only copy, and the
 /// records of evicted values, for verify_listed() to look up.
 Start::Attempt Start::enlarge(const Plan& plan) {
-  shm::Writer& from = *made_.segment;
+  shm::Segment& from = *made_.segment;
   const persist::BackingStore::Census& census = found_.census;
   std::uint64_t entries = census.entries;
   std::uint64_t text_bytes = census.text_bytes;
@@ -304,7 +304,7 @@ Start::Attempt Start::enlarge(const Plan& plan) {
     from.mark(entry, shm::EntryState::dirty);
   });
   const std::uint64_t builds = from.builds() + census.builds_with_data;
-  const std::uint64_t needed = shm::Writer::bytes_for(builds, entries, text_bytes) + values + values / 8 + largest;
+  const std::uint64_t needed = shm::Segment::bytes_for(builds, entries, text_bytes) + values + values / 8 + largest;
   const Attempt failed = copy_of(from, std::max(plan.bytes, needed), builds, Which::and_evicted);
   return failed ? Failure{failed->obstacle, list_too_long_} : failed;
 }
@@ -399,7 +399,7 @@ Result<Startup> open_segment_alone(const shm::ObjectDirectory& directory, const 
   const auto start = std::chrono::steady_clock::now();
   Startup startup;
   shm::Recovery recovery;
-  startup.segment = STEPSTASH_TRY(shm::Writer::attach(directory, name, recovery));
+  startup.segment = STEPSTASH_TRY(shm::Segment::attach(directory, name, recovery));
   startup.entries_kept = recovery.entries_kept;
   startup.set_aside = std::move(recovery.set_aside);
   startup.kept = kept_aside(directory, name);

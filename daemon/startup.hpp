@@ -15,12 +15,12 @@
 #include "daemon/phase.hpp"
 #include "persist/backing_store.hpp"
 #include "shm/object.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
 struct Startup {
-  std::unique_ptr<shm::Writer> segment;
+  std::unique_ptr<shm::Segment> segment;
   bool all_dirty = false;              ///< write everything again: the database is a different one, or older than the
                                        ///< segment
   std::uint64_t entries_kept = 0;      ///< found in the segment
@@ -42,7 +42,7 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
                              std::vector<std::string>& told);
 
 /// Attaches to the segment `name` when the database cannot be used at all: serves the segment as it is, and changes
-/// nothing recorded about its database. O(entries + dirty bytes). Errors: those of shm::Writer::attach.
+/// nothing recorded about its database. O(entries + dirty bytes). Errors: those of shm::Segment::attach.
 Result<Startup> open_segment_alone(const shm::ObjectDirectory& directory, const std::string& name);
 
 }  // namespace stepstash::daemon

@@ -23,7 +23,7 @@ constexpr int kRekeyPauseTimes = 20;
 
 }  // namespace
 
-Store::Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
+Store::Store(asio::io_context& loop, Catalog& catalog, shm::Segment& segment, Database& database, Flusher& flusher,
              const Clock& clock, const Limits& limits)
     : catalog_(catalog),
       segment_(segment),
@@ -115,8 +115,8 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   STEPSTASH_TRY(check_condition(params));
   const shm::Entry* old = current_entry(segment_, catalog_, params.build, params.name);
   BuildState* build = STEPSTASH_TRY(builds_.ensure_asked(params.build, /*spare=*/false));
-  shm::Writer::EntryFacts facts;
-  if (old == nullptr) STEPSTASH_TRY(segment_.make_room(params.build, params.name));
+  shm::Segment::EntryFacts facts;
+  if (old == nullptr) STEPSTASH_TRY(segment_.ensure_slot(params.build, params.name));
   facts.revision = STEPSTASH_TRY(next_id());
   facts.id = old != nullptr ? old->id : facts.revision;
   facts.build = params.build;
@@ -150,12 +150,12 @@ Result<const shm::Entry*> Store::publish(const protocol::SetParams& params, Owne
   return &entry;
 }
 
-awaitable<Result<protocol::SetOk>> Store::commit(const protocol::SetParams& params, OwnedDraft draft,
-                                                 std::uint64_t length, std::uint64_t value_hash, Waiter& waiter,
-                                                 TimePoint deadline) {
+awaitable<Result<protocol::SetOk>> Store::publish(const protocol::SetParams& params, OwnedDraft draft,
+                                                  std::uint64_t length, std::uint64_t value_hash, Waiter& waiter,
+                                                  TimePoint deadline) {
   // A new name needs a slot: others may have taken the one that was free when room was found.
   while (current_entry(segment_, catalog_, params.build, params.name) == nullptr) {
-    const auto slot = segment_.make_room(params.build, params.name);
+    const auto slot = segment_.ensure_slot(params.build, params.name);
     if (slot) break;
     auto again = co_await room_.wait_for_slot(slot.error(), waiter, deadline);
     if (!again) co_return again.error();
@@ -192,7 +192,7 @@ awaitable<Result<protocol::SetOk>> Store::set(const protocol::SetParams& params,
   STEPSTASH_CRASH_POINT("daemon.set.copied");
   // Hash the copy that readers will see.
   const std::uint64_t hash = shm::hash_bytes(room.first(value.size()));
-  co_return co_await commit(params, std::move(draft).value(), value.size(), hash, waiter, deadline);
+  co_return co_await publish(params, std::move(draft).value(), value.size(), hash, waiter, deadline);
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@
 #include "daemon/tasks.hpp"
 #include "persist/backing_store.hpp"
 #include "protocol/message.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
@@ -43,7 +43,7 @@ class Store {
     std::optional<std::chrono::milliseconds> horizon;
   };
 
-  Store(asio::io_context& loop, Catalog& catalog, shm::Writer& segment, Database& database, Flusher& flusher,
+  Store(asio::io_context& loop, Catalog& catalog, shm::Segment& segment, Database& database, Flusher& flusher,
         const Clock& clock, const Limits& limits);
 
   /// Builds the catalogue from the segment and queues dirty entries. Call once, before anything else. `all_dirty`: the
@@ -59,8 +59,8 @@ class Store {
   awaitable<Result<OwnedDraft>> reserve(const protocol::SetParams& params, std::uint64_t length, Waiter& waiter,
                                         TimePoint deadline);
   /// Publishes a filled block: from here on every process sees it. With params.durable, waits for the commit.
-  awaitable<Result<protocol::SetOk>> commit(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
-                                            std::uint64_t value_hash, Waiter& waiter, TimePoint deadline);
+  awaitable<Result<protocol::SetOk>> publish(const protocol::SetParams& params, OwnedDraft draft, std::uint64_t length,
+                                             std::uint64_t value_hash, Waiter& waiter, TimePoint deadline);
   /// Both steps, for a value small enough to be copied on the loop.
   awaitable<Result<protocol::SetOk>> set(const protocol::SetParams& params, std::span<const std::byte> value,
                                          Waiter& waiter, TimePoint deadline);
@@ -105,7 +105,7 @@ class Store {
   void on_damaged(Node& node);
 
   Catalog& catalog_;
-  shm::Writer& segment_;
+  shm::Segment& segment_;
   Flusher& flusher_;
   const Clock& clock_;
   std::shared_ptr<Listings> listings_;

@@ -241,7 +241,7 @@ awaitable<protocol::Reply> Upload::commit() {
   }
   STEPSTASH_CRASH_POINT("daemon.staged.commit.due");
   auto done =
-      co_await services_.store.commit(params_, std::move(draft), bytes, hash_.digest(), link_.waiter(), deadline);
+      co_await services_.store.publish(params_, std::move(draft), bytes, hash_.digest(), link_.waiter(), deadline);
   if (!done) co_return services_.failure(done.error(), bytes);
   co_return done.value();
 }

@@ -18,7 +18,7 @@ constexpr int kCensusPause = 9;
 
 }  // namespace
 
-const std::vector<shm::Writer::Held>& UserShares::held() {
+const std::vector<shm::Segment::Held>& UserShares::held() {
   const auto start = clock_.monotonic();
   if (start < next_census_) return held_;
   held_ = segment_.held_by_users();
@@ -32,8 +32,8 @@ bool UserShares::close_greediest(std::uint32_t for_user, std::uint64_t room) {
   if (clock_.monotonic() < next_census_) return false;
   std::uint64_t in_all = 0;
   std::uint64_t own = 0;
-  const shm::Writer::Held* most = nullptr;
-  for (const shm::Writer::Held& held : this->held()) {
+  const shm::Segment::Held* most = nullptr;
+  for (const shm::Segment::Held& held : this->held()) {
     if (held.uid == for_user) own = held.bytes;
     if (held.closed) continue;
     in_all += held.bytes;
@@ -43,7 +43,7 @@ bool UserShares::close_greediest(std::uint32_t for_user, std::uint64_t room) {
   const bool too_much = most != nullptr && (most->bytes > room / kSharePart ||
                                             (in_all > room / 2 && most->bytes > own + room / kMarginPart));
   if (!too_much) return false;
-  const shm::Writer::Held held = *most;
+  const shm::Segment::Held held = *most;
   next_census_ = {};
   closed_at_[held.uid] = held.bytes;  // even if some pages stay open: reopening covers all of them
   if (auto closed = segment_.close_user(held.uid); !closed) {
@@ -62,7 +62,7 @@ bool UserShares::close_greediest(std::uint32_t for_user, std::uint64_t room) {
 void UserShares::reopen(std::uint64_t room) {
   if (closed_at_.empty() || clock_.monotonic() < next_census_) return;
   std::map<std::uint32_t, std::uint64_t> now;
-  for (const shm::Writer::Held& held : this->held()) now[held.uid] = held.bytes;
+  for (const shm::Segment::Held& held : this->held()) now[held.uid] = held.bytes;
   std::erase_if(closed_at_, [&](const auto& closed) {
     const auto& [user, bytes] = closed;
     if (now[user] > std::min(bytes, room / kSharePart) / 2) return false;

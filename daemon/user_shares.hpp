@@ -12,18 +12,18 @@
 #include <vector>
 
 #include "base/clock.hpp"
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 namespace stepstash::daemon {
 
 /// Thread safety: the loop's thread only. Lifetime: everything it refers to outlives it.
 class UserShares {
  public:
-  UserShares(shm::Writer& segment, const Clock& clock) : segment_(segment), clock_(clock) {}
+  UserShares(shm::Segment& segment, const Clock& clock) : segment_(segment), clock_(clock) {}
 
   /// What each user's views keep in place; not older than ten times as long as the census takes. O(pins) when a new
   /// census is taken.
-  const std::vector<shm::Writer::Held>& held();
+  const std::vector<shm::Segment::Held>& held();
   /// Closes the pages of the user that holds most, other than `for_user`, if that is more than a share of `room` bytes,
   /// or if all users together hold more than half of it and that user more than `for_user`; returns whether pages were
   /// closed.
@@ -34,10 +34,10 @@ class UserShares {
   std::uint64_t closed() const noexcept { return closed_; }
 
  private:
-  shm::Writer& segment_;
+  shm::Segment& segment_;
   const Clock& clock_;
   std::chrono::nanoseconds next_census_{0};
-  std::vector<shm::Writer::Held> held_;
+  std::vector<shm::Segment::Held> held_;
   std::map<std::uint32_t, std::uint64_t> closed_at_;  // users whose pages are closed, and what they held at that time
   std::uint64_t closed_ = 0;
 };

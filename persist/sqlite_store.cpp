@@ -334,7 +334,7 @@ Result<> SqliteStore::commit(const Batch& batch) {
     const bool full = disk_full(written.error(), writer_);
     const std::error_code error = report("committing", written.error(), writer_);
     // Deletions alone succeed on a full disk.
-    if (full && make_room(batch.builds) && batch.entries.empty()) return success();
+    if (full && rescue_full_disk(batch.builds) && batch.entries.empty()) return success();
     return error;
   }
   // The batch is durable: the rest is cleanup, and its failure loses nothing.
@@ -344,7 +344,7 @@ Result<> SqliteStore::commit(const Batch& batch) {
 
 /// For a full disk: removes the reserve, deletes half-written chunks and what `builds` drops, and gives the space back.
 /// True if `builds` has been committed.
-bool SqliteStore::make_room(const std::vector<BuildRow>& builds) {
+bool SqliteStore::rescue_full_disk(const std::vector<BuildRow>& builds) {
   // If there is nothing to delete, the reserve would only let the WAL or the file grow, and be missing later.
   const bool drops = std::ranges::any_of(builds, [](const BuildRow& row) { return row.drop_upto > 0; });
   const auto left_over = writer_.query_int(

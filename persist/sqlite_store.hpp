@@ -109,7 +109,7 @@ class SqliteStore final : public BackingStore {
   Result<> check_files();
   static int on_commit(void* self, sqlite3* connection, const char* name, int pages);
   int checkpoint_now(sqlite3* connection, int mode);
-  bool make_room(const std::vector<BuildRow>& builds);
+  bool rescue_full_disk(const std::vector<BuildRow>& builds);
   Result<> write_batch(const Batch& batch);
   Result<> put_build(Work& work, const BuildRow& row);
   Result<> drop_entries(Work& work, BuildId build, std::uint64_t upto);

@@ -51,7 +51,7 @@ Result<BuildRecord*> BuildTable::add(BuildId build, bool spare) {
   record->drop_upto.store(0, std::memory_order_release);
   record->deletion.store(0, std::memory_order_release);
   record->hold.store(Hold::unknown, std::memory_order_relaxed);
-  record->merged.store(0, std::memory_order_relaxed);
+  record->facts_loaded.store(0, std::memory_order_relaxed);
   record->completed_ns.store(0, std::memory_order_relaxed);
   STEPSTASH_CRASH_POINT("shm.build.add.fields");
   record->buildid.store(build, std::memory_order_release);  // pairs with attach() in a later process

@@ -7,7 +7,7 @@
 ///
 /// After the heap proper comes the *stand-in*: the same amount of address space again, without memory. It is used only
 /// while blocks of the heap are written off, that is while they can neither be reused nor be charged to their holder
-/// (Writer, pins.hpp), and only for as many bytes as those blocks have: bytes in use and not written off never exceed
+/// (Segment, pins.hpp), and only for as many bytes as those blocks have: bytes in use and not written off never exceed
 /// the capacity.
 #pragma once
 

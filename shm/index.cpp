@@ -99,7 +99,7 @@ Offset IndexWriter::find(BuildId build, std::string_view name) const noexcept {
   return at ? slot_offset(slot(*at).load(std::memory_order_relaxed)) : 0;
 }
 
-Result<> IndexWriter::make_room() {
+Result<> IndexWriter::grow_if_needed() {
   // Up to a load of 5/8, tombstones included, a miss probes about 4 slots on average; above 7/8 about 32.
   if ((live_ + tombstones_ + 1) * 8 <= slots_ * 5) return success();
   // Double the table only if live entries require it; otherwise keep the size and drop the tombstones.
@@ -108,8 +108,8 @@ Result<> IndexWriter::make_room() {
   return rebuilt.error();
 }
 
-Result<> IndexWriter::make_room(BuildId build, std::string_view name) {
-  STEPSTASH_TRY(make_room());
+Result<> IndexWriter::ensure_slot(BuildId build, std::string_view name) {
+  STEPSTASH_TRY(grow_if_needed());
   const auto has_slot = [&] {
     const std::uint64_t hash = key_hash(secret_, build, name);
     return free_slot(hash) || locate(build, name, hash);
@@ -222,7 +222,7 @@ Offset IndexWriter::publish(Offset block) noexcept {
     STEPSTASH_CRASH_POINT("shm.index.publish.replaced");
     return slot_offset(old);
   }
-  const std::uint64_t at = free_slot(hash).value();  // make_room() has ensured it
+  const std::uint64_t at = free_slot(hash).value();  // ensure_slot() has ensured it
   if (slot(at).load(std::memory_order_relaxed) == kTombstone) --tombstones_;
   slot(at).store(make_slot(hash, block), std::memory_order_seq_cst);
   STEPSTASH_CRASH_POINT("shm.index.publish.added");

@@ -42,10 +42,10 @@ class IndexWriter {
 
   /// Ensures that one more key can be added; grows or cleans the table if it is due. O(1) amortised, O(slots) when it
   /// does. Errors: Errc::segment_full if the table is full and there is no room for a larger one.
-  Result<> make_room();
+  Result<> grow_if_needed();
   /// The same for this key, and also that there is a free slot within kMaxProbe of its home slot. Errors:
   /// Errc::too_many if other keys fill that range and it is too early for another rebuild.
-  Result<> make_room(BuildId build, std::string_view name);
+  Result<> ensure_slot(BuildId build, std::string_view name);
   /// Allows one more rebuild for a key that finds no slot, however few keys were published since the last. Call it on a
   /// timer: last_rekey() gives the cost of a rebuild.
   void allow_rekey() noexcept { rekey_allowed_ = true; }
@@ -54,7 +54,7 @@ class IndexWriter {
   std::uint64_t rekeys() const noexcept { return rekeys_; }
 
   /// Publishes `block` under its entry's key by one store; returns the block it replaces, or 0. A new key needs
-  /// make_room(build, name) first.
+  /// ensure_slot(build, name) first.
   Offset publish(Offset block) noexcept;
 
   /// Unpublishes the key's entry and returns its block; 0: there was none.
@@ -62,7 +62,7 @@ class IndexWriter {
 
   std::uint64_t entries() const noexcept { return live_; }
   std::uint64_t slots() const noexcept { return slots_; }
-  /// Keeps the block of a former table for readers that may still be in it; make_room() reuses it.
+  /// Keeps the block of a former table for readers that may still be in it; grow_if_needed() reuses it.
   void keep_former(Offset block);
   /// The block that holds the table.
   Offset table_block() const noexcept { return table_ - kTableHeader; }

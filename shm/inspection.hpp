@@ -2,7 +2,7 @@
 /// Reads a segment that no daemon serves, without trusting or changing it: its chain of blocks, its index table, and
 /// for each slot the entry it refers to or what is wrong with it.
 ///
-/// Attach acts on the result (Writer::recover), Writer::salvage picks from it (recovery.cpp).
+/// Attach acts on the result (Segment::recover), Segment::salvage picks from it (recovery.cpp).
 #pragma once
 
 #include <cstddef>

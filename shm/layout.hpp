@@ -111,9 +111,9 @@ struct alignas(64) BuildRecord {
   std::atomic<std::int64_t> complete_at;
   std::atomic<std::uint64_t> drop_upto;  // entries with id <= this are deleted; rows may still be in the database
   std::atomic<Hold> hold;
-  std::atomic<std::uint32_t> merged;       // 1: holds all that the database knew of this build
-  std::atomic<std::int64_t> completed_ns;  // complete_at on CLOCK_BOOTTIME (negative: before the boot); 0: unknown
-  std::atomic<std::uint64_t> deletion;     // L11: the epoch of the deletion that concerns this build; 0: none
+  std::atomic<std::uint32_t> facts_loaded;  // 1: holds all that the database knew of this build
+  std::atomic<std::int64_t> completed_ns;   // complete_at on CLOCK_BOOTTIME (negative: before the boot); 0: unknown
+  std::atomic<std::uint64_t> deletion;      // L11: the epoch of the deletion that concerns this build; 0: none
   std::uint64_t unused1[2];
 };
 static_assert(sizeof(BuildRecord) == 64);

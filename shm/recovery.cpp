@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Handles what an earlier daemon left: takes it over (Writer::attach), or salvages what it can (Writer::salvage).
+// Handles what an earlier daemon left: takes it over (Segment::attach), or salvages what it can (Segment::salvage).
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -13,12 +13,12 @@
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/inspection.hpp"
+#include "shm/segment.hpp"
 #include "shm/validate.hpp"
-#include "shm/writer.hpp"
 
 namespace stepstash::shm {
 
-Result<> Writer::recover(Recovery& recovery) {
+Result<> Segment::recover(Recovery& recovery) {
   // 1. Chain and table. A daemon that died leaves an intact chain (L7) and a table that fills one of its blocks;
   // anything else is damage.
   const DataMap pages = STEPSTASH_TRY(DataMap::of(fd_.get()));
@@ -128,7 +128,7 @@ Result<> Writer::recover(Recovery& recovery) {
 }
 
 /// Whether a block with no other use was once the index table. Tables never shrink: a larger one was never completed.
-bool Writer::former_table(Offset block, const DataMap& pages) const noexcept {
+bool Segment::former_table(Offset block, const DataMap& pages) const noexcept {
   const auto& head = *reinterpret_cast<const BlockHeader*>(mapping_.data() + block);
   const std::uint64_t size = heap_.block_bytes(block);
   const std::uint64_t slots = (size - IndexWriter::kTableHeader) / sizeof(Slot);
@@ -137,7 +137,7 @@ bool Writer::former_table(Offset block, const DataMap& pages) const noexcept {
          pages.contains(block, block + size);
 }
 
-Result<Writer::Former> Writer::former(const ObjectDirectory& directory, const std::string& name) {
+Result<Segment::Former> Segment::former(const ObjectDirectory& directory, const std::string& name) {
   const UniqueFd fd = STEPSTASH_TRY(directory.open_own(name, ObjectDirectory::Access::read_only));
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) return last_errno();
@@ -153,9 +153,9 @@ Result<Writer::Former> Writer::former(const ObjectDirectory& directory, const st
   return found;
 }
 
-Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& name,
-                         const std::function<void(const Entry&)>& each,
-                         const std::function<void(const BuildRecord&)>& build) {
+Result<> Segment::salvage(const ObjectDirectory& directory, const std::string& name,
+                          const std::function<void(const Entry&)>& each,
+                          const std::function<void(const BuildRecord&)>& build) {
   UniqueFd fd = STEPSTASH_TRY(directory.open_own(name, ObjectDirectory::Access::read_only));
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) return last_errno();
@@ -182,7 +182,7 @@ Result<> Writer::salvage(const ObjectDirectory& directory, const std::string& na
     copy.complete_at = record.complete_at.load(std::memory_order_relaxed);
     copy.drop_upto = dropped[id];
     copy.hold = record.hold.load(std::memory_order_relaxed);
-    copy.merged = record.merged.load(std::memory_order_relaxed);
+    copy.facts_loaded = record.facts_loaded.load(std::memory_order_relaxed);
     copy.completed_ns = record.completed_ns.load(std::memory_order_relaxed);
     build(copy);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The segment as a whole: creating, naming and attaching it. Its contents are handled in writer.cpp.
+// The segment as a whole: creating, naming and attaching it. Its contents are handled in segment.cpp.
 
 #include <fcntl.h>
 #include <sys/random.h>
@@ -13,8 +13,8 @@
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
+#include "shm/segment.hpp"
 #include "shm/validate.hpp"
-#include "shm/writer.hpp"
 
 namespace stepstash::shm {
 namespace {
@@ -35,7 +35,7 @@ std::uint64_t builds_for(std::uint64_t builds, std::uint64_t bytes) noexcept {
 
 std::string temporary_name(const std::string& name) { return name + ".new"; }
 
-/// Whether this object is a segment that was completely built (Writer::install) and only lacks its final name.
+/// Whether this object is a segment that was completely built (Segment::install) and only lacks its final name.
 Result<bool> complete(const ObjectDirectory& directory, const std::string& name) {
   auto fd = directory.open_own(name, ObjectDirectory::Access::read_only);
   if (!fd && fd.error() == std::errc::no_such_file_or_directory) return false;
@@ -50,7 +50,7 @@ Result<bool> complete(const ObjectDirectory& directory, const std::string& name)
 
 }  // namespace
 
-Writer::Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping)
+Segment::Segment(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping)
     : directory_(directory),
       name_(std::move(name)),
       fd_(std::move(fd)),
@@ -62,7 +62,7 @@ Writer::Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, 
       pins_(directory, name_ + ".pin."),
       scan_(mapping_.size()) {}
 
-std::uint64_t Writer::bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept {
+std::uint64_t Segment::bytes_for(std::uint64_t builds, std::uint64_t entries, std::uint64_t text_bytes) noexcept {
   // After growing, the index takes up to 8/3 slots of 8 bytes per entry, and the old table exists alongside the new
   // one.
   const std::uint64_t per_entry = sizeof(Entry) + kBlockAlign + 48;
@@ -71,15 +71,15 @@ std::uint64_t Writer::bytes_for(std::uint64_t builds, std::uint64_t entries, std
   return round_up(kMinSegmentBytes + heap + heap / 8 + table, kPageBytes);
 }
 
-Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory, const std::string& name,
-                                               std::uint64_t bytes, std::uint64_t known_builds) {
+Result<std::unique_ptr<Segment>> Segment::create(const ObjectDirectory& directory, const std::string& name,
+                                                 std::uint64_t bytes, std::uint64_t known_builds) {
   bytes = round_up(bytes, kPageBytes);
   if (bytes < kMinSegmentBytes || bytes > kMaxSegmentBytes) return Errc::invalid_argument;
   const std::string temporary = temporary_name(name);
   STEPSTASH_TRY(directory.remove(temporary));  // left by a daemon that died here
   UniqueFd fd = STEPSTASH_TRY(directory.create(temporary));
 
-  const auto make = [&]() -> Result<std::unique_ptr<Writer>> {
+  const auto make = [&]() -> Result<std::unique_ptr<Segment>> {
     const std::uint64_t builds = builds_for(known_builds, bytes);
     const Offset heap_offset = round_up(kPageBytes + builds * sizeof(BuildRecord), kPageBytes);
     if (heap_offset + kMinSegmentBytes / 2 > bytes) return Errc::invalid_argument;
@@ -111,20 +111,20 @@ Result<std::unique_ptr<Writer>> Writer::create(const ObjectDirectory& directory,
     head->header_hash = hash_bytes({reinterpret_cast<const std::byte*>(head), offsetof(Header, header_hash)});
     head->next_id.store(1, std::memory_order_relaxed);  // the object is not shared before it is renamed
     STEPSTASH_CRASH_POINT("shm.segment.create.header");
-    std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
-    STEPSTASH_TRY(writer->heap_.format());
-    STEPSTASH_TRY(writer->index_.format(std::max(bytes / kBytesPerSlot, kMinSlots)));
-    writer->builds_.format();
-    (void)writer->keep_slab();
+    std::unique_ptr<Segment> segment(new Segment(directory, name, std::move(fd), std::move(mapping)));
+    STEPSTASH_TRY(segment->heap_.format());
+    STEPSTASH_TRY(segment->index_.format(std::max(bytes / kBytesPerSlot, kMinSlots)));
+    segment->builds_.format();
+    (void)segment->keep_slab();
     STEPSTASH_CRASH_POINT("shm.segment.create.complete");
-    return writer;
+    return segment;
   };
   auto made = make();
   if (!made) (void)directory.remove(temporary);
   return made;
 }
 
-Result<std::string> Writer::install(bool keep_former) {
+Result<std::string> Segment::install(bool keep_former) {
   const std::string temporary = temporary_name(name_);
   std::string aside;
   // If we are killed in between, the next attach() finds no segment, and this one complete.
@@ -138,10 +138,10 @@ Result<std::string> Writer::install(bool keep_former) {
   return aside;
 }
 
-void Writer::abandon() { (void)directory_.remove(temporary_name(name_)); }
+void Segment::abandon() { (void)directory_.remove(temporary_name(name_)); }
 
-Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory, const std::string& name,
-                                               Recovery& recovery) {
+Result<std::unique_ptr<Segment>> Segment::attach(const ObjectDirectory& directory, const std::string& name,
+                                                 Recovery& recovery) {
   auto opened = directory.open_own(name, ObjectDirectory::Access::read_write);
   if (!opened && opened.error() == std::errc::no_such_file_or_directory &&
       STEPSTASH_TRY(complete(directory, temporary_name(name)))) {
@@ -157,14 +157,14 @@ Result<std::unique_ptr<Writer>> Writer::attach(const ObjectDirectory& directory,
   if (!pages.contains(0, sizeof(Header))) return Errc::corrupt_segment;
   Mapping mapping = STEPSTASH_TRY(Mapping::map(fd.get(), bytes, Mapping::Access::read_write));
   STEPSTASH_TRY(check_header(*reinterpret_cast<const Header*>(mapping.data()), bytes));
-  std::unique_ptr<Writer> writer(new Writer(directory, name, std::move(fd), std::move(mapping)));
-  STEPSTASH_TRY(writer->recover(recovery));
+  std::unique_ptr<Segment> segment(new Segment(directory, name, std::move(fd), std::move(mapping)));
+  STEPSTASH_TRY(segment->recover(recovery));
   // Left by a daemon that died while creating another segment.
   (void)directory.remove(temporary_name(name));
-  return writer;
+  return segment;
 }
 
-Result<UniqueFd> Writer::open_for_client() const {
+Result<UniqueFd> Segment::open_for_client() const {
   return directory_.open_own(name_, ObjectDirectory::Access::read_only);
 }
 

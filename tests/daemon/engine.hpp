@@ -101,7 +101,7 @@ class Engine {
   }
   daemon::Flusher& flusher() { return flusher_; }
   daemon::Database& database() { return *database_; }
-  shm::Writer& segment() { return *startup_.segment; }
+  shm::Segment& segment() { return *startup_.segment; }
   const daemon::Startup& startup() const { return startup_; }
   daemon::Waiter& waiter() { return waiter_; }
   boost::asio::io_context& loop() { return loop_; }

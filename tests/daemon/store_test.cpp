@@ -118,7 +118,7 @@ BOOST_AUTO_TEST_CASE(a_condition_that_ceased_to_hold_before_the_commit_gives_the
   engine.set(1, "v", "came first");
   const std::uint64_t before = engine.used();
   const auto done =
-      engine.run(engine.store().commit(params, std::move(draft).value(), 100'000, 0, engine.waiter(), in(10s)));
+      engine.run(engine.store().publish(params, std::move(draft).value(), 100'000, 0, engine.waiter(), in(10s)));
   BOOST_TEST((done.error() == Errc::condition_failed));
   BOOST_TEST(engine.value(1, "v") == "came first");
   BOOST_TEST(engine.used() + 100'000 <= before);

@@ -44,15 +44,15 @@ struct Image {
 Image image_of(Stash& stash, std::vector<std::pair<BuildId, std::string>> keys) {
   Image image;
   image.keys = std::move(keys);
-  const auto& head = stash.writer->header();
+  const auto& head = stash.segment->header();
   const auto* base = reinterpret_cast<const std::byte*>(&head);
   const Offset table = shm::index_slots_offset(head.index.load());
-  for (std::uint64_t i = 0; i < stash.writer->index().slots(); ++i) {
+  for (std::uint64_t i = 0; i < stash.segment->index().slots(); ++i) {
     const shm::Slot slot = reinterpret_cast<const std::atomic<shm::Slot>*>(base + table)[i].load();
     if (slot != shm::kEmptySlot && image.slots.size() < 256) image.slots.push_back(table + i * sizeof(shm::Slot));
   }
-  stash.writer->for_each([&](const shm::Entry& entry) {
-    if (image.entries.size() < 256) image.entries.push_back(stash.writer->offset_of(entry));
+  stash.segment->for_each([&](const shm::Entry& entry) {
+    if (image.entries.size() < 256) image.entries.push_back(stash.segment->offset_of(entry));
   });
   std::sort(image.entries.begin(), image.entries.end());
   take(shm::Heap::walk(base, head.heap_offset, head.segment_bytes, [&](Offset at, std::uint64_t) {
@@ -80,14 +80,14 @@ std::vector<Image> make_images() {
     stash.set_pattern(2, "a", 300 * 1024);  // on a page boundary
     stash.set(2, "b", "clean", "", shm::EntryState::clean);
     stash.set(2, "c", std::string(5000, 'e'), "evicted", shm::EntryState::clean);
-    take(stash.writer->evict(*stash.writer->find(2, "c")));
+    take(stash.segment->evict(*stash.segment->find(2, "c")));
     stash.set(7, "gone", "dropped");
     stash.set(7, "a", "replaced");
     stash.set(7, "a", "by this");
-    stash.writer->erase(*stash.writer->find(7, "gone"));
-    for (const BuildId build : kBuilds) take(stash.writer->add_build(build, false));
-    stash.writer->find_build(7)->complete_at.store(1'700'000'000);
-    stash.writer->find_build(2)->hold.store(shm::Hold::held);
+    stash.segment->erase(*stash.segment->find(7, "gone"));
+    for (const BuildId build : kBuilds) take(stash.segment->add_build(build, false));
+    stash.segment->find_build(7)->complete_at.store(1'700'000'000);
+    stash.segment->find_build(2)->hold.store(shm::Hold::held);
     images.push_back(image_of(
         stash, {{1, "a"}, {1, "b"}, {1, "c"}, {2, "a"}, {2, "b"}, {2, "c"}, {7, "a"}, {7, "gone"}, {1, "none"}}));
   }
@@ -98,7 +98,7 @@ std::vector<Image> make_images() {
       stash.set(1, "n" + std::to_string(i), std::string(i % 200, 'v'));
       if (i % 50 == 0) keys.emplace_back(1, "n" + std::to_string(i));
     }
-    take(stash.writer->add_build(1, false));
+    take(stash.segment->add_build(1, false));
     images.push_back(image_of(stash, std::move(keys)));
   }
   {
@@ -309,7 +309,7 @@ void salvage(const shm::ObjectDirectory& objects) {
   const auto build = [](const shm::BuildRecord& record) {
     check(valid_build(record.buildid.load()), "a build that is saved can be");
   };
-  const auto done = shm::Writer::salvage(objects, Stash::kName, entry, build);
+  const auto done = shm::Segment::salvage(objects, Stash::kName, entry, build);
   check(done.has_value(), "salvage reads what it can");
 }
 
@@ -318,11 +318,11 @@ struct Accepted {
   std::vector<std::pair<BuildId, std::string>> keys;
 };
 
-Accepted in_order(const shm::Writer& writer) {
-  const std::string wrong = disorder(writer);
+Accepted in_order(const shm::Segment& segment) {
+  const std::string wrong = disorder(segment);
   check(wrong.empty(), "what was attached is in order", wrong);
   Accepted accepted;
-  writer.for_each([&](const shm::Entry& entry) {
+  segment.for_each([&](const shm::Entry& entry) {
     ++accepted.entries;
     accepted.keys.emplace_back(entry.buildid, shm::entry_name(entry));
     check(valid_build(entry.buildid) && valid_text(shm::entry_name(entry)) && valid_text(shm::entry_source(entry)),
@@ -332,7 +332,7 @@ Accepted in_order(const shm::Writer& writer) {
     // Dirty and evicted: a value that was lost (L10).
     check(!dirty || entry.value_offset == 0 || shm::hash_bytes(shm::entry_value(entry)) == entry.value_hash,
           "a dirty value that is served matches its checksum");
-    check(entry.id < writer.header().next_id.load() && entry.revision < writer.header().next_id.load(),
+    check(entry.id < segment.header().next_id.load() && entry.revision < segment.header().next_id.load(),
           "no id is given twice");
   });
   return accepted;
@@ -344,27 +344,27 @@ void serve(Stash& stash, Input& input) {
     const std::uint8_t what = input.u8();
     const BuildId build = kBuilds[(what >> 4) % std::size(kBuilds)];
     const std::string name(1, static_cast<char>('a' + what / 64));
-    const shm::Entry* entry = stash.writer->find(build, name);
+    const shm::Entry* entry = stash.segment->find(build, name);
     switch (what % 8) {
       case 0:
       case 1:
-        (void)try_set_pattern(*stash.writer, build, name, (what & 8) != 0 ? 300 : 40'000);
+        (void)try_set_pattern(*stash.segment, build, name, (what & 8) != 0 ? 300 : 40'000);
         break;
       case 2:
-        if (entry != nullptr && entry->value_offset != 0) (void)stash.writer->evict(*entry);
+        if (entry != nullptr && entry->value_offset != 0) (void)stash.segment->evict(*entry);
         break;
       case 3:
-        if (entry != nullptr) stash.writer->erase(*entry);
+        if (entry != nullptr) stash.segment->erase(*entry);
         break;
       case 4:
-        if (stash.writer->add_build(build, true)) drop(*stash.writer, build);
+        if (stash.segment->add_build(build, true)) drop(*stash.segment, build);
         break;
       case 5:
-        (void)stash.writer->reclaim();
+        (void)stash.segment->reclaim();
         break;
       case 6:
-        stash.writer->heap().set_now(std::chrono::seconds(i + 1));
-        (void)stash.writer->heap().punch(std::chrono::hours(1), kBytes);
+        stash.segment->heap().set_now(std::chrono::seconds(i + 1));
+        (void)stash.segment->heap().punch(std::chrono::hours(1), kBytes);
         break;
       default:
         stash.restart();
@@ -382,7 +382,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const std::vector<Image> images = make_images();
   static Stash stash(kBytes);  // its directory serves all inputs
   static Damage damage(stash.dir);
-  stash.writer.reset();
+  stash.segment.reset();
   ::unlink(stash.dir.file(Stash::kName).c_str());
   Input input(data, size);
   const Image& image = damage.apply(images, input);
@@ -395,7 +395,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   check(::pread(damage.fd(), as_it_was.data(), as_it_was.size(), 0) == before.st_size, "pread(2)");
 
   stash.recovery = {};
-  auto attached = shm::Writer::attach(stash.objects, Stash::kName, stash.recovery);
+  auto attached = shm::Segment::attach(stash.objects, Stash::kName, stash.recovery);
   if (!attached) {
     check(attached.error() == Errc::corrupt_segment || attached.error() == Errc::format_mismatch,
           "a damaged segment is called so", attached.error().message());
@@ -405,21 +405,21 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
           "a segment that is refused stays as it was");
     return 0;
   }
-  stash.writer = std::move(attached).value();
-  const Accepted first = in_order(*stash.writer);
+  stash.segment = std::move(attached).value();
+  const Accepted first = in_order(*stash.segment);
   if (!mode_serves(data, size)) return 0;
   search(damage.fd(), image, first.keys);
   // As the daemon does once it has asked the database for what was taken out (L3).
-  stash.writer->header().commit_count.store(0);
+  stash.segment->header().commit_count.store(0);
   stash.restart();
   check(stash.recovery.set_aside.empty(), "a second attach finds nothing more",
         stash.recovery.set_aside.empty() ? "" : stash.recovery.set_aside.front());
-  check(in_order(*stash.writer).entries == first.entries, "a second attach finds the same entries");
+  check(in_order(*stash.segment).entries == first.entries, "a second attach finds the same entries");
   serve(stash, input);
-  (void)in_order(*stash.writer);
+  (void)in_order(*stash.segment);
   stash.restart();
   check(stash.recovery.set_aside.empty(), "what a daemon wrote is sound",
         stash.recovery.set_aside.empty() ? "" : stash.recovery.set_aside.front());
-  (void)in_order(*stash.writer);
+  (void)in_order(*stash.segment);
   return 0;
 }

@@ -13,7 +13,7 @@
 #include "tests/fuzz/check.hpp"
 
 namespace stepstash::test {
-std::string disorder(const shm::Writer& writer);  // of segment_fixture.hpp, whose names are the engine's, too
+std::string disorder(const shm::Segment& writer);  // of segment_fixture.hpp, whose names are the engine's, too
 }
 
 using namespace stepstash;

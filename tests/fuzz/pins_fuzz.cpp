@@ -17,8 +17,8 @@ using stepstash::fuzz::check;
 
 namespace {
 
-void in_order(const shm::Writer& writer) {
-  const std::string wrong = disorder(writer);
+void in_order(const shm::Segment& segment) {
+  const std::string wrong = disorder(segment);
   check(wrong.empty(), "the segment is in order", wrong);
 }
 
@@ -31,7 +31,7 @@ void one_input(Stash& stash, const std::uint8_t* data, std::size_t size) {
   const std::uint16_t length = input.u16();
   const std::span<const std::uint8_t> content = input.rest();
 
-  auto liar = take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1));
+  auto liar = take(stash.segment->pins().create(stash.segment->header().segment_id, 1, 1));
   check(::pwrite(liar.fd.get(), content.data(), content.size(), 0) == static_cast<ssize_t>(content.size()),
         "pwrite(2)");
   if ((flags & 1) != 0) check(::ftruncate(liar.fd.get(), length) == 0, "ftruncate(2)");
@@ -44,51 +44,51 @@ void one_input(Stash& stash, const std::uint8_t* data, std::size_t size) {
   for (unsigned round = 0; round < 2; ++round) {
     stash.set_pattern(1, name_of(0), 3000);  // the viewed value is replaced
     stash.set_pattern(2, name_of(round), 20'000 + 64u * flags);
-    const shm::Entry* clean = stash.writer->find(1, name_of(1));
+    const shm::Entry* clean = stash.segment->find(1, name_of(1));
     if (clean != nullptr && clean->value_offset != 0) {
-      stash.writer->mark(*clean, shm::EntryState::clean);
-      (void)stash.writer->evict(*clean);
+      stash.segment->mark(*clean, shm::EntryState::clean);
+      (void)stash.segment->evict(*clean);
     }
     stash.set_pattern(1, name_of(1), 500);
-    (void)stash.writer->reclaim();
+    (void)stash.segment->reclaim();
     std::uint64_t hints = 0;
-    stash.writer->pins().recent([&](shm::Offset) { ++hints; });
+    stash.segment->pins().recent([&](shm::Offset) { ++hints; });
     check(hints <= 2 * shm::kPinLines, "a page has so many hints and no more");
-    check(stash.writer->pins().views().most <= shm::kPinsPerPage, "a client holds so many blocks and no more");
-    in_order(*stash.writer);
+    check(stash.segment->pins().views().most <= shm::kPinsPerPage, "a client holds so many blocks and no more");
+    in_order(*stash.segment);
     check(view.value().size() == length_of_view && is_pattern(view.value(), view.entry->id, view.entry->revision),
           "an honest reader's view stays");
     if ((flags & 2) != 0) {
-      (void)stash.writer->pins().reap();
-      in_order(*stash.writer);
+      (void)stash.segment->pins().reap();
+      in_order(*stash.segment);
     }
     if ((flags & 4) != 0) {
       stash.restart();
       check(stash.recovery.set_aside.empty(), "a page damages nothing in the segment");
-      in_order(*stash.writer);
+      in_order(*stash.segment);
       check(is_pattern(view.value(), view.entry->id, view.entry->revision), "a view stays across a restart");
     }
   }
   // A reader with this very page: its own harm, but never a crash, and its search comes to an end.
   alignas(64) shm::PinPage page{};
   std::memcpy(static_cast<void*>(&page), content.data(), std::min(content.size(), sizeof page));
-  const auto* base = reinterpret_cast<const std::byte*>(&stash.writer->header());
+  const auto* base = reinterpret_cast<const std::byte*>(&stash.segment->header());
   shm::Pinned own;
   for (unsigned i = 0; i < 4; ++i) {
-    const shm::Found found = shm::find_entry(base, stash.writer->mapped_bytes(), page, 1, name_of(i), own);
+    const shm::Found found = shm::find_entry(base, stash.segment->mapped_bytes(), page, 1, name_of(i), own);
     check(found != shm::Found::corrupt, "a page does not make a segment look damaged");
   }
 
   view.release();
   liar.fd.reset();
-  drop(*stash.writer, 1);
-  drop(*stash.writer, 2);
-  for (const BuildId build : {1, 2}) stash.writer->find_build(build)->drop_upto.store(0);
-  (void)stash.writer->pins().reap();
-  (void)stash.writer->reclaim();
-  check(stash.writer->retired() == 0, "what a dead client held is freed");
-  check(stash.writer->index().entries() == 0, "everything was dropped");
-  in_order(*stash.writer);
+  drop(*stash.segment, 1);
+  drop(*stash.segment, 2);
+  for (const BuildId build : {1, 2}) stash.segment->find_build(build)->drop_upto.store(0);
+  (void)stash.segment->pins().reap();
+  (void)stash.segment->reclaim();
+  check(stash.segment->retired() == 0, "what a dead client held is freed");
+  check(stash.segment->index().entries() == 0, "everything was dropped");
+  in_order(*stash.segment);
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ constexpr std::size_t kValueBytes = 50'000;
 struct Hoarded : Stash {
   Hoarded() : greedy(reader_of(7)) {
     for (int i = 0;; ++i) {
-      auto set = try_set_pattern(*writer, 1, std::to_string(i), kValueBytes, shm::EntryState::clean);
+      auto set = try_set_pattern(*segment, 1, std::to_string(i), kValueBytes, shm::EntryState::clean);
       if (!set) break;
       ++values;
     }
@@ -64,23 +64,23 @@ struct Hoarded : Stash {
     }
   }
   shm::Reader reader_of(std::uint32_t uid) {
-    auto page = take(writer->pins().create(writer->header().segment_id, ::getpid(), uid));
-    return take(shm::Reader::attach(take(writer->open_for_client()), std::move(page.fd)));
+    auto page = take(segment->pins().create(segment->header().segment_id, ::getpid(), uid));
+    return take(shm::Reader::attach(take(segment->open_for_client()), std::move(page.fd)));
   }
   /// What a store does that wants room: everything clean goes that no serving page holds.
   void evict_all() {
     for (int i = 0; i < values; ++i) {
-      const shm::Entry* entry = writer->find(1, std::to_string(i));
-      if (entry != nullptr && writer->evictable_bytes(*entry) > 0) {
-        take(writer->evict(*entry));
-        writer->reclaim();
+      const shm::Entry* entry = segment->find(1, std::to_string(i));
+      if (entry != nullptr && segment->evictable_bytes(*entry) > 0) {
+        take(segment->evict(*entry));
+        segment->reclaim();
       }
     }
   }
   /// Sets values of another build until there is no room; returns how many.
   int fill(BuildId build) {
     for (int i = 0;; ++i) {
-      if (!try_set_pattern(*writer, build, std::to_string(i), kValueBytes, shm::EntryState::clean)) return i;
+      if (!try_set_pattern(*segment, build, std::to_string(i), kValueBytes, shm::EntryState::clean)) return i;
     }
   }
   bool views_are_whole() const {
@@ -160,20 +160,20 @@ BOOST_FIXTURE_TEST_CASE(what_is_no_entrys_block_when_a_page_is_closed_is_not_hel
 BOOST_AUTO_TEST_CASE(a_closed_user_does_not_hold_what_is_set_later_where_his_pages_point) {
   Stash stash;
   stash.set_pattern(1, "before", 1000);
-  const Offset block = stash.writer->offset_of(stash.set_pattern(1, "x", kValueBytes));
-  stash.writer->erase(*stash.writer->find(1, "x"));
-  stash.writer->reclaim();
-  const Page liar(take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 9)));
+  const Offset block = stash.segment->offset_of(stash.set_pattern(1, "x", kValueBytes));
+  stash.segment->erase(*stash.segment->find(1, "x"));
+  stash.segment->reclaim();
+  const Page liar(take(stash.segment->pins().create(stash.segment->header().segment_id, 1, 9)));
   for (std::size_t i = 0; i < shm::kPinsPerPage; ++i) liar.pin(i) = block + 64 * i;
-  take(stash.writer->close_user(9));
-  BOOST_TEST_REQUIRE(stash.writer->offset_of(stash.set_pattern(1, "x", kValueBytes)) == block);
-  BOOST_TEST(stash.writer->held_by_users().empty() == false);  // he is closed, and named
-  BOOST_TEST(stash.writer->held_by_users()[0].bytes == 0u);
-  stash.writer->erase(*stash.writer->find(1, "x"));
-  stash.writer->reclaim();
-  BOOST_TEST(stash.writer->retired() == 0u);
-  BOOST_TEST(stash.writer->heap().written_off() == 0u);
-  BOOST_TEST(disorder(*stash.writer) == "");
+  take(stash.segment->close_user(9));
+  BOOST_TEST_REQUIRE(stash.segment->offset_of(stash.set_pattern(1, "x", kValueBytes)) == block);
+  BOOST_TEST(stash.segment->held_by_users().empty() == false);  // he is closed, and named
+  BOOST_TEST(stash.segment->held_by_users()[0].bytes == 0u);
+  stash.segment->erase(*stash.segment->find(1, "x"));
+  stash.segment->reclaim();
+  BOOST_TEST(stash.segment->retired() == 0u);
+  BOOST_TEST(stash.segment->heap().written_off() == 0u);
+  BOOST_TEST(disorder(*stash.segment) == "");
 }
 
 /// Its client goes on taking views by it, as far as it can see: they must count.
@@ -293,7 +293,7 @@ BOOST_AUTO_TEST_CASE(a_closed_client_keeps_its_views_and_gets_no_more) {
   const shm::Reader reader = stash.reader();
   shm::Pinned view;
   BOOST_TEST_REQUIRE((reader.find(1, "x", view) == Found::resident));
-  take(stash.writer->close_user(reader.uid()));
+  take(stash.segment->close_user(reader.uid()));
   shm::Pinned more;
   BOOST_TEST((reader.find(1, "x", more) == Found::closed));
   BOOST_TEST((reader.find(1, "absent", more) == Found::closed));
@@ -301,7 +301,7 @@ BOOST_AUTO_TEST_CASE(a_closed_client_keeps_its_views_and_gets_no_more) {
   BOOST_TEST(reader.pins_in_use() == 1u);
   BOOST_TEST(is_pattern(view.value(), view.entry->id, view.entry->revision));
   view.release();
-  stash.writer->open_user(reader.uid());
+  stash.segment->open_user(reader.uid());
   BOOST_TEST_REQUIRE((reader.find(1, "x", more) == Found::resident));
   more.release();
 }
@@ -310,14 +310,14 @@ BOOST_FIXTURE_TEST_CASE(others_have_the_room_of_what_a_closed_user_holds, Hoarde
   BOOST_TEST_REQUIRE(values > 60);
   evict_all();
   BOOST_TEST(fill(2) == 0);  // evicted and pinned: nothing came of it
-  BOOST_TEST(disorder(*writer) == "");
-  const std::uint64_t capacity = writer->heap().capacity();
-  take(writer->close_user(7));
+  BOOST_TEST(disorder(*segment) == "");
+  const std::uint64_t capacity = segment->heap().capacity();
+  take(segment->close_user(7));
   const int set = fill(2);
   BOOST_TEST(set > values * 9 / 10);
   BOOST_TEST(set <= values);
-  BOOST_TEST(writer->heap().capacity() == capacity);
-  BOOST_TEST(disorder(*writer) == "");
+  BOOST_TEST(segment->heap().capacity() == capacity);
+  BOOST_TEST(disorder(*segment) == "");
   BOOST_TEST(views_are_whole());
   const shm::Reader other = reader_of(8);
   BOOST_TEST(all_are_whole(other, 2, set));
@@ -325,16 +325,16 @@ BOOST_FIXTURE_TEST_CASE(others_have_the_room_of_what_a_closed_user_holds, Hoarde
   BOOST_TEST((greedy.find(2, "0", view) == Found::closed));
   // As much as there was before, and no more, when he has released all of it: what stands in the stand-in counts.
   release_all();
-  writer->reclaim();
-  writer->open_user(7);
-  BOOST_TEST(writer->heap().written_off() == 0u);
-  BOOST_TEST(disorder(*writer) == "");
+  segment->reclaim();
+  segment->open_user(7);
+  BOOST_TEST(segment->heap().written_off() == 0u);
+  BOOST_TEST(disorder(*segment) == "");
   BOOST_TEST(fill(3) <= values - set);
   BOOST_TEST(all_are_whole(other, 2, set));
-  for (int i = 0; i < set; ++i) writer->erase(*writer->find(2, std::to_string(i)));
-  writer->reclaim();
-  BOOST_TEST(writer->heap().stand_in_used_bytes() <= 256 * 1024u);  // slabs
-  BOOST_TEST(disorder(*writer) == "");
+  for (int i = 0; i < set; ++i) segment->erase(*segment->find(2, std::to_string(i)));
+  segment->reclaim();
+  BOOST_TEST(segment->heap().stand_in_used_bytes() <= 256 * 1024u);  // slabs
+  BOOST_TEST(disorder(*segment) == "");
   const int again = fill(4);
   BOOST_TEST(again > values * 8 / 10);
   BOOST_TEST(all_are_whole(greedy, 4, again));
@@ -344,23 +344,23 @@ BOOST_FIXTURE_TEST_CASE(what_another_user_holds_too_is_not_written_off, Hoarded)
   const shm::Reader other = reader_of(8);
   shm::Pinned view;
   BOOST_TEST_REQUIRE((other.find(1, "0", view) == Found::resident));
-  take(writer->close_user(7));
+  take(segment->close_user(7));
   evict_all();
-  const std::uint64_t all = writer->heap().written_off();
+  const std::uint64_t all = segment->heap().written_off();
   BOOST_TEST(all > 0u);
   view.release();
-  writer->reclaim();
-  BOOST_TEST(writer->heap().written_off() >= all + kValueBytes);
+  segment->reclaim();
+  BOOST_TEST(segment->heap().written_off() >= all + kValueBytes);
 }
 
 BOOST_FIXTURE_TEST_CASE(what_a_closed_user_holds_outlives_the_daemon, Hoarded) {
-  take(writer->close_user(7));
+  take(segment->close_user(7));
   evict_all();
   const int set = fill(2);
   BOOST_TEST_REQUIRE(set > 0);
   restart();
   BOOST_TEST(recovery.set_aside.empty());
-  BOOST_TEST(disorder(*writer) == "");
+  BOOST_TEST(disorder(*segment) == "");
   BOOST_TEST(views_are_whole());
   // He is served again, by a daemon that knows of nothing; and is closed again when there is no room.
   shm::Pinned view;
@@ -371,17 +371,17 @@ BOOST_FIXTURE_TEST_CASE(what_a_closed_user_holds_outlives_the_daemon, Hoarded) {
   BOOST_TEST(all_are_whole(greedy, 2, set));
   // Also records of evicted values have room, or nothing could go.
   for (int i = 0; i < set; ++i) {
-    BOOST_TEST_REQUIRE(writer->evict(*writer->find(2, std::to_string(i))).has_value());
-    writer->reclaim();
+    BOOST_TEST_REQUIRE(segment->evict(*segment->find(2, std::to_string(i))).has_value());
+    segment->reclaim();
   }
-  take(writer->close_user(7));
+  take(segment->close_user(7));
   BOOST_TEST(fill(4) > values / 2);
-  BOOST_TEST(disorder(*writer) == "");
+  BOOST_TEST(disorder(*segment) == "");
   BOOST_TEST(views_are_whole());
   release_all();
   restart();
-  BOOST_TEST(disorder(*writer) == "");
-  BOOST_TEST(writer->retired() == 0u);
+  BOOST_TEST(disorder(*segment) == "");
+  BOOST_TEST(segment->retired() == 0u);
 }
 
 BOOST_FIXTURE_TEST_CASE(who_holds_what_is_counted_once_for_each_user, Hoarded) {
@@ -390,16 +390,16 @@ BOOST_FIXTURE_TEST_CASE(who_holds_what_is_counted_once_for_each_user, Hoarded) {
   shm::Pinned twice, two;
   BOOST_TEST_REQUIRE((also.find(1, "0", twice) == Found::resident));
   BOOST_TEST_REQUIRE((other.find(1, "0", two) == Found::resident));
-  const Page liar(take(writer->pins().create(writer->header().segment_id, 1, 9)));
+  const Page liar(take(segment->pins().create(segment->header().segment_id, 1, 9)));
   for (std::size_t i = 0; i < shm::kPinsPerPage; ++i) liar.pin(i) = 64 * (i + 1);  // no entries there
-  const auto held = writer->held_by_users();
+  const auto held = segment->held_by_users();
   BOOST_TEST_REQUIRE(held.size() == 2u);
   BOOST_TEST(held[0].uid == 7u);
   BOOST_TEST(held[0].blocks == static_cast<std::size_t>(values));
   BOOST_TEST(held[0].bytes >= static_cast<std::size_t>(values) * kValueBytes);
   BOOST_TEST(held[1].uid == 8u);
   BOOST_TEST(held[1].blocks == 1u);
-  BOOST_TEST(held[1].bytes == writer->heap().block_bytes(writer->offset_of(*two.entry)));
+  BOOST_TEST(held[1].bytes == segment->heap().block_bytes(segment->offset_of(*two.entry)));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

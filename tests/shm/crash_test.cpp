@@ -26,7 +26,7 @@ namespace stepstash::test {
 namespace {
 
 using shm::EntryState;
-using shm::Writer;
+using shm::Segment;
 
 // AddressSanitizer multiplies the instructions of a script, and looks for other things than this test: there every 13th
 // instant is looked at. Under ThreadSanitizer, which is concerned with threads and makes one copy of a large value
@@ -40,9 +40,9 @@ constexpr std::uint64_t kStride = 1;
 constexpr std::uint64_t kSmall = 1024 * 1024;
 
 /// All that a segment promises, as one text: two segments that say the same are the same to everybody.
-std::string contents(const Writer& writer) {
+std::string contents(const Segment& segment) {
   std::vector<std::string> lines;
-  writer.for_each([&](const shm::Entry& entry) {
+  segment.for_each([&](const shm::Entry& entry) {
     std::string line = std::to_string(entry.buildid) + "/" + std::string(shm::entry_name(entry)) + " id " +
                        std::to_string(entry.id) + " revision " + std::to_string(entry.revision);
     line += entry.state.load() == EntryState::dirty ? " dirty" : " clean";
@@ -50,7 +50,7 @@ std::string contents(const Writer& writer) {
     if (entry.value_offset != 0) line += " hash " + std::to_string(shm::hash_bytes(shm::entry_value(entry)));
     lines.push_back(line);
   });
-  writer.for_each_build([&](const shm::BuildRecord& build) {
+  segment.for_each_build([&](const shm::BuildRecord& build) {
     lines.push_back("build " + std::to_string(build.buildid) + " complete at " + std::to_string(build.complete_at) +
                     " dropped to " + std::to_string(build.drop_upto) + " hold " +
                     std::to_string(static_cast<unsigned>(build.hold.load())));
@@ -80,19 +80,19 @@ class Shared {
   T* value_;
 };
 
-using Step = std::function<void(Writer&)>;
+using Step = std::function<void(Segment&)>;
 
 /// A copy of a segment's memory as an object of its own, to be attached.
 class Snapshot {
  public:
   explicit Snapshot(Stash& stash) : stash_(stash), fd_(take(stash.objects.create("snapshot"))) {
-    BOOST_TEST_REQUIRE(::ftruncate(fd_.get(), static_cast<::off_t>(stash.writer->mapped_bytes())) == 0);
+    BOOST_TEST_REQUIRE(::ftruncate(fd_.get(), static_cast<::off_t>(stash.segment->mapped_bytes())) == 0);
   }
   void write(const std::byte* bytes, std::size_t count) {
     BOOST_TEST_REQUIRE(::pwrite(fd_.get(), bytes, count, 0) == static_cast<::ssize_t>(count));
   }
-  std::unique_ptr<Writer> attach(shm::Recovery& recovery) {
-    return take(Writer::attach(stash_.objects, "snapshot", recovery));
+  std::unique_ptr<Segment> attach(shm::Recovery& recovery) {
+    return take(Segment::attach(stash_.objects, "snapshot", recovery));
   }
 
  private:
@@ -105,9 +105,9 @@ class Snapshot {
 std::uint64_t at_every_instruction(Stash& stash, const Step& before, const std::vector<Step>& script,
                                    const std::function<void(const std::byte*, std::size_t acknowledged)>& check) {
   const Shared<std::atomic<std::size_t>> acknowledged;
-  const auto* memory = reinterpret_cast<const std::byte*>(&stash.writer->header());
-  const std::size_t bytes = stash.writer->bytes();  // nothing here uses the stand-in
-  before(*stash.writer);
+  const auto* memory = reinterpret_cast<const std::byte*>(&stash.segment->header());
+  const std::size_t bytes = stash.segment->bytes();  // nothing here uses the stand-in
+  before(*stash.segment);
   std::vector<std::byte> last(memory, memory + bytes);
 
   const ::pid_t pid = ::fork();
@@ -117,7 +117,7 @@ std::uint64_t at_every_instruction(Stash& stash, const Step& before, const std::
     ::raise(SIGSTOP);
     try {
       for (const Step& step : script) {
-        step(*stash.writer);
+        step(*stash.segment);
         acknowledged->fetch_add(1);
       }
     } catch (const std::exception&) {
@@ -166,10 +166,10 @@ boost::test_tools::assertion_result may_trace(boost::unit_test::test_unit_id) {
 }
 
 Step set_step(BuildId build, std::string name, std::size_t bytes, EntryState state = EntryState::dirty) {
-  return [=](Writer& writer) { take(try_set_pattern(writer, build, name, bytes, state)); };
+  return [=](Segment& segment) { take(try_set_pattern(segment, build, name, bytes, state)); };
 }
 Step reclaim_step() {
-  return [](Writer& writer) { writer.reclaim(); };
+  return [](Segment& segment) { segment.reclaim(); };
 }
 
 /// A value of 300,000 bytes, from a descriptor and with its hash known: the kernel copies it within one instruction.
@@ -182,20 +182,20 @@ struct LargeValue {
     hash = shm::hash_bytes(bytes);
   }
   Step step(BuildId build, std::string name) const {
-    return [this, build, name](Writer& writer) {
-      shm::Draft draft = take(writer.draft(name, "pipe", 100));
-      take(writer.extend(draft, kBytes + 50'000));  // of unknown length: more than is needed in the end
-      take(writer.reserve(draft, kBytes));
-      if (::pread(fd.get(), writer.value_bytes(draft).data(), kBytes, 0) != kBytes) throw std::bad_alloc();
-      take(writer.make_room(build, name));
-      Writer::EntryFacts facts;
-      facts.id = facts.revision = writer.header().next_id.fetch_add(1);
+    return [this, build, name](Segment& segment) {
+      shm::Draft draft = take(segment.draft(name, "pipe", 100));
+      take(segment.extend(draft, kBytes + 50'000));  // of unknown length: more than is needed in the end
+      take(segment.reserve(draft, kBytes));
+      if (::pread(fd.get(), segment.value_bytes(draft).data(), kBytes, 0) != kBytes) throw std::bad_alloc();
+      take(segment.ensure_slot(build, name));
+      Segment::EntryFacts facts;
+      facts.id = facts.revision = segment.header().next_id.fetch_add(1);
       facts.build = build;
       facts.name = name;
       facts.source = "pipe";
       facts.length = kBytes;
       facts.value_hash = hash;
-      writer.publish(draft, facts);
+      segment.publish(draft, facts);
     };
   }
   static constexpr std::size_t kBytes = 300'000;
@@ -210,11 +210,11 @@ void survives_a_kill_at_every_instruction(const Step& before, const std::vector<
   std::vector<std::string> expected;
   {
     Stash undisturbed(kSmall);
-    before(*undisturbed.writer);
-    expected.push_back(contents(*undisturbed.writer));
+    before(*undisturbed.segment);
+    expected.push_back(contents(*undisturbed.segment));
     for (const Step& step : script) {
-      step(*undisturbed.writer);
-      expected.push_back(contents(*undisturbed.writer));
+      step(*undisturbed.segment);
+      expected.push_back(contents(*undisturbed.segment));
     }
   }
   Stash stash(kSmall);
@@ -245,7 +245,7 @@ void survives_a_kill_at_every_instruction(const Step& before, const std::vector<
   BOOST_TEST_MESSAGE(states << " states of the segment were attached");
   BOOST_TEST(states >= script.size());
   stash.restart();
-  BOOST_TEST(contents(*stash.writer) == expected.back());
+  BOOST_TEST(contents(*stash.segment) == expected.back());
 }
 
 BOOST_AUTO_TEST_SUITE(crash)
@@ -255,62 +255,62 @@ BOOST_AUTO_TEST_SUITE(stepped, *boost::unit_test::precondition(may_trace))
 
 BOOST_AUTO_TEST_CASE(no_instruction_of_setting_replacing_evicting_and_erasing_loses_or_tears_anything) {
   survives_a_kill_at_every_instruction(
-      [](Writer& writer) {
-        take(try_set_pattern(writer, 1, "old", 700));
-        take(try_set_pattern(writer, 1, "clean", 3000, EntryState::clean));
+      [](Segment& segment) {
+        take(try_set_pattern(segment, 1, "old", 700));
+        take(try_set_pattern(segment, 1, "clean", 3000, EntryState::clean));
       },
       {
-          [](Writer& writer) { take(writer.add_build(1, false)); },
+          [](Segment& segment) { take(segment.add_build(1, false)); },
           set_step(1, "new", 100),
           set_step(1, "old", 1000),
           reclaim_step(),
           set_step(1, "empty", 0),
-          [](Writer& writer) { writer.mark(*writer.find(1, "new"), EntryState::clean); },
-          [](Writer& writer) { take(writer.evict(*writer.find(1, "clean"))); },
+          [](Segment& segment) { segment.mark(*segment.find(1, "new"), EntryState::clean); },
+          [](Segment& segment) { take(segment.evict(*segment.find(1, "clean"))); },
           reclaim_step(),
           set_step(1, "clean", 200),
-          [](Writer& writer) { writer.erase(*writer.find(1, "old")); },
+          [](Segment& segment) { segment.erase(*segment.find(1, "old")); },
           reclaim_step(),
           set_step(1, "old", 64),
-          [](Writer& writer) { writer.find_build(1)->complete_at.store(1000); },
+          [](Segment& segment) { segment.find_build(1)->complete_at.store(1000); },
       });
 }
 
 BOOST_AUTO_TEST_CASE(no_instruction_of_a_drop_leaves_half_of_a_build) {
   survives_a_kill_at_every_instruction(
-      [](Writer& writer) {
-        take(writer.add_build(1, false));
-        take(writer.add_build(2, false));
-        for (const char* name : {"a", "b", "c", "d"}) take(try_set_pattern(writer, 1, name, 100));
-        take(try_set_pattern(writer, 2, "a", 100));
+      [](Segment& segment) {
+        take(segment.add_build(1, false));
+        take(segment.add_build(2, false));
+        for (const char* name : {"a", "b", "c", "d"}) take(try_set_pattern(segment, 1, name, 100));
+        take(try_set_pattern(segment, 2, "a", 100));
       },
       {
-          [](Writer& writer) { drop(writer, 1); },
+          [](Segment& segment) { drop(segment, 1); },
           reclaim_step(),
           set_step(1, "a", 50),
-          [](Writer& writer) { drop(writer, 2); },
-          [](Writer& writer) { writer.remove_build(*writer.find_build(2)); },
-          [](Writer& writer) { take(writer.add_build(3, false)); },
+          [](Segment& segment) { drop(segment, 2); },
+          [](Segment& segment) { segment.remove_build(*segment.find_build(2)); },
+          [](Segment& segment) { take(segment.add_build(3, false)); },
       });
 }
 
 BOOST_AUTO_TEST_CASE(no_instruction_of_a_deletion_of_three_builds_leaves_one_of_them) {
   survives_a_kill_at_every_instruction(
-      [](Writer& writer) {
+      [](Segment& segment) {
         for (BuildId build : {1, 2, 3, 4}) {
-          take(writer.add_build(build, false));
-          for (const char* name : {"a", "b"}) take(try_set_pattern(writer, build, name, 100));
+          take(segment.add_build(build, false));
+          for (const char* name : {"a", "b"}) take(try_set_pattern(segment, build, name, 100));
         }
-        writer.find_build(3)->drop_upto = 1;  // of a deletion before that the database is yet to be told of
+        segment.find_build(3)->drop_upto = 1;  // of a deletion before that the database is yet to be told of
       },
       {
-          [](Writer& writer) {
-            shm::BuildRecord* builds[] = {writer.find_build(1), writer.find_build(2), writer.find_build(3)};
-            writer.begin_deletion(builds);
+          [](Segment& segment) {
+            shm::BuildRecord* builds[] = {segment.find_build(1), segment.find_build(2), segment.find_build(3)};
+            segment.begin_deletion(builds);
             for (BuildId build : {1, 2, 3}) {
-              for (const char* name : {"a", "b"}) writer.erase(*writer.find(build, name));
+              for (const char* name : {"a", "b"}) segment.erase(*segment.find(build, name));
             }
-            writer.end_deletion();
+            segment.end_deletion();
           },
           set_step(2, "a", 50),
       });
@@ -318,14 +318,14 @@ BOOST_AUTO_TEST_CASE(no_instruction_of_a_deletion_of_three_builds_leaves_one_of_
 
 BOOST_AUTO_TEST_CASE(no_instruction_of_setting_a_large_value_of_unknown_length_shows_a_part_of_it) {
   const LargeValue large;
-  survives_a_kill_at_every_instruction([](Writer&) {},
+  survives_a_kill_at_every_instruction([](Segment&) {},
                                        {
                                            large.step(1, "large"),
-                                           [](Writer& writer) { writer.erase(*writer.find(1, "large")); },
+                                           [](Segment& segment) { segment.erase(*segment.find(1, "large")); },
                                            reclaim_step(),
-                                           [](Writer& writer) {
-                                             writer.heap().set_now(std::chrono::seconds(5));
-                                             writer.heap().punch(std::chrono::seconds(5), ~std::uint64_t{0});
+                                           [](Segment& segment) {
+                                             segment.heap().set_now(std::chrono::seconds(5));
+                                             segment.heap().punch(std::chrono::seconds(5), ~std::uint64_t{0});
                                            },
                                            large.step(1, "again"),
                                        });
@@ -334,32 +334,32 @@ BOOST_AUTO_TEST_CASE(no_instruction_of_setting_a_large_value_of_unknown_length_s
 #ifndef __SANITIZE_ADDRESS__  // the plain build steps through it all
 BOOST_AUTO_TEST_CASE(no_instruction_of_the_indexs_growth_loses_an_entry) {
   survives_a_kill_at_every_instruction(
-      [](Writer& writer) {
+      [](Segment& segment) {
         // 640 of 1024 slots: the next key makes the table grow.
-        for (int i = 0; i < 640; ++i) take(try_set_pattern(writer, 1, std::to_string(i), 8));
-        BOOST_TEST_REQUIRE(writer.index().slots() == 1024u);
+        for (int i = 0; i < 640; ++i) take(try_set_pattern(segment, 1, std::to_string(i), 8));
+        BOOST_TEST_REQUIRE(segment.index().slots() == 1024u);
       },
       {set_step(1, "one more", 100)});
 }
 #endif
 
-/// Attaching is itself a writer, and may be killed as well.
+/// Attaching is itself a segment, and may be killed as well.
 BOOST_AUTO_TEST_CASE(no_instruction_of_attaching_makes_the_next_attach_find_less) {
   Stash stash(kSmall);
   Snapshot snapshot(stash);
   std::string expected;
-  const auto half_dropped = [&](Writer& writer) {
-    for (const char* name : {"a", "b", "c"}) take(try_set_pattern(writer, 1, name, 100));
-    take(try_set_pattern(writer, 2, "stays", 100));
-    take(try_set_pattern(writer, 2, "stays", 200));  // the block before is retired, and lost with this daemon
-    shm::BuildRecord* build = take(writer.add_build(1, false));
-    writer.begin_deletion(std::span(&build, 1));
-    writer.erase(*writer.find(1, "b"));
-    take(writer.draft("never published", "", 5000));
+  const auto half_dropped = [&](Segment& segment) {
+    for (const char* name : {"a", "b", "c"}) take(try_set_pattern(segment, 1, name, 100));
+    take(try_set_pattern(segment, 2, "stays", 100));
+    take(try_set_pattern(segment, 2, "stays", 200));  // the block before is retired, and lost with this daemon
+    shm::BuildRecord* build = take(segment.add_build(1, false));
+    segment.begin_deletion(std::span(&build, 1));
+    segment.erase(*segment.find(1, "b"));
+    take(segment.draft("never published", "", 5000));
   };
-  const std::uint64_t states = at_every_instruction(stash, half_dropped, {[&](Writer&) {
+  const std::uint64_t states = at_every_instruction(stash, half_dropped, {[&](Segment&) {
                                                       shm::Recovery recovery;
-                                                      take(Writer::attach(stash.objects, Stash::kName, recovery));
+                                                      take(Segment::attach(stash.objects, Stash::kName, recovery));
                                                     }},
                                                     [&](const std::byte* memory, std::size_t) {
                                                       snapshot.write(memory, kSmall);
@@ -398,8 +398,8 @@ struct Acknowledged {
 
 [[noreturn]] void load_until_killed(shm::ObjectDirectory& objects, Acknowledged& told, std::uint64_t seed) {
   shm::Recovery recovery;
-  const auto writer = take(Writer::attach(objects, Stash::kName, recovery));
-  take(writer->add_build(kDroppedBuild, true));
+  const auto segment = take(Segment::attach(objects, Stash::kName, recovery));
+  take(segment->add_build(kDroppedBuild, true));
   std::mt19937_64 random(seed);
   for (;; ++told.calls) {
     const std::size_t name = random() % kNames;
@@ -407,33 +407,33 @@ struct Acknowledged {
     const std::uint64_t what = random() % 100;
     if (what == 0) {
       told.under_way = kNames + 1;
-      drop(*writer, kDroppedBuild);
+      drop(*segment, kDroppedBuild);
       for (std::size_t i = 1; i < kNames; i += 2) told.names[i].revision = 0;
     } else if (what < 12) {
       told.under_way = name;
-      if (const shm::Entry* entry = writer->find(build_of(name), text)) writer->erase(*entry);
+      if (const shm::Entry* entry = segment->find(build_of(name), text)) segment->erase(*entry);
       told.names[name].revision = 0;
     } else if (what < 20) {  // as much again for the index, which has to grow or to be cleaned
       told.under_way = kNames;
       for (int i = 0; i < 60; ++i) {
         const std::string other = "other " + std::to_string(random() % 5000);
-        if (const shm::Entry* entry = writer->find(9, other)) {
-          writer->erase(*entry);
+        if (const shm::Entry* entry = segment->find(9, other)) {
+          segment->erase(*entry);
         } else {
-          (void)try_set_pattern(*writer, 9, other, 8);
+          (void)try_set_pattern(*segment, 9, other, 8);
         }
       }
     } else {
       told.under_way = name;
       const std::size_t bytes = what < 90 ? random() % 5000 : random() % 400'000;
-      const auto entry = try_set_pattern(*writer, build_of(name), text, bytes);
+      const auto entry = try_set_pattern(*segment, build_of(name), text, bytes);
       if (entry) {
         told.names[name].id = entry.value()->id;
         told.names[name].revision = entry.value()->revision;
       }
     }
     told.under_way = kNames;
-    writer->reclaim();
+    segment->reclaim();
   }
 }
 
@@ -445,7 +445,7 @@ BOOST_AUTO_TEST_CASE(whatever_was_acknowledged_before_a_sigkill_is_there_after_i
   std::vector<shm::Pinned> views;
   std::uint64_t killed_in_a_call = 0;
   for (int round = 0; round < 60; ++round) {
-    stash.writer.reset();
+    stash.segment.reset();
     const std::uint64_t target = told->calls + random() % 200;
     Child child([&](int) -> int { load_until_killed(stash.objects, *told, random()); });
     // The instant: some calls on, and then some turns of this loop more.
@@ -454,15 +454,15 @@ BOOST_AUTO_TEST_CASE(whatever_was_acknowledged_before_a_sigkill_is_there_after_i
     child.kill();
 
     stash.recovery = {};
-    stash.writer = take(Writer::attach(stash.objects, Stash::kName, stash.recovery));
+    stash.segment = take(Segment::attach(stash.objects, Stash::kName, stash.recovery));
     BOOST_TEST_REQUIRE(stash.recovery.set_aside.empty());
-    BOOST_TEST_REQUIRE(disorder(*stash.writer) == "");
+    BOOST_TEST_REQUIRE(disorder(*stash.segment) == "");
     const std::size_t under_way = told->under_way;
     killed_in_a_call += under_way != kNames;
     std::size_t dropped = 0;
     std::size_t kept = 0;
     for (std::size_t name = 0; name < kNames; ++name) {
-      const shm::Entry* entry = stash.writer->find(build_of(name), "name " + std::to_string(name));
+      const shm::Entry* entry = stash.segment->find(build_of(name), "name " + std::to_string(name));
       auto& known = told->names[name];
       if (entry != nullptr) {
         BOOST_TEST_REQUIRE(is_pattern(shm::entry_value(*entry), entry->id, entry->revision));

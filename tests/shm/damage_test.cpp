@@ -23,7 +23,7 @@ namespace {
 using shm::EntryState;
 using shm::Found;
 using shm::Offset;
-using shm::Writer;
+using shm::Segment;
 
 constexpr std::uint64_t kBytes = 1024 * 1024;
 /// With the stand-in, which nothing here uses: behind the header's page and 1,024 build records lies the heap.
@@ -33,31 +33,31 @@ constexpr std::uint64_t kObjectBytes = shm::stand_in_offset(kBytes) + kBytes - (
 struct Damaged {
   Damaged() {
     Stash stash(kBytes);
-    Writer& writer = *stash.writer;
-    for (BuildId build : {1, 2}) take(writer.add_build(build, false))->complete_at = 1000 + build;
-    take(writer.add_build(3, false))->drop_upto = 1;
+    Segment& segment = *stash.segment;
+    for (BuildId build : {1, 2}) take(segment.add_build(build, false))->complete_at = 1000 + build;
+    take(segment.add_build(3, false))->drop_upto = 1;
     stash.set(1, "dirty", "a dirty value", "from here");
     stash.set(1, "clean", "a clean value", "from there", EntryState::clean);
     stash.set(2, "replaced", "first");
     stash.set(2, "replaced", "second");
     stash.set(2, "erased", "gone");
-    writer.erase(*writer.find(2, "erased"));
-    take(writer.evict(stash.set(2, "evicted", std::string(300, 'e'), "", EntryState::clean)));
+    segment.erase(*segment.find(2, "erased"));
+    take(segment.evict(stash.set(2, "evicted", std::string(300, 'e'), "", EntryState::clean)));
     stash.set(2, "", "");
     stash.set(1, std::string(256, 'n'), std::string(5000, 'v'), std::string(256, 's'));
-    writer.for_each([&](const shm::Entry& entry) {
+    segment.for_each([&](const shm::Entry& entry) {
       const Key key{entry.buildid, std::string(shm::entry_name(entry))};
       values[key] = text_of(shm::entry_value(entry));
-      entries.push_back(writer.offset_of(entry));
-      blocks.push_back(writer.offset_of(entry));
+      entries.push_back(segment.offset_of(entry));
+      blocks.push_back(segment.offset_of(entry));
     });
-    blocks.push_back(writer.index().table_block());
-    const auto* memory = reinterpret_cast<const std::byte*>(&writer.header());
-    take(shm::Heap::walk(memory, writer.header().heap_offset, kBytes, [&](Offset at, std::uint64_t) {
+    blocks.push_back(segment.index().table_block());
+    const auto* memory = reinterpret_cast<const std::byte*>(&segment.header());
+    take(shm::Heap::walk(memory, segment.header().heap_offset, kBytes, [&](Offset at, std::uint64_t) {
       if (std::find(blocks.begin(), blocks.end(), at) == blocks.end()) blocks.push_back(at);
     }));
-    table = shm::index_slots_offset(writer.header().index);
-    slots = writer.index().slots();
+    table = shm::index_slots_offset(segment.header().index);
+    slots = segment.index().slots();
     image.assign(memory, memory + kBytes);
     object = take(objects.create("damaged"));
     // For the readers: the same bytes with nothing around them that could be read unnoticed.
@@ -84,7 +84,7 @@ struct Damaged {
   /// Attaches what write() wrote; true when it was taken. Whatever is served is right, and it can be set into.
   bool attach(const std::string& what) const {
     shm::Recovery recovery;
-    auto attached = Writer::attach(objects, "damaged", recovery);
+    auto attached = Segment::attach(objects, "damaged", recovery);
     if (!attached) {
       BOOST_TEST_REQUIRE((attached.error() == Errc::corrupt_segment || attached.error() == Errc::format_mismatch),
                          what);
@@ -92,23 +92,23 @@ struct Damaged {
         if (entry.value_offset != 0)
           check(entry.buildid, shm::entry_name(entry), text_of(shm::entry_value(entry)), what);
       };
-      take(Writer::salvage(objects, "damaged", right, [](const shm::BuildRecord&) {}));
+      take(Segment::salvage(objects, "damaged", right, [](const shm::BuildRecord&) {}));
       return false;
     }
-    Writer& writer = *attached.value();
-    BOOST_TEST_REQUIRE(disorder(writer) == "", what);
+    Segment& segment = *attached.value();
+    BOOST_TEST_REQUIRE(disorder(segment) == "", what);
     std::size_t served = 0;
-    writer.for_each([&](const shm::Entry& entry) {
+    segment.for_each([&](const shm::Entry& entry) {
       ++served;
       if (entry.value_offset != 0) check(entry.buildid, shm::entry_name(entry), text_of(shm::entry_value(entry)), what);
     });
     BOOST_TEST_REQUIRE(recovery.entries_kept == served, what);
     lost += values.size() - served;
     silent += served < values.size() && recovery.set_aside.empty();
-    BOOST_TEST_REQUIRE(try_set(writer, 77, "new", bytes_of("new"), "").has_value(), what);
+    BOOST_TEST_REQUIRE(try_set(segment, 77, "new", bytes_of("new"), "").has_value(), what);
     for (const auto& [key, value] : values) {
       shm::Pinned view;
-      const Found answer = shm::find_entry(reinterpret_cast<const std::byte*>(&writer.header()), kBytes, page,
+      const Found answer = shm::find_entry(reinterpret_cast<const std::byte*>(&segment.header()), kBytes, page,
                                            key.first, key.second, view);
       if (answer == Found::resident) check(key.first, key.second, text_of(view.value()), what);
       BOOST_TEST_REQUIRE((answer == Found::resident || answer == Found::evicted || answer == Found::miss), what);
@@ -188,7 +188,7 @@ BOOST_FIXTURE_TEST_CASE(a_segment_cut_at_any_length_is_refused, Damaged) {
   for (std::uint64_t bytes = kBytes; bytes-- > 0;) {
     if (::ftruncate(object.get(), static_cast<::off_t>(bytes)) != 0) BOOST_FAIL("ftruncate(2)");
     shm::Recovery recovery;
-    const auto attached = Writer::attach(objects, "damaged", recovery);
+    const auto attached = Segment::attach(objects, "damaged", recovery);
     const bool refused =
         !attached && (attached.error() == Errc::corrupt_segment || attached.error() == Errc::format_mismatch);
     if (!refused) ++taken;
@@ -269,14 +269,14 @@ BOOST_FIXTURE_TEST_CASE(any_byte_of_a_record_leads_to_no_wrong_value_and_is_told
 BOOST_AUTO_TEST_CASE(whatever_the_index_word_says_exactly_what_was_there_is_saved) {
   for (const bool freed : {false, true}) {
     Stash stash;
-    Writer& writer = *stash.writer;
-    const std::uint64_t first_table = writer.index().slots();
+    Segment& segment = *stash.segment;
+    const std::uint64_t first_table = segment.index().slots();
     int count = 0;
-    while (writer.index().slots() < 4 * first_table) stash.set(1, std::to_string(count++), "value");
-    const auto erase = [&](int name) { writer.erase(*writer.find(1, std::to_string(name))); };
+    while (segment.index().slots() < 4 * first_table) stash.set(1, std::to_string(count++), "value");
+    const auto erase = [&](int name) { segment.erase(*segment.find(1, std::to_string(name))); };
     if (freed) {
       for (int last = 3; last > 0; --last) erase(count - last);
-      writer.reclaim();
+      segment.reclaim();
     } else {
       for (int first = 0; first < 3; ++first) erase(first);
       stash.set(1, "3", "replaced");
@@ -285,17 +285,17 @@ BOOST_AUTO_TEST_CASE(whatever_the_index_word_says_exactly_what_was_there_is_save
     const auto note = [](std::map<std::string, std::string>& in) {
       return [&in](const shm::Entry& entry) { in.emplace(shm::entry_name(entry), text_of(shm::entry_value(entry))); };
     };
-    writer.for_each(note(expected));
-    std::atomic<shm::IndexWord>& word = writer.header().index;
+    segment.for_each(note(expected));
+    std::atomic<shm::IndexWord>& word = segment.header().index;
     const shm::IndexWord sound = word;
     std::vector<shm::IndexWord> words = {0, ~shm::IndexWord{0}, sound & 0xFFFF'FFFF};
     for (unsigned bit = 0; bit < 54; ++bit) words.push_back(sound ^ shm::IndexWord{1} << bit);  // above: the version
     for (const shm::IndexWord damaged : words) {
       word = damaged;
       shm::Recovery recovery;
-      BOOST_TEST((Writer::attach(stash.objects, Stash::kName, recovery).error() == Errc::corrupt_segment), damaged);
+      BOOST_TEST((Segment::attach(stash.objects, Stash::kName, recovery).error() == Errc::corrupt_segment), damaged);
       std::map<std::string, std::string> saved;
-      take(Writer::salvage(stash.objects, Stash::kName, note(saved), [](const shm::BuildRecord&) {}));
+      take(Segment::salvage(stash.objects, Stash::kName, note(saved), [](const shm::BuildRecord&) {}));
       BOOST_TEST((saved == expected), damaged << ": " << saved.size() << " of " << expected.size());
     }
     word = sound;
@@ -310,14 +310,14 @@ BOOST_AUTO_TEST_CASE(a_damaged_secret_of_the_table_costs_no_entry) {
     stash.set(1, std::to_string(i), "value of " + std::to_string(i));
     expected[std::to_string(i)] = "value of " + std::to_string(i);
   }
-  auto* head = reinterpret_cast<std::byte*>(&stash.writer->header()) +
-               shm::index_slots_offset(stash.writer->header().index.load()) - sizeof(shm::TableHeader);
+  auto* head = reinterpret_cast<std::byte*>(&stash.segment->header()) +
+               shm::index_slots_offset(stash.segment->header().index.load()) - sizeof(shm::TableHeader);
   for (std::size_t byte = offsetof(shm::TableHeader, secret); byte < offsetof(shm::TableHeader, unused); ++byte) {
     head[byte] ^= std::byte{0x10};
     shm::Recovery recovery;
-    BOOST_TEST((Writer::attach(stash.objects, Stash::kName, recovery).error() == Errc::corrupt_segment), byte);
+    BOOST_TEST((Segment::attach(stash.objects, Stash::kName, recovery).error() == Errc::corrupt_segment), byte);
     std::map<std::string, std::string> saved;
-    take(Writer::salvage(
+    take(Segment::salvage(
         stash.objects, Stash::kName,
         [&](const shm::Entry& entry) { saved.emplace(shm::entry_name(entry), text_of(shm::entry_value(entry))); },
         nullptr));

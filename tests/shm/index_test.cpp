@@ -54,7 +54,7 @@ struct IndexFixture {
     return block;
   }
   Offset add(BuildId build, std::string_view name) {
-    take(index->make_room(build, name));
+    take(index->ensure_slot(build, name));
     const Offset block = record(build, name);
     if (const Offset old = index->publish(block)) heap->free(old);
     return block;
@@ -210,7 +210,7 @@ BOOST_AUTO_TEST_CASE(a_full_heap_lets_the_table_fill_to_seven_eighths_and_then_s
   while (one.heap->largest_free() > 0) (void)one.heap->allocate(one.heap->largest_free());
   std::uint64_t published = 0;
   for (std::uint64_t i = 0; i < 1000; ++i) {
-    const auto ready = one.index->make_room(1, name_of(i));
+    const auto ready = one.index->ensure_slot(1, name_of(i));
     if (!ready) {
       BOOST_TEST((ready.error() == Errc::segment_full));
       break;
@@ -340,7 +340,7 @@ BOOST_AUTO_TEST_CASE(a_key_without_a_slot_is_refused_until_sets_or_time_pay_for_
     const std::uint64_t rekeys = one.index->rekeys();
     for (int i = 0; i < 4300 && one.index->rekeys() == rekeys; ++i) {
       const std::string name = attack.next();
-      if (one.index->make_room(1, name)) blocks[name] = one.add(1, name);
+      if (one.index->ensure_slot(1, name)) blocks[name] = one.add(1, name);
     }
     return attack;
   };
@@ -350,7 +350,7 @@ BOOST_AUTO_TEST_CASE(a_key_without_a_slot_is_refused_until_sets_or_time_pay_for_
   const Attack again = crowd();
   BOOST_TEST_REQUIRE(one.index->rekeys() == 1u);
   for (int i = 0; i < 3; ++i) {
-    const auto room = one.index->make_room(1, again.victim(i));
+    const auto room = one.index->ensure_slot(1, again.victim(i));
     BOOST_TEST_REQUIRE(!room);
     BOOST_TEST((room.error() == Errc::too_many));
   }
@@ -358,7 +358,7 @@ BOOST_AUTO_TEST_CASE(a_key_without_a_slot_is_refused_until_sets_or_time_pay_for_
   for (const auto& [name, block] : blocks) BOOST_TEST_REQUIRE(one.read(1, name) == block);
   BOOST_TEST(one.read(1, again.victim(0)) == 0u);
   // What replaces needs no slot, and others' keys have theirs.
-  BOOST_TEST(one.index->make_room(1, blocks.begin()->first).has_value());
+  BOOST_TEST(one.index->ensure_slot(1, blocks.begin()->first).has_value());
   blocks["elsewhere"] = one.add(2, "elsewhere");
   BOOST_TEST(one.read(2, "elsewhere") == blocks["elsewhere"]);
   // One slot that is given up is a slot for the next.

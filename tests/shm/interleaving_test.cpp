@@ -28,8 +28,8 @@ namespace {
 
 using shm::Found;
 using shm::Offset;
+using shm::Segment;
 using shm::Slot;
-using shm::Writer;
 
 // A sanitizer's build has many times the instructions, most of them its own, and time grows with the square.
 // ThreadSanitizer has nothing to find in two processes of which one stands still.
@@ -93,19 +93,19 @@ bool is_whole(const shm::Pinned& view) {
 }
 
 /// What is free may be anybody's at any time: a view that is not protected by its pin shows it.
-void overwrite_free_memory(Writer& writer) {
-  writer.reclaim();
+void overwrite_free_memory(Segment& segment) {
+  segment.reclaim();
   std::vector<shm::Draft> drafts;
   for (std::uint64_t bytes = 256 * 1024; bytes > 0; bytes /= 2) {
     for (;;) {
-      auto draft = writer.draft("", "", bytes);
+      auto draft = segment.draft("", "", bytes);
       if (!draft) break;
       drafts.push_back(draft.value());
-      take(writer.reserve(draft.value(), draft.value().capacity));
-      std::ranges::fill(writer.value_bytes(draft.value()), std::byte{0xAB});
+      take(segment.reserve(draft.value(), draft.value().capacity));
+      std::ranges::fill(segment.value_bytes(draft.value()), std::byte{0xAB});
     }
   }
-  for (const shm::Draft& draft : drafts) writer.discard(draft);
+  for (const shm::Draft& draft : drafts) segment.discard(draft);
 }
 
 /// Runs gets of (1, "x") and takes `turn` in each, at another of its instructions each time; `before_each` before it.
@@ -143,7 +143,7 @@ long at_every_instruction_of_a_get(
     for (int stop = 0; stop < 2; ++stop) {  // the end of the search; the end of the get
       BOOST_TEST_REQUIRE(::ptrace(PTRACE_CONT, reader.pid(), nullptr, 0) == 0);
       BOOST_TEST_REQUIRE(stopped_by() == SIGSTOP);
-      if (stop == 0) overwrite_free_memory(*stash.writer);
+      if (stop == 0) overwrite_free_memory(*stash.segment);
     }
     BOOST_TEST_REQUIRE(verdict.gets == before + 1);
     if (reopen) reopen();
@@ -170,19 +170,19 @@ boost::test_tools::assertion_result may_trace(boost::unit_test::test_unit_id) {
 }
 
 /// Keys come and go until the index has another table; returns the word before.
-shm::IndexWord swap_table(Writer& writer) {
-  const shm::IndexWord before = writer.header().index.load();
-  for (int i = 0; writer.header().index.load() == before; ++i) {
+shm::IndexWord swap_table(Segment& segment) {
+  const shm::IndexWord before = segment.header().index.load();
+  for (int i = 0; segment.header().index.load() == before; ++i) {
     const std::string passing = "passing " + std::to_string(i);
-    take(try_set_pattern(writer, 2, passing, 8));
-    writer.erase(*writer.find(2, passing));
-    writer.reclaim();
+    take(try_set_pattern(segment, 2, passing, 8));
+    segment.erase(*segment.find(2, passing));
+    segment.reclaim();
   }
   return before;
 }
 
-std::atomic<Slot>* slots_of(Writer& writer, shm::IndexWord word) {
-  return reinterpret_cast<std::atomic<Slot>*>(reinterpret_cast<std::byte*>(&writer.header()) +
+std::atomic<Slot>* slots_of(Segment& segment, shm::IndexWord word) {
+  return reinterpret_cast<std::atomic<Slot>*>(reinterpret_cast<std::byte*>(&segment.header()) +
                                               shm::index_slots_offset(word));
 }
 
@@ -194,10 +194,10 @@ BOOST_AUTO_TEST_CASE(a_value_that_is_replaced_and_whose_block_is_reused_is_never
   const long instructions = at_every_instruction_of_a_get(stash, [&] {
     // The block of the value that the reader may have seen goes to another name, of the same length, at once.
     stash.set_pattern(1, "x", kValueBytes);
-    stash.writer->reclaim();
+    stash.segment->reclaim();
     stash.set_pattern(1, "y", kValueBytes);
     stash.set_pattern(1, "z", kValueBytes);
-    stash.writer->reclaim();
+    stash.segment->reclaim();
   });
   BOOST_TEST_MESSAGE("a get takes about " << instructions << " instructions here");
   BOOST_TEST(instructions > 50);
@@ -208,9 +208,9 @@ BOOST_AUTO_TEST_CASE(a_name_that_is_there_is_never_missed_while_the_table_change
   stash.set_pattern(1, "x", kValueBytes);
   at_every_instruction_of_a_get(stash, [&] {
     // The reader may be in the former table, which the next swap begins by clearing.
-    const shm::IndexWord former = swap_table(*stash.writer);
+    const shm::IndexWord former = swap_table(*stash.segment);
     for (std::uint64_t i = 0; i < std::uint64_t{1} << shm::index_log2_slots(former); ++i) {
-      slots_of(*stash.writer, former)[i].store(shm::kEmptySlot);
+      slots_of(*stash.segment, former)[i].store(shm::kEmptySlot);
     }
   });
 }
@@ -221,9 +221,9 @@ BOOST_AUTO_TEST_CASE(a_value_that_is_replaced_after_its_table_was_is_held_or_loo
   stash.set_pattern(1, "x", kValueBytes);
   at_every_instruction_of_a_get(stash, [&] {
     // The slot of the former table stays as it was, and leads to the block that is given up here.
-    swap_table(*stash.writer);
+    swap_table(*stash.segment);
     stash.set_pattern(1, "x", kValueBytes);
-    stash.writer->reclaim();
+    stash.segment->reclaim();
   });
 }
 
@@ -233,60 +233,61 @@ BOOST_AUTO_TEST_CASE(whatever_a_former_table_holds_leads_nobody_astray) {
   at_every_instruction_of_a_get(stash, [&] {
     // As after a restart, when the former table's memory is anybody's: every slot has the fingerprint that is looked
     // for, and leads to another entry.
-    const std::uint64_t hash = shm::key_hash(secret_of(*stash.writer), 1, shm::entry_name(*stash.writer->find(1, "x")));
-    const Slot mine = shm::make_slot(hash, stash.writer->offset_of(stash.set_pattern(1, "y", kValueBytes)));
-    const shm::IndexWord former = swap_table(*stash.writer);
+    const std::uint64_t hash =
+        shm::key_hash(secret_of(*stash.segment), 1, shm::entry_name(*stash.segment->find(1, "x")));
+    const Slot mine = shm::make_slot(hash, stash.segment->offset_of(stash.set_pattern(1, "y", kValueBytes)));
+    const shm::IndexWord former = swap_table(*stash.segment);
     for (std::uint64_t i = 0; i < std::uint64_t{1} << shm::index_log2_slots(former); ++i) {
-      slots_of(*stash.writer, former)[i].store(mine);
+      slots_of(*stash.segment, former)[i].store(mine);
     }
     stash.set_pattern(1, "x", kValueBytes);
-    stash.writer->reclaim();
+    stash.segment->reclaim();
   });
 }
 
 BOOST_AUTO_TEST_CASE(what_was_deleted_before_a_get_began_is_not_found_by_it_whenever_the_deletion_comes_to_its_end) {
   Stash stash(1024 * 1024);
-  Writer& writer = *stash.writer;
+  Segment& segment = *stash.segment;
   shm::BuildRecord* build = nullptr;
   at_every_instruction_of_a_get(
       stash,
       [&] {  // all the rest of it, until nothing tells of it any more
-        writer.erase(*writer.find(1, "x"));
-        writer.end_deletion();
+        segment.erase(*segment.find(1, "x"));
+        segment.end_deletion();
         build->drop_upto.store(0);
-        writer.remove_build(*build);
-        take(writer.add_build(2, true));
+        segment.remove_build(*build);
+        take(segment.add_build(2, true));
       },
       [&] {
-        if (shm::BuildRecord* other = writer.find_build(2)) writer.remove_build(*other);
-        writer.reclaim();
-        build = take(writer.add_build(1, true));
+        if (shm::BuildRecord* other = segment.find_build(2)) segment.remove_build(*other);
+        segment.reclaim();
+        build = take(segment.add_build(1, true));
         stash.set_pattern(1, "x", kValueBytes);
-        writer.begin_deletion(std::span(&build, 1));
+        segment.begin_deletion(std::span(&build, 1));
       },
       Found::miss);
 }
 
 BOOST_AUTO_TEST_CASE(what_is_set_anew_during_a_deletion_is_found_by_every_get_that_begins_after_it) {
   Stash stash(1024 * 1024);
-  Writer& writer = *stash.writer;
-  shm::BuildRecord* build = take(writer.add_build(1, true));
+  Segment& segment = *stash.segment;
+  shm::BuildRecord* build = take(segment.add_build(1, true));
   at_every_instruction_of_a_get(
       stash,
       [&] {  // another deletion of the build's neighbour begins and ends, and this one ends
-        shm::BuildRecord* other = take(writer.add_build(2, true));
+        shm::BuildRecord* other = take(segment.add_build(2, true));
         stash.set_pattern(2, "y", kValueBytes);
-        writer.begin_deletion(std::span(&other, 1));
-        writer.erase(*writer.find(2, "y"));
-        writer.end_deletion();
-        writer.end_deletion();
+        segment.begin_deletion(std::span(&other, 1));
+        segment.erase(*segment.find(2, "y"));
+        segment.end_deletion();
+        segment.end_deletion();
         build->drop_upto.store(0);
       },
       [&] {
-        if (writer.find(1, "x") != nullptr) writer.erase(*writer.find(1, "x"));
+        if (segment.find(1, "x") != nullptr) segment.erase(*segment.find(1, "x"));
         stash.set_pattern(1, "x", kValueBytes);
-        writer.begin_deletion(std::span(&build, 1));
-        writer.erase(*writer.find(1, "x"));
+        segment.begin_deletion(std::span(&build, 1));
+        segment.erase(*segment.find(1, "x"));
         stash.set_pattern(1, "x", kValueBytes);
       });
 }
@@ -295,11 +296,11 @@ BOOST_AUTO_TEST_CASE(a_value_that_is_evicted_and_loaded_again_is_never_seen_torn
   Stash stash(1024 * 1024);
   stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
   at_every_instruction_of_a_get(stash, [&] {
-    take(stash.writer->evict(*stash.writer->find(1, "x")));
-    stash.writer->reclaim();
+    take(stash.segment->evict(*stash.segment->find(1, "x")));
+    stash.segment->reclaim();
     stash.set_pattern(1, "y", kValueBytes);
     stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
-    stash.writer->reclaim();
+    stash.segment->reclaim();
   });
 }
 
@@ -387,16 +388,16 @@ BOOST_AUTO_TEST_CASE(a_reader_whose_page_is_closed_has_the_whole_value_or_finds_
   Stash stash(1024 * 1024);
   stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
   const auto turn = [&] {
-    take(stash.writer->close_user(::getuid()));
-    take(stash.writer->evict(*stash.writer->find(1, "x")));
-    stash.writer->reclaim();
+    take(stash.segment->close_user(::getuid()));
+    take(stash.segment->evict(*stash.segment->find(1, "x")));
+    stash.segment->reclaim();
     stash.set_pattern(1, "y", kValueBytes);
     stash.set_pattern(1, "z", kValueBytes);
   };
   const auto reopen = [&] {
-    stash.writer->open_user(::getuid());
+    stash.segment->open_user(::getuid());
     stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
-    stash.writer->reclaim();
+    stash.segment->reclaim();
   };
   at_every_instruction_of_a_get(
       stash, turn, [] {}, Found::resident, reopen);
@@ -406,13 +407,13 @@ BOOST_AUTO_TEST_CASE(a_reader_whose_page_was_closed_for_an_instant_has_the_whole
   Stash stash(1024 * 1024);
   stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
   at_every_instruction_of_a_get(stash, [&] {
-    take(stash.writer->close_user(::getuid()));
-    take(stash.writer->evict(*stash.writer->find(1, "x")));
-    stash.writer->reclaim();
+    take(stash.segment->close_user(::getuid()));
+    take(stash.segment->evict(*stash.segment->find(1, "x")));
+    stash.segment->reclaim();
     stash.set_pattern(1, "y", kValueBytes);
-    stash.writer->open_user(::getuid());
+    stash.segment->open_user(::getuid());
     stash.set_pattern(1, "x", kValueBytes, shm::EntryState::clean);
-    stash.writer->reclaim();
+    stash.segment->reclaim();
   });
 }
 

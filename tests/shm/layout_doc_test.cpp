@@ -26,7 +26,7 @@ std::string hex(std::uint64_t value, int digits) {
 /// Lines of `offset  bytes  field  value`.
 class Dump {
  public:
-  explicit Dump(const shm::Writer& writer) : base_(reinterpret_cast<const std::byte*>(&writer.header())) {}
+  explicit Dump(const shm::Segment& segment) : base_(reinterpret_cast<const std::byte*>(&segment.header())) {}
   void title(const std::string& text) { out_ << text << "\n"; }
   void field(const void* at, std::size_t bytes, const std::string& name, const std::string& value) {
     const auto offset = static_cast<Offset>(static_cast<const std::byte*>(at) - base_);
@@ -55,15 +55,15 @@ std::string example() {
   shm::IndexWriter::secret_source = known_secret;
   Stash stash(1024 * 1024);
   shm::IndexWriter::secret_source = shm::draw_secret;
-  shm::Writer& writer = *stash.writer;
-  shm::BuildRecord& build = *take(writer.add_build(7, false));
+  shm::Segment& segment = *stash.segment;
+  shm::BuildRecord& build = *take(segment.add_build(7, false));
   stash.set(7, "report", "2 tests failed\n", "step 4");
   stash.set(7, "report", "all tests passed\n", "step 4, retried");
   build.complete_at.store(1700000000);
 
-  const shm::Header& head = writer.header();
+  const shm::Header& head = segment.header();
   const auto* base = reinterpret_cast<const std::byte*>(&head);
-  Dump dump(writer);
+  Dump dump(segment);
   dump.title(" offset  bytes  field           value\nheader");
   dump.word(head.magic, "magic", "\"tepstash\"");
   dump.number(head.layout_version, "layout_version");
@@ -92,7 +92,7 @@ std::string example() {
   dump.number(build.complete_at, "complete_at");
   dump.number(build.drop_upto, "drop_upto");
   dump.field(&build.hold, sizeof(build.hold), "hold", std::to_string(static_cast<unsigned>(build.hold.load())));
-  dump.number(build.merged, "merged");
+  dump.number(build.facts_loaded, "facts_loaded");
   dump.number(build.completed_ns, "completed_ns");
   dump.number(build.deletion, "deletion");
 
@@ -101,11 +101,11 @@ std::string example() {
   dump.word(table.secret[0], "secret", "(16 random bytes; here 00 01 02 ... 0f)");
   dump.word(table.secret[1], "");
   dump.word(table.check, "check", "(XXH3-64 of the secret)");
-  const std::uint64_t hash = shm::key_hash(secret_of(writer), 7, shm::entry_name(*writer.find(7, "report")));
+  const std::uint64_t hash = shm::key_hash(secret_of(segment), 7, shm::entry_name(*segment.find(7, "report")));
   dump.title("index: key_hash(7, \"report\") is " + hex(hash, 16) + ", slot " +
-             std::to_string(hash & (writer.index().slots() - 1)));
+             std::to_string(hash & (segment.index().slots() - 1)));
   const auto* slots = reinterpret_cast<const std::atomic<shm::Slot>*>(base + shm::index_slots_offset(word));
-  for (std::uint64_t i = 0; i < writer.index().slots(); ++i) {
+  for (std::uint64_t i = 0; i < segment.index().slots(); ++i) {
     const shm::Slot slot = slots[i].load();
     if (slot == shm::kEmptySlot) continue;
     dump.word(slots[i], "slot " + std::to_string(i),
@@ -115,18 +115,18 @@ std::string example() {
   dump.title("blocks");
   take(shm::Heap::walk(base, head.heap_offset, head.segment_bytes, [&](Offset at, std::uint64_t size) {
     const auto& block = *reinterpret_cast<const shm::BlockHeader*>(base + at);
-    const bool slab = size == writer.slab_bytes();
+    const bool slab = size == segment.slab_bytes();
     std::string kind = slab ? "free by its header; in use, as the slab for records" : "free";
     if (block.kind == shm::BlockKind::index) kind = "index";
     if (block.kind == shm::BlockKind::entry) {
       const auto& entry = *reinterpret_cast<const shm::Entry*>(base + at);
       kind = "entry, revision " + std::to_string(entry.revision);
-      if (writer.offset_of(*writer.find(7, "report")) != at) kind += ", retired: no slot leads to it";
+      if (segment.offset_of(*segment.find(7, "report")) != at) kind += ", retired: no slot leads to it";
     }
     dump.field(&block, static_cast<std::size_t>(size), "", kind);
   }));
 
-  const shm::Entry& entry = *writer.find(7, "report");
+  const shm::Entry& entry = *segment.find(7, "report");
   dump.title("the entry");
   dump.word(entry.block.magic, "block.magic", "\"sBlk\"");
   dump.field(&entry.block.kind, sizeof(entry.block.kind), "block.kind", "1");
@@ -139,7 +139,7 @@ std::string example() {
   dump.word(entry.meta_hash, "meta_hash");
   dump.number(entry.set_at_ns, "set_at_ns");
   dump.number(entry.value_offset, "value_offset",
-              "the value is at " + std::to_string(writer.offset_of(entry) + entry.value_offset));
+              "the value is at " + std::to_string(segment.offset_of(entry) + entry.value_offset));
   dump.number(entry.name_bytes, "name_bytes");
   dump.number(entry.source_bytes, "source_bytes");
   dump.field(&entry.state, sizeof(entry.state), "state", "1  dirty");

@@ -441,7 +441,7 @@ BOOST_FIXTURE_TEST_CASE(what_a_client_takes_of_the_tmpfs_through_its_page_is_tak
 BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody_else) {
   Stash stash;
   const shm::Reader honest = stash.reader();
-  const ClientPage liar(take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1)));
+  const ClientPage liar(take(stash.segment->pins().create(stash.segment->header().segment_id, 1, 1)));
   stash.set_pattern(1, "kept", 10'000);
   stash.set_pattern(1, "replaced", 10'000);
   std::mt19937_64 random(99);
@@ -451,11 +451,11 @@ BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody_else) {
       words[i] = round % 2 == 0 ? random() : random() % Stash::kBytes / 64 * 64;
     }
     stash.set_pattern(1, "replaced", 10'000);
-    stash.writer->reclaim();
-    stash.writer->pins().recent([](Offset) {});
-    BOOST_TEST(disorder(*stash.writer) == "");
+    stash.segment->reclaim();
+    stash.segment->pins().recent([](Offset) {});
+    BOOST_TEST(disorder(*stash.segment) == "");
     if (round % 5 == 4) stash.restart();
-    BOOST_TEST(disorder(*stash.writer) == "");
+    BOOST_TEST(disorder(*stash.segment) == "");
     shm::Pinned view;
     for (const char* name : {"kept", "replaced"}) {
       BOOST_TEST_REQUIRE((honest.find(1, name, view) == shm::Found::resident));
@@ -468,17 +468,17 @@ BOOST_AUTO_TEST_CASE(garbage_in_a_pin_page_harms_nobody_else) {
 /// A pin can only ever have been set on an entry. One that names the great free run must not keep it from the heap.
 BOOST_AUTO_TEST_CASE(a_pin_on_free_memory_takes_nothing_away_at_attach) {
   Stash stash;
-  const ClientPage liar(take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1)));
+  const ClientPage liar(take(stash.segment->pins().create(stash.segment->header().segment_id, 1, 1)));
   stash.set(1, "x", "value");
-  const auto* base = reinterpret_cast<const std::byte*>(&stash.writer->header());
+  const auto* base = reinterpret_cast<const std::byte*>(&stash.segment->header());
   std::size_t i = 0;
-  take(shm::Heap::walk(base, stash.writer->header().heap_offset, Stash::kBytes,
+  take(shm::Heap::walk(base, stash.segment->header().heap_offset, Stash::kBytes,
                        [&](Offset at, std::uint64_t) { liar.pin(i++) = at; }));
-  const std::uint64_t free_before = stash.writer->heap().free_bytes();
+  const std::uint64_t free_before = stash.segment->heap().free_bytes();
   stash.restart();
-  BOOST_TEST(stash.writer->heap().free_bytes() == free_before);
-  BOOST_TEST(stash.writer->retired() == 0u);
-  BOOST_TEST(disorder(*stash.writer) == "");
+  BOOST_TEST(stash.segment->heap().free_bytes() == free_before);
+  BOOST_TEST(stash.segment->retired() == 0u);
+  BOOST_TEST(disorder(*stash.segment) == "");
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -24,14 +24,15 @@ using shm::Reader;
 
 /// Copies of a segment and a pin page that a test may damage before it attaches.
 struct Copies {
-  explicit Copies(Stash& stash) : pins(take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1)).fd) {
+  explicit Copies(Stash& stash)
+      : pins(take(stash.segment->pins().create(stash.segment->header().segment_id, 1, 1)).fd) {
     take(stash.objects.remove("copy"));
     segment = take(stash.objects.create("copy"));
-    const UniqueFd original = take(stash.writer->open_for_client());
+    const UniqueFd original = take(stash.segment->open_for_client());
     std::vector<char> bytes(Stash::kBytes);
     BOOST_TEST_REQUIRE(::pread(original.get(), bytes.data(), bytes.size(), 0) == static_cast<::ssize_t>(bytes.size()));
     BOOST_TEST_REQUIRE(::pwrite(segment.get(), bytes.data(), bytes.size(), 0) == static_cast<::ssize_t>(bytes.size()));
-    BOOST_TEST_REQUIRE(::ftruncate(segment.get(), static_cast<::off_t>(stash.writer->mapped_bytes())) == 0);
+    BOOST_TEST_REQUIRE(::ftruncate(segment.get(), static_cast<::off_t>(stash.segment->mapped_bytes())) == 0);
   }
   template <class T>
   static void put(const UniqueFd& fd, std::size_t at, T value) {
@@ -73,7 +74,7 @@ BOOST_FIXTURE_TEST_CASE(what_was_never_set_or_is_erased_is_a_miss_and_leaves_no_
     BOOST_TEST_REQUIRE(found(client, 6, "name " + std::to_string(i)) == "(miss)");
     BOOST_TEST_REQUIRE(found(client, 1 + (i + 1) % 5, "name " + std::to_string(i)) == "(miss)");
   }
-  writer->erase(*writer->find(1, "name 0"));
+  segment->erase(*segment->find(1, "name 0"));
   BOOST_TEST(found(client, 1, "name 0") == "(miss)");
   BOOST_TEST(found(client, 1, "name 5") == "v");
   BOOST_TEST(client.pins_in_use() == 0u);
@@ -83,7 +84,7 @@ BOOST_FIXTURE_TEST_CASE(what_a_deletion_deletes_is_a_miss_from_one_instant_on_th
   const Reader client = reader();
   std::vector<shm::BuildRecord*> builds;
   for (BuildId build = 1; build <= 3; ++build) {
-    builds.push_back(take(writer->add_build(build, false)));
+    builds.push_back(take(segment->add_build(build, false)));
     for (int i = 0; i < 5; ++i) set(build, std::to_string(i), "v");
   }
   set(4, "a build without a record", "v");
@@ -93,54 +94,54 @@ BOOST_FIXTURE_TEST_CASE(what_a_deletion_deletes_is_a_miss_from_one_instant_on_th
     return found_here;
   };
   builds.pop_back();
-  const std::uint64_t upto = writer->begin_deletion(builds);
-  BOOST_TEST(upto == writer->header().next_id.load() - 1);
+  const std::uint64_t upto = segment->begin_deletion(builds);
+  BOOST_TEST(upto == segment->header().next_id.load() - 1);
   for (BuildId build = 1; build <= 2; ++build) {
     BOOST_TEST(found_of(build) == 0);
-    BOOST_TEST(writer->find(build, "0") != nullptr);
+    BOOST_TEST(segment->find(build, "0") != nullptr);
   }
   BOOST_TEST(found_of(3) == 5);
   BOOST_TEST(found(client, 4, "a build without a record") == "v");
   // What is set since is there.
-  writer->erase(*writer->find(1, "3"));
+  segment->erase(*segment->find(1, "3"));
   set(1, "3", "v");
   set(1, "new", "v");
   BOOST_TEST(found_of(1) == 1);
   BOOST_TEST(found(client, 1, "new") == "v");
   // A second one while the first is under way, and its end before that one's.
-  shm::BuildRecord* third = writer->find_build(3);
-  writer->begin_deletion(std::span(&third, 1));
+  shm::BuildRecord* third = segment->find_build(3);
+  segment->begin_deletion(std::span(&third, 1));
   BOOST_TEST(found_of(3) == 0);
-  for (int i = 0; i < 5; ++i) writer->erase(*writer->find(3, std::to_string(i)));
-  writer->end_deletion();
+  for (int i = 0; i < 5; ++i) segment->erase(*segment->find(3, std::to_string(i)));
+  segment->end_deletion();
   BOOST_TEST(found_of(2) == 0);
   BOOST_TEST(found(client, 1, "new") == "v");
   BOOST_TEST(client.pins_in_use() == 0u);
   // A crash completes it.
   restart();
   const Reader next = reader();
-  BOOST_TEST(writer->find(2, "0") == nullptr);
-  BOOST_TEST(writer->header().deletions.load() == 0u);
+  BOOST_TEST(segment->find(2, "0") == nullptr);
+  BOOST_TEST(segment->header().deletions.load() == 0u);
   BOOST_TEST(found(next, 1, "3") == "v");
-  BOOST_TEST(writer->index().entries() == 3u);
+  BOOST_TEST(segment->index().entries() == 3u);
 }
 
 /// Of a daemon that was killed in between: the marks alone delete nothing, and the next deletion does not take them for
 /// its own.
 BOOST_FIXTURE_TEST_CASE(a_deletion_that_was_cut_short_before_its_instant_never_was, Stash) {
-  shm::BuildRecord* builds[] = {take(writer->add_build(1, false)), take(writer->add_build(2, false))};
+  shm::BuildRecord* builds[] = {take(segment->add_build(1, false)), take(segment->add_build(2, false))};
   set(1, "a", "v");
   set(2, "a", "v");
-  for (shm::BuildRecord* build : builds) build->deletion = writer->header().deletion_epoch.load() + 1;
-  writer->header().deletions = 1;
-  writer->header().deletion_upto = 1'000'000;
+  for (shm::BuildRecord* build : builds) build->deletion = segment->header().deletion_epoch.load() + 1;
+  segment->header().deletions = 1;
+  segment->header().deletion_upto = 1'000'000;
   const Reader client = reader();
   BOOST_TEST(found(client, 1, "a") == "v");
   restart();
   const Reader next = reader();
   for (const BuildId build : {1, 2}) BOOST_TEST(found(next, build, "a") == "v");
-  shm::BuildRecord* second = writer->find_build(2);
-  writer->begin_deletion(std::span(&second, 1));
+  shm::BuildRecord* second = segment->find_build(2);
+  segment->begin_deletion(std::span(&second, 1));
   BOOST_TEST(found(next, 1, "a") == "v");
   BOOST_TEST(found(next, 2, "a") == "(miss)");
 }
@@ -198,18 +199,18 @@ BOOST_FIXTURE_TEST_CASE(a_view_keeps_its_bytes_through_replace_erase_and_reuse, 
   BOOST_TEST(second.entry != first.entry);
   BOOST_TEST(second.entry->id == id);
   BOOST_TEST(second.entry->revision != revision);
-  writer->erase(*writer->find(1, "x"));
+  segment->erase(*segment->find(1, "x"));
   BOOST_TEST(found(client, 1, "x") == "(miss)");
   // All memory that can be had is written over.
   for (int i = 0;; ++i) {
-    writer->reclaim();
-    if (!try_set_pattern(*writer, 2, std::to_string(i), 50'000)) break;
+    segment->reclaim();
+    if (!try_set_pattern(*segment, 2, std::to_string(i), 50'000)) break;
   }
   BOOST_TEST(is_pattern(first.value(), id, revision));
   BOOST_TEST(is_pattern(second.value(), id, second.entry->revision));
   first.release();
   second.release();
-  BOOST_TEST(writer->reclaim() >= 200'000u);
+  BOOST_TEST(segment->reclaim() >= 200'000u);
 }
 
 BOOST_FIXTURE_TEST_CASE(a_page_of_441_views_is_full_and_one_release_makes_room_for_one, Stash) {
@@ -237,7 +238,7 @@ BOOST_FIXTURE_TEST_CASE(an_evicted_entry_is_found_without_its_value, Stash) {
   const Reader client = reader();
   const shm::Entry& entry = set(1, "x", std::string(1000, 'v'), "src", EntryState::clean);
   const std::uint64_t id = entry.id;
-  take(writer->evict(entry));
+  take(segment->evict(entry));
   shm::Pinned view;
   BOOST_TEST_REQUIRE((client.find(1, "x", view) == Found::evicted));
   BOOST_TEST(!view.resident());
@@ -252,16 +253,16 @@ BOOST_FIXTURE_TEST_CASE(an_evicted_entry_is_found_without_its_value, Stash) {
 BOOST_FIXTURE_TEST_CASE(lookups_and_pins_work_while_there_is_no_daemon, Stash) {
   const Reader client = reader();
   set_pattern(1, "x", 100'000);
-  writer.reset();
+  segment.reset();
   shm::Pinned view;
   BOOST_TEST_REQUIRE((client.find(1, "x", view) == Found::resident));
   BOOST_TEST(found(client, 1, "y") == "(miss)");
   restart();
   set_pattern(1, "x", 100'000);
-  BOOST_TEST(writer->reclaim() == 0u);
+  BOOST_TEST(segment->reclaim() == 0u);
   BOOST_TEST(is_pattern(view.value(), view.entry->id, view.entry->revision));
   view.release();
-  BOOST_TEST(writer->reclaim() > 100'000u);
+  BOOST_TEST(segment->reclaim() > 100'000u);
 }
 
 BOOST_FIXTURE_TEST_CASE(readers_of_a_segment_that_was_replaced_are_told_so, Stash) {
@@ -269,9 +270,9 @@ BOOST_FIXTURE_TEST_CASE(readers_of_a_segment_that_was_replaced_are_told_so, Stas
   set(1, "x", "old");
   shm::Pinned view;
   BOOST_TEST_REQUIRE((client.find(1, "x", view) == Found::resident));
-  writer.reset();
-  writer = take(shm::Writer::create(objects, kName, kBytes));
-  take(writer->install(/*keep_former=*/false));
+  segment.reset();
+  segment = take(shm::Segment::create(objects, kName, kBytes));
+  take(segment->install(/*keep_former=*/false));
   BOOST_TEST(client.superseded());
   BOOST_TEST(found(client, 1, "x") == "(superseded)");
   BOOST_TEST(text_of(view.value()) == "old");  // what was held stays readable
@@ -322,7 +323,7 @@ BOOST_FIXTURE_TEST_CASE(a_client_at_its_limit_of_addresses_gives_the_segment_bac
 }
 
 BOOST_FIXTURE_TEST_CASE(a_client_cannot_write_the_segment, Stash) {
-  const UniqueFd fd = take(writer->open_for_client());
+  const UniqueFd fd = take(segment->open_for_client());
   BOOST_TEST((::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0) == MAP_FAILED));
   BOOST_TEST(::ftruncate(fd.get(), 0) == -1);
 }

@@ -21,7 +21,7 @@ BOOST_FIXTURE_TEST_CASE(a_segment_is_served_as_long_as_its_mark_lives, Stash) {
   BOOST_TEST(!client.served());
   for (int i = 0; i < 3; ++i) {
     {
-      const Served mark(writer->header());
+      const Served mark(segment->header());
       BOOST_TEST(client.served());
     }
     BOOST_TEST(!client.served());
@@ -31,7 +31,7 @@ BOOST_FIXTURE_TEST_CASE(a_segment_is_served_as_long_as_its_mark_lives, Stash) {
 /// Runs `end` in a process that serves; returns the word that is left.
 std::uint32_t word_after(Stash& stash, const std::function<void()>& end) {
   Child daemon([&](int report) -> int {
-    const Served mark(stash.writer->header());
+    const Served mark(stash.segment->header());
     if (::write(report, "x", 1) != 1) return 1;
     end();
     return 0;
@@ -41,7 +41,7 @@ std::uint32_t word_after(Stash& stash, const std::function<void()>& end) {
   int status = 0;
   while (::waitpid(daemon.pid(), &status, 0) < 0 && errno == EINTR) {
   }
-  return stash.writer->header().served.load();
+  return stash.segment->header().served.load();
 }
 
 BOOST_FIXTURE_TEST_CASE(whatever_ends_the_daemon_ends_its_mark, Stash) {
@@ -57,7 +57,7 @@ BOOST_FIXTURE_TEST_CASE(whatever_ends_the_daemon_ends_its_mark, Stash) {
     BOOST_TEST(word == std::uint32_t{FUTEX_OWNER_DIED});
     BOOST_TEST(!client.served());
   }
-  const Served next(writer->header());  // the next daemon takes it over
+  const Served next(segment->header());  // the next daemon takes it over
   BOOST_TEST(client.served());
 }
 
@@ -67,8 +67,8 @@ BOOST_FIXTURE_TEST_CASE(a_daemon_in_a_pid_namespace_of_its_own_is_noticed_as_wel
     if (::unshare(CLONE_NEWPID) != 0) return ::write(report, "-", 1) == 1 ? 0 : 1;
     const ::pid_t inner = ::fork();
     if (inner == 0) {
-      const Served mark(writer->header());
-      const std::uint32_t word = writer->header().served.load();
+      const Served mark(segment->header());
+      const std::uint32_t word = segment->header().served.load();
       ::_exit(word != 0 && word < 10 ? (::raise(SIGKILL), 0) : 3);
     }
     int status = 0;
@@ -76,7 +76,7 @@ BOOST_FIXTURE_TEST_CASE(a_daemon_in_a_pid_namespace_of_its_own_is_noticed_as_wel
     return ::write(report, WIFSIGNALED(status) ? "k" : "?", 1) == 1 ? 0 : 1;
   });
   BOOST_TEST(outer.wait() == 0);
-  const std::uint32_t left = writer->header().served.load();
+  const std::uint32_t left = segment->header().served.load();
   if (left == 0) {
     BOOST_TEST_MESSAGE("no PID namespace can be made here");
   } else {

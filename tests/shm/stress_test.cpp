@@ -43,7 +43,7 @@ std::string lasting(std::size_t i) { return "lasting " + std::to_string(i); }
 /// What the daemon does to a segment, all day.
 class Load {
  public:
-  explicit Load(shm::Writer& writer) : writer_(writer) {
+  explicit Load(shm::Segment& segment) : writer_(segment) {
     for (std::size_t i = 0; i < kLasting; ++i) take(try_set_pattern(writer_, 1, lasting(i), 500));
   }
 
@@ -88,7 +88,7 @@ class Load {
     if (!draft) return;
     if (!writer_.reserve(draft.value(), record.length)) return writer_.discard(draft.value());
     fill_pattern(writer_.value_bytes(draft.value()).first(record.length), record.id, record.revision);
-    shm::Writer::EntryFacts facts;
+    shm::Segment::EntryFacts facts;
     facts.id = record.id;
     facts.revision = record.revision;
     facts.build = record.buildid;
@@ -99,7 +99,7 @@ class Load {
     writer_.publish(draft.value(), facts);
   }
 
-  shm::Writer& writer_;
+  shm::Segment& writer_;
   std::mt19937_64 random_{1};
 };
 
@@ -126,7 +126,7 @@ struct Tally {
   std::uint64_t wrong() const { return wrong_bytes + wrong_entry + wrong_miss + no_answer; }
   std::string text() const {
     std::ostringstream out;
-    out << calls << " calls of the writer; found " << resident << " resident, " << evicted << " evicted, missed "
+    out << calls << " calls of the segment; found " << resident << " resident, " << evicted << " evicted, missed "
         << misses << "; wrong: " << wrong_bytes << " values, " << wrong_entry << " entries, " << wrong_miss
         << " misses, " << no_answer << " without an answer";
     return out.str();
@@ -187,9 +187,9 @@ void read_until(const std::atomic<bool>& stop, const Search& search, std::uint64
 }
 
 /// Runs the writer in this thread and one reader for each of `searches` beside it, until the time is over or `enough`.
-void run(shm::Writer& writer, const std::vector<Search>& searches, Tally& tally, std::chrono::milliseconds time,
+void run(shm::Segment& segment, const std::vector<Search>& searches, Tally& tally, std::chrono::milliseconds time,
          const std::function<bool()>& enough) {
-  Load load(writer);
+  Load load(segment);
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < searches.size(); ++i) {
@@ -269,9 +269,9 @@ struct SlowSearch {
 /// Mappings of a client's own.
 struct ClientMappings {
   explicit ClientMappings(Stash& stash) {
-    const auto made = take(stash.writer->pins().create(stash.writer->header().segment_id, 1, 1));
-    const UniqueFd fd = take(stash.writer->open_for_client());
-    segment = take(shm::Mapping::map(fd.get(), stash.writer->mapped_bytes(), shm::Mapping::Access::read_only));
+    const auto made = take(stash.segment->pins().create(stash.segment->header().segment_id, 1, 1));
+    const UniqueFd fd = take(stash.segment->open_for_client());
+    segment = take(shm::Mapping::map(fd.get(), stash.segment->mapped_bytes(), shm::Mapping::Access::read_only));
     pins = take(shm::Mapping::map(made.fd.get(), shm::kPageBytes, shm::Mapping::Access::read_write));
   }
   SlowSearch search(const Tally& tally, bool second_look) const {
@@ -293,13 +293,13 @@ BOOST_AUTO_TEST_CASE(readers_with_mappings_of_their_own_never_see_a_wrong_byte) 
     searches.push_back(
         {[&](BuildId build, std::string_view name, shm::Pinned& out) { return client.find(build, name, out); }});
   }
-  run(*stash.writer, searches, tally, kAtMost, after(duration(), tally, 1000));
+  run(*stash.segment, searches, tally, kAtMost, after(duration(), tally, 1000));
   BOOST_TEST_MESSAGE(tally.text());
   BOOST_TEST(tally.wrong() == 0u, tally.text());
   BOOST_TEST(tally.resident > 1000u);
   BOOST_TEST(tally.evicted > 0u);
   BOOST_TEST(tally.misses > 0u);
-  BOOST_TEST(disorder(*stash.writer) == "");
+  BOOST_TEST(disorder(*stash.segment) == "");
   for (const auto& client : clients) BOOST_TEST(client.pins_in_use() == 0u);
 }
 
@@ -309,7 +309,7 @@ BOOST_AUTO_TEST_CASE(threads_that_share_one_client_never_see_a_wrong_byte) {
   const shm::Reader client = stash.reader();
   const Search search{
       [&](BuildId build, std::string_view name, shm::Pinned& out) { return client.find(build, name, out); }};
-  run(*stash.writer, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration() / 2, tally, 1000));
+  run(*stash.segment, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration() / 2, tally, 1000));
   BOOST_TEST_MESSAGE(tally.text());
   BOOST_TEST(tally.wrong() == 0u, tally.text());
   BOOST_TEST(tally.resident > 1000u);
@@ -321,12 +321,12 @@ BOOST_AUTO_TEST_CASE(readers_in_the_writers_own_mapping_are_ordered_with_it) {
   Tally tally;
   const ClientMappings client(stash);
   auto& page = *reinterpret_cast<shm::PinPage*>(client.pins.data());
-  const auto* segment = reinterpret_cast<const std::byte*>(&stash.writer->header());
+  const auto* segment = reinterpret_cast<const std::byte*>(&stash.segment->header());
   const auto find = [&](BuildId build, std::string_view name, shm::Pinned& out) {
-    return shm::find_entry(segment, stash.writer->mapped_bytes(), page, build, name, out);
+    return shm::find_entry(segment, stash.segment->mapped_bytes(), page, build, name, out);
   };
   const Search search{find, /*fence_before_release=*/true};
-  run(*stash.writer, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration(), tally, 1000));
+  run(*stash.segment, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration(), tally, 1000));
   BOOST_TEST_MESSAGE(tally.text());
   BOOST_TEST(tally.wrong() == 0u, tally.text());
   BOOST_TEST(tally.resident > 1000u);
@@ -348,7 +348,7 @@ BOOST_AUTO_TEST_CASE(a_reader_without_the_second_look_is_found_out, *boost::unit
     clients.push_back(std::make_unique<ClientMappings>(stash));
     searches.push_back({clients.back()->search(tally, /*second_look=*/false)});
   }
-  run(*stash.writer, searches, tally, std::chrono::seconds(60), [&] { return tally.wrong() > 0; });
+  run(*stash.segment, searches, tally, std::chrono::seconds(60), [&] { return tally.wrong() > 0; });
   BOOST_TEST_MESSAGE(tally.text());
   BOOST_TEST(tally.wrong() > 0u);
 }
@@ -362,7 +362,7 @@ BOOST_AUTO_TEST_CASE(a_reader_that_waits_before_the_pin_is_right_with_the_second
     clients.push_back(std::make_unique<ClientMappings>(stash));
     searches.push_back({clients.back()->search(tally, /*second_look=*/true)});
   }
-  run(*stash.writer, searches, tally, kAtMost, after(duration() / 2, tally, 100));
+  run(*stash.segment, searches, tally, kAtMost, after(duration() / 2, tally, 100));
   BOOST_TEST_MESSAGE(tally.text());
   BOOST_TEST(tally.wrong() == 0u, tally.text());
   BOOST_TEST(tally.resident > 100u);

@@ -99,63 +99,63 @@ std::string text_of(std::span<const std::byte> bytes) {
 namespace {
 
 Result<const shm::Entry*> set_with(
-    shm::Writer& writer, BuildId build, std::string_view name, std::size_t bytes, std::string_view source,
+    shm::Segment& segment, BuildId build, std::string_view name, std::size_t bytes, std::string_view source,
     shm::EntryState state, const std::function<void(std::span<std::byte>, std::uint64_t, std::uint64_t)>& fill) {
-  const shm::Draft draft = STEPSTASH_TRY(writer.draft(name, source, bytes));
-  if (auto reserved = writer.reserve(draft, bytes); !reserved) {
-    writer.discard(draft);
+  const shm::Draft draft = STEPSTASH_TRY(segment.draft(name, source, bytes));
+  if (auto reserved = segment.reserve(draft, bytes); !reserved) {
+    segment.discard(draft);
     return reserved.error();
   }
-  const shm::Entry* old = writer.find(build, name);
+  const shm::Entry* old = segment.find(build, name);
   if (old == nullptr) {
-    if (auto room = writer.make_room(build, name); !room) {
-      writer.discard(draft);
+    if (auto room = segment.ensure_slot(build, name); !room) {
+      segment.discard(draft);
       return room.error();
     }
   }
-  shm::Writer::EntryFacts facts;
-  facts.revision = writer.header().next_id.fetch_add(1);
+  shm::Segment::EntryFacts facts;
+  facts.revision = segment.header().next_id.fetch_add(1);
   facts.id = old != nullptr ? old->id : facts.revision;
   facts.build = build;
   facts.name = name;
   facts.source = source;
   facts.length = bytes;
   facts.state = state;
-  const auto value = writer.value_bytes(draft).first(bytes);
+  const auto value = segment.value_bytes(draft).first(bytes);
   fill(value, facts.id, facts.revision);
   facts.value_hash = shm::hash_bytes(value);
-  return &writer.publish(draft, facts);
+  return &segment.publish(draft, facts);
 }
 
 }  // namespace
 
-Result<const shm::Entry*> try_set(shm::Writer& writer, BuildId build, std::string_view name,
+Result<const shm::Entry*> try_set(shm::Segment& segment, BuildId build, std::string_view name,
                                   std::span<const std::byte> value, std::string_view source, shm::EntryState state) {
-  return set_with(writer, build, name, value.size(), source, state,
+  return set_with(segment, build, name, value.size(), source, state,
                   [&](std::span<std::byte> to, std::uint64_t, std::uint64_t) {
                     if (!value.empty()) std::memcpy(to.data(), value.data(), value.size());
                   });
 }
 
-Result<const shm::Entry*> try_set_pattern(shm::Writer& writer, BuildId build, std::string_view name, std::size_t bytes,
-                                          shm::EntryState state) {
-  return set_with(writer, build, name, bytes, "", state, fill_pattern);
+Result<const shm::Entry*> try_set_pattern(shm::Segment& segment, BuildId build, std::string_view name,
+                                          std::size_t bytes, shm::EntryState state) {
+  return set_with(segment, build, name, bytes, "", state, fill_pattern);
 }
 
-void drop(shm::Writer& writer, BuildId build) {
-  shm::BuildRecord* record = take(writer.add_build(build, /*spare=*/true));
-  writer.begin_deletion(std::span(&record, 1));
+void drop(shm::Segment& segment, BuildId build) {
+  shm::BuildRecord* record = take(segment.add_build(build, /*spare=*/true));
+  segment.begin_deletion(std::span(&record, 1));
   std::vector<const shm::Entry*> entries;
-  writer.for_each([&](const shm::Entry& entry) {
+  segment.for_each([&](const shm::Entry& entry) {
     if (entry.buildid == build) entries.push_back(&entry);
   });
-  for (const shm::Entry* entry : entries) writer.erase(*entry);
-  writer.end_deletion();
+  for (const shm::Entry* entry : entries) segment.erase(*entry);
+  segment.end_deletion();
 }
 
 shm::Reader Stash::reader() {
-  auto page = take(writer->pins().create(writer->header().segment_id, ::getpid(), ::getuid()));
-  return take(shm::Reader::attach(take(writer->open_for_client()), std::move(page.fd)));
+  auto page = take(segment->pins().create(segment->header().segment_id, ::getpid(), ::getuid()));
+  return take(shm::Reader::attach(take(segment->open_for_client()), std::move(page.fd)));
 }
 
 std::string found(const shm::Reader& reader, BuildId build, std::string_view name) {
@@ -182,18 +182,18 @@ std::string found(const shm::Reader& reader, BuildId build, std::string_view nam
   return text;
 }
 
-std::string disorder(const shm::Writer& writer) {
+std::string disorder(const shm::Segment& segment) {
   std::unordered_set<shm::Offset> entries;
   std::string wrong;
-  writer.for_each([&](const shm::Entry& entry) {
-    const shm::Offset at = writer.offset_of(entry);
+  segment.for_each([&](const shm::Entry& entry) {
+    const shm::Offset at = segment.offset_of(entry);
     if (!entries.insert(at).second) wrong = "two slots lead to block " + std::to_string(at);
     if (entry.meta_hash != shm::meta_hash(entry)) wrong = "the record at " + std::to_string(at) + " is damaged";
-    if (writer.find(entry.buildid, shm::entry_name(entry)) != &entry) {
+    if (segment.find(entry.buildid, shm::entry_name(entry)) != &entry) {
       wrong = "the entry at " + std::to_string(at) + " cannot be found by its key";
     }
   });
-  const auto& head = writer.header();
+  const auto& head = segment.header();
   const auto* base = reinterpret_cast<const std::byte*>(&head);
   std::uint64_t used = 0;
   std::size_t met = 0;
@@ -203,7 +203,7 @@ std::string disorder(const shm::Writer& writer) {
     if (entries.contains(at)) {
       ++met;
       used += size;
-    } else if (at == writer.index().table_block()) {
+    } else if (at == segment.index().table_block()) {
       table = true;
       used += size;
     } else if (reinterpret_cast<const shm::BlockHeader*>(base + at)->kind == shm::BlockKind::index) {
@@ -211,19 +211,19 @@ std::string disorder(const shm::Writer& writer) {
     }
   };
   if (!shm::Heap::walk(base, head.heap_offset, head.segment_bytes, look_at)) return "the blocks do not tile the heap";
-  if (writer.heap().stand_in_begun() &&
+  if (segment.heap().stand_in_begun() &&
       !shm::Heap::walk(base, shm::stand_in_offset(head.segment_bytes), head.object_bytes, look_at)) {
     return "the blocks do not tile the stand-in";
   }
   if (met != entries.size()) return "an entry is no block of the chain";
   if (!table) return "the index's table is no block of the chain";
-  if (former_tables > 2 * writer.heap().block_bytes(writer.index().table_block())) return "too many former tables";
+  if (former_tables > 2 * segment.heap().block_bytes(segment.index().table_block())) return "too many former tables";
   const std::uint64_t known =
-      used + former_tables + writer.retired_bytes() + writer.slab_bytes() + writer.heap().free_bytes();
-  const std::uint64_t all = writer.heap().capacity() + writer.heap().written_off();
+      used + former_tables + segment.retired_bytes() + segment.slab_bytes() + segment.heap().free_bytes();
+  const std::uint64_t all = segment.heap().capacity() + segment.heap().written_off();
   // After a restart, blocks that had been written off count again, and the stand-in may hold more than the room allows.
   const bool beyond =
-      writer.heap().free_bytes() == 0 && writer.heap().stand_in_used_bytes() > writer.heap().written_off();
+      segment.heap().free_bytes() == 0 && segment.heap().stand_in_used_bytes() > segment.heap().written_off();
   if (beyond ? known < all : known != all) {
     return "of " + std::to_string(all) + " bytes " + std::to_string(known) + " are accounted for";
   }

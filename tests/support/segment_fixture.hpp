@@ -22,8 +22,8 @@
 #include "base/result.hpp"
 #include "shm/object.hpp"
 #include "shm/reader.hpp"
+#include "shm/segment.hpp"
 #include "shm/validate.hpp"
-#include "shm/writer.hpp"
 
 namespace stepstash::test {
 
@@ -76,19 +76,19 @@ std::span<const std::byte> bytes_of(std::string_view text) noexcept;
 std::string text_of(std::span<const std::byte> bytes);
 
 /// Sets as the daemon does: draft, reserve, copy, make room, publish. Replacing keeps the id.
-Result<const shm::Entry*> try_set(shm::Writer& writer, BuildId build, std::string_view name,
+Result<const shm::Entry*> try_set(shm::Segment& segment, BuildId build, std::string_view name,
                                   std::span<const std::byte> value, std::string_view source = "",
                                   shm::EntryState state = shm::EntryState::dirty);
 /// The same with a value of `bytes` bytes of the pattern.
-Result<const shm::Entry*> try_set_pattern(shm::Writer& writer, BuildId build, std::string_view name, std::size_t bytes,
-                                          shm::EntryState state = shm::EntryState::dirty);
+Result<const shm::Entry*> try_set_pattern(shm::Segment& segment, BuildId build, std::string_view name,
+                                          std::size_t bytes, shm::EntryState state = shm::EntryState::dirty);
 /// Deletes all of a build as the daemon does: the fact first, then the entries.
-void drop(shm::Writer& writer, BuildId build);
+void drop(shm::Segment& segment, BuildId build);
 
 /// The secret by which the current index places its keys.
-inline shm::HashSecret secret_of(const shm::Writer& writer) {
-  return shm::table_secret(reinterpret_cast<const std::byte*>(&writer.header()),
-                           shm::index_slots_offset(writer.header().index.load()));
+inline shm::HashSecret secret_of(const shm::Segment& segment) {
+  return shm::table_secret(reinterpret_cast<const std::byte*>(&segment.header()),
+                           shm::index_slots_offset(segment.header().index.load()));
 }
 
 /// A segment and its directory.
@@ -97,33 +97,33 @@ struct Stash {
   static constexpr std::uint64_t kBytes = 4 * 1024 * 1024;
 
   explicit Stash(std::uint64_t bytes = kBytes, std::uint64_t known_builds = 0) {
-    writer = take(shm::Writer::create(objects, kName, bytes, known_builds));
-    take(writer->install(/*keep_former=*/true));
+    segment = take(shm::Segment::create(objects, kName, bytes, known_builds));
+    take(segment->install(/*keep_former=*/true));
   }
 
   /// A SIGKILL of the daemon and its next start: nothing is cleaned up in between.
   void restart() {
-    writer.reset();
+    segment.reset();
     recovery = {};
-    writer = take(shm::Writer::attach(objects, kName, recovery));
+    segment = take(shm::Segment::attach(objects, kName, recovery));
   }
 
   const shm::Entry& set(BuildId build, std::string_view name, std::string_view value, std::string_view source = "",
                         shm::EntryState state = shm::EntryState::dirty) {
-    return *take(try_set(*writer, build, name, bytes_of(value), source, state));
+    return *take(try_set(*segment, build, name, bytes_of(value), source, state));
   }
   const shm::Entry& set_pattern(BuildId build, std::string_view name, std::size_t bytes,
                                 shm::EntryState state = shm::EntryState::dirty) {
-    return *take(try_set_pattern(*writer, build, name, bytes, state));
+    return *take(try_set_pattern(*segment, build, name, bytes, state));
   }
-  std::uint64_t next_id() { return writer->header().next_id.fetch_add(1); }
+  std::uint64_t next_id() { return segment->header().next_id.fetch_add(1); }
 
   /// A client: separate mappings and a separate pin page.
   shm::Reader reader();
 
   ShmDir dir;
   shm::ObjectDirectory objects = take(shm::ObjectDirectory::open(dir.path()));
-  std::unique_ptr<shm::Writer> writer;
+  std::unique_ptr<shm::Segment> segment;
   shm::Recovery recovery;
 };
 
@@ -132,7 +132,7 @@ std::string found(const shm::Reader& reader, BuildId build, std::string_view nam
 
 /// Checks that the blocks tile the heap, that every entry of the index has one, and that everything except entries,
 /// tables, retired blocks and the reserve is free, to the byte. Returns what is wrong; empty: nothing.
-std::string disorder(const shm::Writer& writer);
+std::string disorder(const shm::Segment& segment);
 
 /// UBSan, which is enabled together with ASan here, considers every object invalid if it has no descriptor left.
 #ifdef __SANITIZE_ADDRESS__

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "shm/writer.hpp"
+#include "shm/segment.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -29,7 +29,7 @@ std::uint64_t block_bytes_for(std::string_view name, std::string_view source, st
 
 // ---- entries -------------------------------------------------------------------------------------------------------
 
-Writer::EntryFacts Writer::EntryFacts::of(const Entry& entry) noexcept {
+Segment::EntryFacts Segment::EntryFacts::of(const Entry& entry) noexcept {
   return {.id = entry.id,
           .revision = entry.revision,
           .build = entry.buildid,
@@ -41,7 +41,7 @@ Writer::EntryFacts Writer::EntryFacts::of(const Entry& entry) noexcept {
           .state = entry.state.load(std::memory_order_relaxed)};
 }
 
-Writer::EntryFacts Writer::EntryFacts::of(const EntryInfo& info, std::uint64_t value_hash) noexcept {
+Segment::EntryFacts Segment::EntryFacts::of(const EntryInfo& info, std::uint64_t value_hash) noexcept {
   return {.id = info.id,
           .revision = info.revision,
           .build = info.buildid,
@@ -53,12 +53,12 @@ Writer::EntryFacts Writer::EntryFacts::of(const EntryInfo& info, std::uint64_t v
           .state = EntryState::clean};
 }
 
-std::uint64_t Writer::unreserved_for(std::string_view name, std::string_view source,
-                                     std::uint64_t length) const noexcept {
+std::uint64_t Segment::unreserved_for(std::string_view name, std::string_view source,
+                                      std::uint64_t length) const noexcept {
   return length > max_value_bytes() ? 0 : heap_.unreserved_for(block_bytes_for(name, source, length));
 }
 
-Result<Draft> Writer::draft(std::string_view name, std::string_view source, std::uint64_t length) {
+Result<Draft> Segment::draft(std::string_view name, std::string_view source, std::uint64_t length) {
   const std::uint64_t head = round_up(sizeof(Entry) + name.size() + source.size(), kBlockAlign);
   const bool page_aligned = length >= kPageAlignedFrom;
   if (length > max_value_bytes()) return Errc::segment_full;  // prevents overflow of the sums below
@@ -73,22 +73,22 @@ Result<Draft> Writer::draft(std::string_view name, std::string_view source, std:
   return made;
 }
 
-Result<> Writer::reserve(const Draft& draft, std::uint64_t bytes) {
+Result<> Segment::reserve(const Draft& draft, std::uint64_t bytes) {
   return heap_.reserve(draft.block, draft.value_offset + bytes);
 }
 
-std::span<std::byte> Writer::value_bytes(const Draft& draft) const noexcept {
+std::span<std::byte> Segment::value_bytes(const Draft& draft) const noexcept {
   return {mapping_.data() + draft.block + draft.value_offset, static_cast<std::size_t>(draft.capacity)};
 }
 
-Result<bool> Writer::extend(Draft& draft, std::uint64_t capacity) {
+Result<bool> Segment::extend(Draft& draft, std::uint64_t capacity) {
   if (capacity > max_value_bytes()) return false;
   const bool done = STEPSTASH_TRY(heap_.extend(draft.block, draft.value_offset + capacity));
   draft.capacity = heap_.block_bytes(draft.block) - draft.value_offset;
   return done;
 }
 
-const Entry& Writer::publish(const Draft& draft, const EntryFacts& facts) noexcept {
+const Entry& Segment::publish(const Draft& draft, const EntryFacts& facts) noexcept {
   heap_.shrink(draft.block, draft.value_offset == 0 ? record_bytes(facts.name.size() + facts.source.size())
                                                     : draft.value_offset + facts.length);
   STEPSTASH_CRASH_POINT("shm.publish.block.fitted");
@@ -116,27 +116,27 @@ const Entry& Writer::publish(const Draft& draft, const EntryFacts& facts) noexce
   return *entry;
 }
 
-std::uint64_t Writer::evictable_bytes(const Entry& entry) const noexcept {
+std::uint64_t Segment::evictable_bytes(const Entry& entry) const noexcept {
   if (entry.value_offset == 0) return 0;
   const std::uint64_t now = entry.block.size.load(std::memory_order_relaxed);
   const std::uint64_t after = record_bytes(entry.name_bytes + entry.source_bytes);
   return now > after ? now - after : 0;
 }
 
-Result<const Entry*> Writer::publish_record(const EntryFacts& facts) {
+Result<const Entry*> Segment::publish_record(const EntryFacts& facts) {
   const Offset block = STEPSTASH_TRY(allocate_record(record_bytes(facts.name.size() + facts.source.size())));
   return &publish(Draft{block, 0, 0}, facts);
 }
 
-Result<const Entry*> Writer::evict(const Entry& entry) { return publish_record_of(entry, EntryState::clean); }
+Result<const Entry*> Segment::evict(const Entry& entry) { return publish_record_of(entry, EntryState::clean); }
 
-Result<const Entry*> Writer::mark_lost(const Entry& entry) { return publish_record_of(entry, EntryState::dirty); }
+Result<const Entry*> Segment::mark_lost(const Entry& entry) { return publish_record_of(entry, EntryState::dirty); }
 
-Result<const Entry*> Writer::move_record(const Entry& record) {
+Result<const Entry*> Segment::move_record(const Entry& record) {
   return publish_record_of(record, record.state.load(std::memory_order_relaxed));
 }
 
-Result<const Entry*> Writer::publish_record_of(const Entry& entry, EntryState state) {
+Result<const Entry*> Segment::publish_record_of(const Entry& entry, EntryState state) {
   EntryFacts facts = EntryFacts::of(entry);
   facts.state = state;
   return publish_record(facts);
@@ -144,7 +144,7 @@ Result<const Entry*> Writer::publish_record_of(const Entry& entry, EntryState st
 
 /// Records are cut from one slab after another, so that the small remains of evicted values are not scattered over
 /// space for large ones.
-Result<Offset> Writer::allocate_record(std::uint64_t bytes) {
+Result<Offset> Segment::allocate_record(std::uint64_t bytes) {
   (void)keep_slab();
   const std::uint64_t left = slab_bytes();
   if (left == bytes) return std::exchange(slab_, 0);
@@ -158,7 +158,7 @@ Result<Offset> Writer::allocate_record(std::uint64_t bytes) {
 
 /// Ensures that the slab has room for the largest possible record. Errors: those of Heap::allocate_high if there is no
 /// run for another slab.
-Result<> Writer::keep_slab() noexcept {
+Result<> Segment::keep_slab() noexcept {
   const std::uint64_t left = slab_bytes();
   if (left >= kLargestRecord) return success();
   std::error_code why = Errc::segment_full;
@@ -175,14 +175,14 @@ Result<> Writer::keep_slab() noexcept {
   return why;
 }
 
-bool Writer::keep_clear(Offset begin, Offset end) noexcept {
+bool Segment::keep_clear(Offset begin, Offset end) noexcept {
   heap_.keep_clear(begin, end);
   if (slab_ == 0 || slab_ >= end || slab_ + slab_bytes() <= begin) return false;
   heap_.free(std::exchange(slab_, 0));
   return keep_slab().has_value();
 }
 
-void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const {
+void Segment::for_each_block(const std::function<void(Offset, std::uint64_t bytes, bool free)>& each) const {
   // The daemon's own chains are intact: no error is possible.
   const auto one = [&](Offset at, std::uint64_t size) { each(at, size, at == slab_ || heap_.is_free(at)); };
   (void)Heap::walk(mapping_.data(), header().heap_offset, bytes(), one);
@@ -198,30 +198,30 @@ void Writer::for_each_block(const std::function<void(Offset, std::uint64_t bytes
   });
 }
 
-void Writer::bind(const Entry& entry) noexcept {
+void Segment::bind(const Entry& entry) noexcept {
   const std::uint32_t record = builds_.record_of(entry.buildid);
   if (entry.record.load(std::memory_order_relaxed) == record) return;
   const_cast<Entry&>(entry).record.store(record, std::memory_order_release);  // the daemon may write it, as in mark()
   STEPSTASH_CRASH_POINT("shm.entry.record.bound");
 }
 
-void Writer::erase(const Entry& entry) noexcept {
+void Segment::erase(const Entry& entry) noexcept {
   if (const Offset block = index_.erase(entry.buildid, entry_name(entry))) retire(block);
 }
 
-void Writer::mark(const Entry& entry, EntryState state) noexcept {
+void Segment::mark(const Entry& entry, EntryState state) noexcept {
   // The daemon may write the segment; entries are const elsewhere because only `state` ever changes. Release: a later
   // attach that sees `clean` may rely on the commit, which happened before.
   const_cast<Entry&>(entry).state.store(state, std::memory_order_release);
   STEPSTASH_CRASH_POINT("shm.entry.state.marked");
 }
 
-const Entry* Writer::find(BuildId build, std::string_view name) const noexcept {
+const Entry* Segment::find(BuildId build, std::string_view name) const noexcept {
   const Offset block = index_.find(build, name);
   return block == 0 ? nullptr : &entry_at(block);
 }
 
-void Writer::for_each(const std::function<void(const Entry&)>& each) const {
+void Segment::for_each(const std::function<void(const Entry&)>& each) const {
   const IndexWord word = header().index.load(std::memory_order_relaxed);
   const auto* slot = reinterpret_cast<const std::atomic<Slot>*>(mapping_.data() + index_slots_offset(word));
   for (std::uint64_t i = 0; i < index_.slots(); ++i) {
@@ -230,14 +230,14 @@ void Writer::for_each(const std::function<void(const Entry&)>& each) const {
   }
 }
 
-std::uint64_t Writer::max_value_bytes() const noexcept {
+std::uint64_t Segment::max_value_bytes() const noexcept {
   // Three times the table: it and its predecessors (index.cpp).
   const std::uint64_t taken = 3 * heap_.block_bytes(index_.table_block()) + kSlabBytes +
                               round_up(sizeof(Entry) + kMaxNameBytes + kMaxSourceBytes, kPageBytes) + kPageBytes;
   return heap_.capacity() > taken ? heap_.capacity() - taken : 0;
 }
 
-std::uint64_t Writer::max_value_bytes_on(std::uint64_t total) const noexcept {
+std::uint64_t Segment::max_value_bytes_on(std::uint64_t total) const noexcept {
   // Pages come in whole granules: two are cut by the value's ends, one holds the end of the table, two the slab. The
   // rest is for pin pages and their reserve.
   const std::uint64_t taken = header().heap_offset + 3 * heap_.block_bytes(index_.table_block()) + 8 * Heap::kGranule;
@@ -246,27 +246,27 @@ std::uint64_t Writer::max_value_bytes_on(std::uint64_t total) const noexcept {
 
 // ---- reclaiming ----------------------------------------------------------------------------------------------------
 
-void Writer::retire(Offset block) {
+void Segment::retire(Offset block) {
   retired_.push_back(block);
   retired_bytes_ += heap_.block_bytes(block);
 }
 
-void Writer::unhold(Offset block) noexcept {
-  const auto held = holds_.find(block);
-  if (held != holds_.end() && --held->second == 0) holds_.erase(held);
+void Segment::unretain(Offset block) noexcept {
+  const auto held = retained_.find(block);
+  if (held != retained_.end() && --held->second == 0) retained_.erase(held);
 }
 
-std::uint64_t Writer::reclaim() { return reclaim(/*all=*/true); }
+std::uint64_t Segment::reclaim() { return reclaim(/*all=*/true); }
 
-std::uint64_t Writer::reclaim_new() { return reclaim(kept_.size() <= kKeptLookedAt); }
+std::uint64_t Segment::reclaim_new() { return reclaim(kept_.size() <= kKeptLookedAt); }
 
-std::uint64_t Writer::reclaim(bool all) {
+std::uint64_t Segment::reclaim(bool all) {
   if (retired_.empty() && (!all || kept_.empty())) return 0;
   if (!pins_.scan(scan_)) return 0;
   const std::uint64_t before = heap_.free_bytes();
   std::uint64_t written_off = all ? 0 : heap_.written_off();
   const auto freed = [&](Offset block) {
-    const bool kept = scan_.serving.contains(block) || holds_.contains(block);
+    const bool kept = scan_.serving.contains(block) || retained_.contains(block);
     if (kept || scan_.closed.contains(block)) {
       if (!kept) written_off += heap_.block_bytes(block);
       return false;
@@ -291,7 +291,7 @@ std::uint64_t Writer::reclaim(bool all) {
 }
 
 /// A page may name any offset: only the blocks of entries count as held.
-BlockSet Writer::entry_blocks() const {
+BlockSet Segment::entry_blocks() const {
   BlockSet entries(mapped_bytes());
   for_each_block([&](Offset at, std::uint64_t size, bool free) {
     if (!free && size > 0 && entry_at(at).block.kind == BlockKind::entry) entries.insert(at);
@@ -299,7 +299,7 @@ BlockSet Writer::entry_blocks() const {
   return entries;
 }
 
-std::vector<Writer::Held> Writer::held_by_users() const {
+std::vector<Segment::Held> Segment::held_by_users() const {
   const BlockSet entries = entry_blocks();
   std::vector<Held> all;
   BlockSet seen(mapped_bytes());
@@ -318,28 +318,28 @@ std::vector<Writer::Held> Writer::held_by_users() const {
   return all;
 }
 
-Result<> Writer::close_user(std::uint32_t uid) {
+Result<> Segment::close_user(std::uint32_t uid) {
   const Result<> closed = pins_.close(uid, entry_blocks());
-  STEPSTASH_CRASH_POINT("shm.writer.user.closed");
+  STEPSTASH_CRASH_POINT("shm.segment.user.closed");
   reclaim();
   return closed;
 }
 
-void Writer::open_user(std::uint32_t uid) {
+void Segment::open_user(std::uint32_t uid) {
   pins_.open(uid);
   reclaim();
 }
 
-std::uint64_t Writer::reclaim_if_due() {
+std::uint64_t Segment::reclaim_if_due() {
   if (retired_.size() < due_blocks_ && retired_bytes_ < due_bytes_) return 0;
   return reclaim_new();
 }
 
-bool Writer::worth_reclaiming() const noexcept {
+bool Segment::worth_reclaiming() const noexcept {
   return (!retired_.empty() && 8 * retired_.size() >= pins_.pages()) || retired_bytes_ >= due_bytes_;
 }
 
-const PinScan& Writer::pinned_now() {
+const PinScan& Segment::pinned_now() {
   (void)pins_.scan(scan_, /*hints=*/true);  // pins of an unreadable page are unknown
   return scan_;
 }

@@ -2,7 +2,7 @@
 /// The daemon's side of a segment: the only code that writes one.
 ///
 /// Creates a segment or attaches to one that an earlier daemon left (segment.cpp, recovery.cpp), allocates blocks,
-/// publishes and unpublishes entries, and frees blocks that no reader uses any more (writer.cpp).
+/// publishes and unpublishes entries, and frees blocks that no reader uses any more (segment.cpp).
 #pragma once
 
 #include <chrono>
@@ -44,14 +44,14 @@ struct Recovery {
 
 /// Thread safety: one thread (the event loop's), except reserve() and value_bytes() of drafts, which any thread may
 /// call.
-class Writer {
+class Segment {
  public:
   /// Creates a segment of `bytes` bytes (rounded up to pages) under a temporary name; install() gives it the final one.
   /// Its build table has room for twice `known_builds`, and for one build per 64 KiB of segment. Only header, build
   /// table and index are reserved now. Errors: ENOSPC, Errc::invalid_argument (too small, also for the builds, or too
   /// large).
-  static Result<std::unique_ptr<Writer>> create(const ObjectDirectory& directory, const std::string& name,
-                                                std::uint64_t bytes, std::uint64_t known_builds = 0);
+  static Result<std::unique_ptr<Segment>> create(const ObjectDirectory& directory, const std::string& name,
+                                                 std::uint64_t bytes, std::uint64_t known_builds = 0);
 
   /// Gives a new segment its final name. Atomically replaces an existing one or, with `keep_former`, first renames that
   /// to `name`.damaged.N; returns that name (empty: none was kept). Clients of the former segment are notified to
@@ -65,8 +65,8 @@ class Writer {
   /// completes pending deletions. O(entries + builds + dirty bytes). Errors: ENOENT; Errc::format_mismatch,
   /// Errc::corrupt_segment (as a whole: nothing was changed), Errc::unsafe_object; those of PinRegistry::adopt, with
   /// nothing changed, and of PinRegistry::scan, with nothing freed.
-  static Result<std::unique_ptr<Writer>> attach(const ObjectDirectory& directory, const std::string& name,
-                                                Recovery& recovery);
+  static Result<std::unique_ptr<Segment>> attach(const ObjectDirectory& directory, const std::string& name,
+                                                 Recovery& recovery);
 
   /// What the header of a segment rejected by attach says, unverified: above all which database its clean values are
   /// in. Zeros where nothing can be read.
@@ -126,10 +126,10 @@ class Writer {
     /// Of an entry whose value is in the database only. `info`, from which the texts are borrowed, outlives the facts.
     static EntryFacts of(const EntryInfo& info, std::uint64_t value_hash) noexcept;
   };
-  /// Completes the record and publishes it by one store; retires the entry it replaces. Call make_room() for this key
+  /// Completes the record and publishes it by one store; retires the entry it replaces. Call ensure_slot() for this key
   /// first, which guarantees a slot. Returns the draft's excess room to the heap.
   const Entry& publish(const Draft& draft, const EntryFacts& facts) noexcept;
-  Result<> make_room(BuildId build, std::string_view name) { return index_.make_room(build, name); }
+  Result<> ensure_slot(BuildId build, std::string_view name) { return index_.ensure_slot(build, name); }
 
   /// Publishes an entry whose value is in the database only. Errors: Errc::segment_full, ENOSPC.
   Result<const Entry*> publish_record(const EntryFacts& facts);
@@ -157,7 +157,7 @@ class Writer {
   /// Stores the place of the build's record in the entry: for an entry that is older than the record.
   void bind(const Entry& entry) noexcept;
 
-  /// Unpublishes and retires the entry. The reference is invalid afterwards, unless the block is held by hold().
+  /// Unpublishes and retires the entry. The reference is invalid afterwards, unless the block is kept by retain().
   void erase(const Entry& entry) noexcept;
   /// `clean`: its transaction has committed; `dirty`: it has to be written (again).
   void mark(const Entry& entry, EntryState state) noexcept;
@@ -174,11 +174,11 @@ class Writer {
 
   // ---- reclaiming ----
 
-  /// Keeps a block, retired or not, from being reused until unhold(); counted. For a flush or copy in progress.
-  void hold(Offset block) { ++holds_[block]; }
-  void unhold(Offset block) noexcept;
-  /// Frees retired blocks that are neither pinned nor held; returns the bytes. Frees none while a pin page cannot be
-  /// read. O(retired + pages * kPinsPerPage).
+  /// Keeps a block, retired or not, from being reused until unretain(); counted. For a flush or copy in progress.
+  void retain(Offset block) { ++retained_[block]; }
+  void unretain(Offset block) noexcept;
+  /// Frees retired blocks that are neither pinned nor retained; returns the bytes. Frees none while a pin page cannot
+  /// be read. O(retired + pages * kPinsPerPage).
   std::uint64_t reclaim();
   /// The same for blocks retired since the last reclaim(), or for all if they are few: a client that pins very many
   /// retired blocks makes others pay for them only when reclaim() is called.
@@ -251,7 +251,7 @@ class Writer {
   /// Size of a slab from keep_slab(): records of at least 30 evicted entries, of some 500 typical ones.
   static constexpr std::uint64_t kSlabBytes = 64 * 1024;
 
-  Writer(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
+  Segment(const ObjectDirectory& directory, std::string name, UniqueFd fd, Mapping mapping);
   Result<> recover(Recovery& recovery);
   bool former_table(Offset block, const DataMap& pages) const noexcept;
   Result<> keep_slab() noexcept;
@@ -270,12 +270,12 @@ class Writer {
   BuildTable builds_;
   PinRegistry pins_;
   std::vector<Offset> retired_;  // since the last scan of all retired blocks
-  std::vector<Offset> kept_;     // found pinned or held by a scan
+  std::vector<Offset> kept_;     // found pinned or retained by a scan
   PinScan scan_;                 // the last scan
   std::uint64_t retired_bytes_ = 0;
   std::size_t due_blocks_ = 16;
   std::uint64_t due_bytes_ = 0;
-  std::unordered_map<Offset, int> holds_;
+  std::unordered_map<Offset, int> retained_;
   Offset slab_ = 0;  // for records of evicted entries, so that eviction never fails for lack of room
 };
 
