@@ -101,6 +101,14 @@ class NamesTest(unittest.TestCase):
         self.assertGreater(len(watched), 20)
         self.assertEqual([name for name in watched if name not in self.tree.stats], [])
 
+    def test_the_version_is_the_same_everywhere(self):
+        version = re.search(r"VERSION (\d+\.\d+\.\d+) ", (SOURCE / "CMakeLists.txt").read_text())[1]
+        told = {"python/pyproject.toml": re.findall(r'^version = "(.*)"', (SOURCE / "python" / "pyproject.toml").read_text(), re.MULTILINE)}
+        for page in sorted((SOURCE / "docs" / "man").iterdir()):
+            told[page.name] = re.findall(r'^\.TH \S+ \S+ \S* ?"stepstash ([^"]*)"', page.read_text(), re.MULTILINE)
+        self.assertGreater(len(told), 4)
+        self.assertEqual({place: versions for place, versions in told.items() if versions != [version]}, {})
+
     def test_a_name_that_does_not_exist_is_found(self):
         wrong = "Store::publishes,Stores::publish,shm::Nobody,shm::Reader::finds,no_such_call(),daemon/none.cpp,"
         wrong += "none_test.cpp,tests/none --x,no_such_name,segment.no_bytes,database.free_bytes"
