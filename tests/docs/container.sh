@@ -28,7 +28,7 @@ inside() {
   for link in bin sbin lib lib32 lib64 libx32; do
     if [ -L /$link ]; then cp -P /$link .; fi
   done
-  cp "$CONTAINER_PROGRAMS"/* opt/bin
+  cp -r "$CONTAINER_PROGRAMS"/* opt/bin
   for volume in "${volumes[@]}"; do
     IFS=: read -r from to mode <<< "$volume"
     mkdir -p "$(dirname ".$to")"

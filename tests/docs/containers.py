@@ -61,6 +61,8 @@ class ContainerTest(unittest.TestCase):
         image = machine.directory / "image"
         image.mkdir()
         shutil.copy(machine.programs / "stepstash", image)
+        shutil.copy(recipes.BUILD / "libclient" / "libstepstash.so.0", image)
+        shutil.copytree(recipes.SOURCE / "python" / "stepstash", image / "stepstash-python" / "stepstash")
         for name in ("in_docker.sh", "in_podman.sh"):
             machine.install(name)
         shutil.copy(HERE / "container.sh", machine.programs / "podman")
@@ -78,6 +80,7 @@ class ContainerTest(unittest.TestCase):
 
     def environment(self, build=7):
         own = {"SOCKETS": self.machine.sockets, "CONTAINER_PROGRAMS": self.machine.directory / "image"}
+        own |= {"STEPSTASH_LIBRARY": "/opt/bin/libstepstash.so.0", "PYTHONPATH": "/opt/bin/stepstash-python"}
         own |= {"STEPSTASH_BUILD": build, "DOCKER_REQUEST": self.request, "TMPDIR": self.roots}
         environment = self.machine.environment({name: str(value) for name, value in own.items()})
         del environment["STEPSTASH_SOCKET"]  # found in its place, on the machine and in the container
@@ -160,6 +163,34 @@ class ContainerTest(unittest.TestCase):
             self.assertEqual(self.machine.stepstash("get", 7, "small"), "small\n")
             self.assertIsNotNone(self.machine.builds()[7]["complete_at"])
             self.machine.stepstash("drop", 7)
+
+        self.engines(check)
+
+    READER = """if True:
+        import sys, stepstash
+        with stepstash.Client() as client, client.get(7, "x") as view:
+            print("in place", flush=True)
+            sys.stdin.readline()
+            other = client.get(7, "y")
+            print(bytes(view.data) == b"x" * 100000, bytes(other.data) == b"y" * 100000)
+    """
+
+    @unittest.skipUnless(os.access("/usr/bin/python3", os.X_OK), "the image, /usr, has no python3")
+    def test_a_step_reads_the_segment_itself_also_while_the_daemon_is_dead(self):
+        def check(engine):
+            for name in ("x", "y"):
+                file = self.machine.directory / name
+                file.write_text(name * 100000)
+                self.machine.stepstash("set", 7, name, file)
+            options = "-i --env STEPSTASH_LIBRARY --env PYTHONPATH builder /usr/bin/python3 -B -c".split()
+            process = self.start(*engine(*options, self.READER))
+            try:
+                ready = process.stdout.readline()
+                self.machine.kill()
+            finally:
+                out, said = process.communicate("\n", timeout=60)
+            self.machine.start()
+            self.assertEqual((ready, out), ("in place\n", "True True\n"), said)
 
         self.engines(check)
 
