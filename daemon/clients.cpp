@@ -101,18 +101,19 @@ void Clients::greet(Socket socket) {
   }
   auto connection = std::make_shared<Connection>(services_, std::move(socket), std::move(peer).value(), right);
   ++accepted_;
+  ++open_;  // here, not when serve() begins: several are greeted before that
+  ++per_user_[uid];
   asio::co_spawn(
       services_.loop, [this, connection] { return serve(connection); }, kOrDie);
 }
 
 awaitable<void> Clients::serve(std::shared_ptr<Connection> connection) {
-  if (stopping_) co_return;
   const uid_t uid = connection->uid();
-  const auto place = connections_.insert(connections_.end(), connection);
-  ++open_;
-  ++per_user_[uid];
-  co_await connection->run();
-  connections_.erase(place);
+  if (!stopping_) {
+    const auto place = connections_.insert(connections_.end(), connection);
+    co_await connection->run();
+    connections_.erase(place);
+  }
   --open_;
   if (--per_user_[uid] == 0) per_user_.erase(uid);
   // A client that is gone may have held blocks: check its page now rather than at the next tick.

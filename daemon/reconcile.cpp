@@ -143,8 +143,10 @@ Result<> Reconciliation::renumber(const Clash& clash) {
   STEPSTASH_CRASH_POINT("daemon.startup.renumber.id");
   const std::string was = describe(entry);
   auto moved = republish(segment_, entry, id, revision);
-  // The free space for one more may be scattered over the former places of earlier ones: then it goes to the database.
-  if (!moved && moved.error() == Errc::segment_full) moved = write_out(database_, segment_, entry, id, revision);
+  // The free space for one more may be scattered over the former places of earlier ones, or the tmpfs full: then it
+  // goes to the database.
+  if (!moved && (moved.error() == Errc::segment_full || moved.error() == std::errc::no_space_on_device))
+    moved = write_out(database_, segment_, entry, id, revision);
   STEPSTASH_TRY(moved);
   segment_.reclaim();  // the former copy: room for one more is enough
   if (clash.id) {

@@ -39,14 +39,14 @@ struct Salvaged {
 };
 
 /// Copies entries, and the facts of all builds, of the segment `from`. An entry whose name is there already is skipped.
-/// What `and_clean` cannot copy is not reported: it is in a database. O(segment).
+/// O(segment).
 Salvaged salvage(const shm::ObjectDirectory& directory, const std::string& from, shm::Segment& into, Which which);
 /// The builds' facts alone. Errors: those of Segment::salvage.
 Result<> salvage_builds(const shm::ObjectDirectory& directory, const std::string& from, shm::Segment& into,
                         std::vector<std::string>& left_out);
 /// Moves dirty entries that the list of `database`, already in `into`, does not have yet: values to the database, or,
-/// if it does not take them, into `into`. No `database`: it is another one, and they all go into `into`. Errors: those
-/// of Segment::salvage.
+/// if it does not take them, into `into`. No `database`: it is another one, and they all go into `into`, followed by
+/// the clean ones, which it need not have, as far as there is room. Errors: those of Segment::salvage.
 Result<Salvaged> salvage_to(persist::BackingStore* database, const shm::ObjectDirectory& directory,
                             const std::string& from, shm::Segment& into);
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <boost/asio/co_spawn.hpp>
+#include <cstdlib>
 #include <utility>
 
 #include "base/crash_point.hpp"
@@ -325,7 +326,7 @@ awaitable<void> Server::await_damage() {
     if (damage_watch_.gone()) co_return;
     co_await database_->changed().wait(damage_watch_, TimePoint::max());
   }
-  auto job = [this] { return why_not_replaced(); };
+  auto job = [this, config = config_] { return why_not_replaced(config); };  // a copy: SIGHUP may change it meanwhile
   const std::string obstacle = co_await run_on(services_->copiers, job);
   if (damage_watch_.gone()) co_return;
   if (!obstacle.empty()) {
@@ -338,14 +339,14 @@ awaitable<void> Server::await_damage() {
 }
 
 /// On another thread: it reads files. Empty if a restart with a new database is possible and makes sense.
-std::string Server::why_not_replaced() const {
-  const persist::SetAside last = persist::last_set_aside(config_.db);
-  const std::int64_t ago = clock_.wall_seconds() - last.at;
-  if (!last.path.empty() && ago >= 0 && ago < kDamagedAgainSeconds) {
+std::string Server::why_not_replaced(const Config& config) const {
+  const persist::SetAside last = persist::last_set_aside(config.db);
+  const std::int64_t ago = std::abs(clock_.wall_seconds() - last.at);  // the clock may have been set back
+  if (!last.path.empty() && ago < kDamagedAgainSeconds) {
     return fmt::format("{} was set aside {} s ago. Check the disk, and restart the daemon after a minute", last.path,
                        ago);
   }
-  const auto reload = reload_config(config_, inputs_);
+  const auto reload = reload_config(config, inputs_);
   if (!reload) return reload.error().message;
   if (!reload.value().needs_restart.empty()) {
     return "the configuration was changed, restart the daemon: " + reload.value().needs_restart.front();
@@ -357,16 +358,17 @@ std::string Server::why_not_replaced() const {
 /// From here on signals wait for the next start, which handles them when it serves.
 awaitable<void> Server::replace_database() {
   mask_signals(SIG_BLOCK);
-  asio::steady_timer arrived(loop_, kSignalsArrive);
-  arrived.async_wait([this](const boost::system::error_code& cancelled) {
-    boost::system::error_code ignored;
-    if (!cancelled) signals_.cancel(ignored);
-  });
   for (;;) {
+    // One timer for each wait: it cancels only a wait that has begun.
+    asio::steady_timer arrived(loop_, kSignalsArrive);
+    arrived.async_wait([this](const boost::system::error_code& cancelled) {
+      boost::system::error_code ignored;
+      if (!cancelled) signals_.cancel(ignored);
+    });
     boost::system::error_code error;
     const int signal = co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (error) break;
-    if (signal != SIGHUP) ::kill(::getpid(), signal);  // SIGHUP: a start reads the configuration
+    ::kill(::getpid(), signal);
   }
   spdlog::error("database {} is damaged: it is set aside, and the daemon starts again with a new one", config_.db);
   auto job = [this]() -> Result<std::string> {

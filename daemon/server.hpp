@@ -59,7 +59,7 @@ class Server {
   awaitable<void> handle_signals();
   awaitable<void> stop();
   awaitable<void> await_damage();
-  std::string why_not_replaced() const;
+  std::string why_not_replaced(const Config& config) const;
   awaitable<void> replace_database();
   std::string stats() const;
   std::string status_line() const;
