@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one file of tests by Twisted's trial: run.py FILE [TRIAL'S ARGUMENTS]. Exit status 77 without Buildbot."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def main():
+    try:
+        import buildbot  # noqa: F401
+        import twisted.trial  # noqa: F401
+    except ImportError as error:
+        print(f"skipped: {error}; Debian has it in the packages buildbot and buildbot-worker")
+        return 77
+    os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
+    os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # Buildbot's own queries deprecate something in each version
+    file, *arguments = sys.argv[1:]
+    # trial's log and its temporary files, which it otherwise leaves where it is called
+    with tempfile.TemporaryDirectory(prefix="stepstash-trial-") as directory:
+        command = [sys.executable, "-B", "-m", "twisted.trial", "--temp-directory", directory + "/trial", *arguments]
+        return subprocess.run([*command, os.path.join(HERE, file)], cwd=directory).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
