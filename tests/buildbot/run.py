@@ -12,9 +12,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 def main():
     try:
         import buildbot  # noqa: F401
+        import buildbot_worker  # noqa: F401
+        import setuptools  # noqa: F401
         import twisted.trial  # noqa: F401
     except ImportError as error:
-        print(f"skipped: {error}; Debian has it in the packages buildbot and buildbot-worker")
+        print(f"skipped: {error}; Debian's packages buildbot, buildbot-worker and python3-setuptools have it")
         return 77
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
     os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # Buildbot's own queries deprecate something in each version

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real master, a real worker and a real daemon: one line in master.cfg, and what it changes."""
+
+import hashlib
+import signal
+import subprocess
+import unittest
+
+from daemon import BUILD, Daemon, until  # first: it names the library
+
+import stepstash
+from installation import Installation
+
+WITHOUT = """
+class SetHere(BuildStep):
+    # As GitDiffInfo does it: on the master, through the data API.
+    name = "set on the master"
+
+    def run(self):
+        d = self.setBuildData("from-master", b"master to worker", "SetHere")
+        return d.addCallback(lambda _: 0)
+
+def shell(script):
+    return steps.ShellCommand(command=["sh", "-ec", script], env=util.stepstash_environment(SOCKET), haltOnFailure=True)
+
+factory = util.BuildFactory([
+    shell("head -c 67108864 /dev/urandom > big; sha256sum < big > sum; stepstash set big big --source worker; rm big"),
+    SetHere(),
+    shell("touch " + GATE + ".reached; while [ ! -e " + GATE + " ]; do sleep 0.05; done"),
+    shell("stepstash get big | sha256sum -c sum; test \\"$(stepstash get from-master)\\" = 'master to worker'"),
+])
+# A horizon below zero: what has completed at all is old enough.
+janitor = util.JanitorConfigurator(build_data_horizon=datetime.timedelta(seconds=-60))
+c["configurators"] = [janitor]
+c["schedulers"] = [schedulers.ForceScheduler(name="force", builderNames=["builder"])]
+c["builders"] = [util.BuilderConfig(name="builder", workernames=["worker"], factory=factory)]
+"""
+WITH = WITHOUT + 'c["services"].append(util.StepstashService(socket_path=SOCKET))\n'
+
+OURS, STOCK = "stepstash.buildbot.connector", "buildbot.db.build_data"
+
+
+class Master(unittest.TestCase):
+    def setUp(self):
+        self.daemon = Daemon("--segment-size", "256MiB")
+        self.addCleanup(self.daemon.stop)
+        self.client = stepstash.Client(self.daemon.socket)
+        self.addCleanup(self.client.close)
+
+    def start(self, configuration):
+        self.buildbot = Installation(self.daemon.socket, configuration)
+        self.addCleanup(self.buildbot.remove)
+        self.buildbot.start_master()
+
+    def connector(self):
+        return self.buildbot.ask("state")["connector"]
+
+    def test_a_build_hands_64_mebibytes_from_step_to_step_and_the_janitor_deletes_them(self):
+        self.start(WITH)
+        self.buildbot.start_worker()
+        self.assertEqual(self.connector(), OURS)
+
+        # The daemon is killed between the step that sets and the one that gets.
+        build = self.buildbot.started_build(self.buildbot.ask("force", "builder"))
+        until(lambda: self.buildbot.gate.with_suffix(".reached").exists(), "the third step", 60)
+        self.daemon.kill()
+        self.daemon.start()
+        self.buildbot.gate.touch()
+        finished = self.buildbot.finished_build(build)
+        self.assertEqual(finished["results"], 0, (finished, self.buildbot.log()))
+
+        # Everybody sees the same: the command, the data API, the daemon.
+        read = subprocess.run(
+            [BUILD / "cli" / "stepstash", "get", str(build), "big", "--socket", self.daemon.socket],
+            stdout=subprocess.PIPE, check=True,
+        )  # fmt: skip
+        value = {"length": 64 << 20, "sha256": hashlib.sha256(read.stdout).hexdigest()}
+        self.assertEqual(self.buildbot.ask("get", ["builds", str(build), "data", "big", "value"])["raw"], value)
+        expected = [
+            {"buildid": build, "name": "big", "value": None, "length": 64 << 20, "source": "worker"},
+            {"buildid": build, "name": "from-master", "value": None, "length": 16, "source": "SetHere"},
+        ]
+        self.assertEqual(self.buildbot.ask("get", ["builds", build, "data"]), expected)
+        (known,) = self.client.builds()
+        self.assertEqual((known.build, known.complete_at), (build, finished["complete_at"]))
+
+        # A master that is killed finds everything again.
+        self.buildbot.kill_master()
+        self.buildbot.start_master()
+        self.assertEqual(self.buildbot.ask("get", ["builds", build, "data"]), expected)
+
+        # Without the daemon's knowledge of the build's end, as if it had been down then.
+        self.client.finish(build, 2**63 - 1)
+        janitor = self.buildbot.run_build("__Janitor")
+        self.assertEqual(janitor["steps"][-1], "deleted 2 build data key-value pairs")
+        self.assertEqual(self.buildbot.ask("get", ["builds", build, "data"]), [])
+        self.assertEqual(self.client.builds(), [])
+
+    def test_a_reconfiguration_adds_moves_and_removes_it(self):
+        self.start(WITHOUT)
+        self.assertEqual(self.connector(), STOCK)
+        self.buildbot.ask("set", 1, "x", "stock")
+
+        self.buildbot.reconfigure(WITH)
+        self.assertEqual(self.connector(), OURS)
+        self.assertEqual(self.buildbot.ask("get", ["builds", 1, "data"]), [])
+        self.buildbot.ask("set", 1, "x", "ours, longer")
+        self.assertEqual(self.client.stat(1, "x").length, 12)
+
+        other = Daemon()
+        self.addCleanup(other.stop)
+        self.buildbot.reconfigure(WITH.replace("socket_path=SOCKET", f"socket_path={other.socket!r}, deadline=5"))
+        self.assertEqual(self.connector(), OURS)
+        self.buildbot.ask("set", 1, "y", "elsewhere")
+        self.assertIsNone(self.client.stat(1, "y"))
+        with stepstash.Client(other.socket) as client:
+            self.assertEqual(client.stat(1, "y").length, 9)
+
+        self.buildbot.reconfigure(WITHOUT)
+        self.assertEqual(self.buildbot.ask("state"), {"connector": STOCK, "threads": 0})
+        self.assertEqual([row["length"] for row in self.buildbot.ask("get", ["builds", 1, "data"])], [5])
+
+    def test_a_wrong_configuration_changes_nothing_and_says_why(self):
+        self.start(WITH)
+        self.buildbot.configure(WITH.replace("socket_path=SOCKET", "deadline=0"))
+        self.buildbot.master.send_signal(signal.SIGHUP)
+        until(lambda: "deadline is a number of seconds above 0" in self.buildbot.log(), "the complaint", 60)
+        self.assertEqual(self.connector(), OURS)
+
+    def test_the_master_starts_and_stops_without_a_daemon(self):
+        self.daemon.kill()
+        self.start(WITH.replace("socket_path=SOCKET", "socket_path=SOCKET, deadline=0.2"))
+        until(lambda: "stepstash: no build data until this is solved" in self.buildbot.log(), "the log line", 60)
+        with self.assertRaisesRegex(RuntimeError, "Unavailable"):
+            self.buildbot.ask("set", 1, "x", "text")
+        self.daemon.start()
+        self.buildbot.ask("set", 1, "x", "text")
+        self.buildbot.stop_master()
+        self.assertIn("BuildMaster is stopped", self.buildbot.log())
+        self.assertIn("Server Shut Down", self.buildbot.log())
