@@ -54,7 +54,7 @@ SOCKET = {socket!r}
             if name.startswith("STEPSTASH_") and name != "STEPSTASH_LIBRARY":
                 del self.environment[name]
         self.environment["PATH"] = f"{BUILD / 'cli'}:{os.environ['PATH']}"
-        self.environment["PYTHONPATH"] = f"{self.metadata()}:{PACKAGE}:{HERE}"
+        self.environment["PYTHONPATH"] = f"{self.metadata()}:{HERE}:{os.environ['PYTHONPATH']}"
         self.run("buildbot", "create-master", "--relocatable", "master")
         self.run("buildbot-worker", "create-worker", "--relocatable", "--maxdelay=1", "worker",
                  f"127.0.0.1:{self.port}", "worker", "password")  # fmt: skip

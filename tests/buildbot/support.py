@@ -43,7 +43,8 @@ class Database:
         return self
 
     def close(self):
-        return self.db.pool.shutdown()
+        pool = self.db.pool
+        return pool.shutdown() if hasattr(pool, "shutdown") else pool.stop()  # Buildbot 3 and 4
 
     def _execute(self, statement):
         def thd(connection):

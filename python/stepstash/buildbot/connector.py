@@ -9,7 +9,7 @@ import time
 
 from buildbot.db import base, build_data
 from twisted.internet import defer, reactor, threads
-from twisted.python import threadpool
+from twisted.python.threadpool import ThreadPool
 
 import stepstash
 from stepstash import _abi
@@ -156,7 +156,7 @@ class BuildDataConnector(base.DBConnectorComponent):
         if self._closed:
             return defer.fail(ValueError("the connector to stepstash is closed"))
         if self._pool is None:
-            self._pool = threadpool.ThreadPool(0, _THREADS, "stepstash")
+            self._pool = ThreadPool(0, _THREADS, "stepstash")
             self._pool.start()
             # Threads that wait for work would keep a master alive that ends without close().
             self._at_shutdown = reactor.addSystemEventTrigger("during", "shutdown", self._pool.stop)
