@@ -43,6 +43,7 @@ SOCKET = {socket!r}
 """
 
     def __init__(self, stepstash_socket, configuration):
+        """`stepstash_socket` is SOCKET in the configuration."""
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="stepstash-buildbot-"))
         self.control = str(self.directory / "control")
         self.gate = self.directory / "gate"
@@ -85,26 +86,26 @@ SOCKET = {socket!r}
 
     # ---- processes ----
 
-    def start_master(self):
+    def start_master(self, **environment):
         if os.path.exists(self.control):  # of a master that was killed
             os.unlink(self.control)
         running = "BuildMaster is running"
         before = self.log().count(running)
-        self.master = self._start("buildbot", "master")
+        self.master = self._start("buildbot", "master", environment)
         until(lambda: self.master.poll() is not None or self.log().count(running) > before, "the master to start", 60)
         if self.master.poll() is not None:
             raise RuntimeError("the master ended: " + self.log())
 
-    def start_worker(self):
-        self.worker = self._start("buildbot-worker", "worker")
+    def start_worker(self, **environment):
+        self.worker = self._start("buildbot-worker", "worker", environment)
 
-    def _start(self, command, directory):
+    def _start(self, command, directory, environment={}):
         # The program that runs it in the foreground is the process itself, so that it can be killed.
         with open(self.directory / (directory + ".out"), "ab") as out:
             return subprocess.Popen(
                 [command, "start", "--nodaemon", directory],
                 cwd=self.directory,
-                env=self.environment,
+                env=self.environment | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -39,6 +39,26 @@ WITH = WITHOUT + 'c["services"].append(util.StepstashService(socket_path=SOCKET)
 
 OURS, STOCK = "stepstash.buildbot.connector", "buildbot.db.build_data"
 
+STEPS = """
+def shell(script):
+    return steps.ShellCommand(command=["sh", "-ec", script], haltOnFailure=True)
+
+factory = util.BuildFactory([
+    shell("head -c 3000000 /dev/urandom > in"),
+    steps.BuildDataFromWorkerFile(workersrc="in", data_name="-file", source="worker"),
+    steps.BuildDataToWorkerFile(data_name="-file", workerdest="out"),
+    shell("cmp in out"),
+    steps.SetBuildData(data_name="text", value=util.Interpolate("%(prop:buildername)s")),
+    steps.GetBuildData(data_name="text", property_name="read"),
+    steps.SetBuildData(data_name="copy", value=util.Property("read")),
+    steps.BuildDataToWorkerFile(data_name="executable", workerdest="never", flunkOnFailure=False, haltOnFailure=False),
+    steps.BuildDataToWorkerFile(data_name="text", workerdest="mode", mode=0o755),
+    shell("test ! -e never; test -x mode; test \\"$(cat mode)\\" = builder"),
+])
+c["schedulers"] = [schedulers.ForceScheduler(name="force", builderNames=["builder"])]
+c["builders"] = [util.BuilderConfig(name="builder", workernames=["worker"], factory=factory)]
+"""
+
 
 class Master(unittest.TestCase):
     def setUp(self):
@@ -47,10 +67,10 @@ class Master(unittest.TestCase):
         self.client = stepstash.Client(self.daemon.socket)
         self.addCleanup(self.client.close)
 
-    def start(self, configuration):
+    def start(self, configuration, **environment):
         self.buildbot = Installation(self.daemon.socket, configuration)
         self.addCleanup(self.buildbot.remove)
-        self.buildbot.start_master()
+        self.buildbot.start_master(**environment)
 
     def connector(self):
         return self.buildbot.ask("state")["connector"]
@@ -138,3 +158,32 @@ class Master(unittest.TestCase):
         self.buildbot.stop_master()
         self.assertIn("BuildMaster is stopped", self.buildbot.log())
         self.assertIn("Server Shut Down", self.buildbot.log())
+
+    def steps_of_a_build(self):
+        build = self.buildbot.run_build("builder")
+        self.assertEqual(build["results"], 0, (build["steps"], self.buildbot.log()))
+        values = [self.buildbot.ask("get", ["builds", str(build["buildid"]), "data", name]) for name in ("-file", "copy")]
+        self.assertEqual([(row["length"], row["source"]) for row in values], [(3000000, "worker"), (7, "SetBuildData")])
+        self.assertEqual(list((self.buildbot.directory / "master").glob("stepstash-*")), [])
+        return [text for text in build["steps"] if "by the worker" in text or "through the master" in text]
+
+    def test_files_of_a_worker_with_the_masters_daemon_do_not_go_through_the_master(self):
+        self.start(STEPS + 'c["services"].append(util.StepstashService(socket_path=SOCKET))\n')
+        self.buildbot.start_worker()
+        ways = self.steps_of_a_build()
+        self.assertEqual(ways[:2], ["-file: by the worker itself"] * 2)
+        self.assertEqual(ways[-1], "text: through the master")  # it has a mode
+
+    def test_files_of_a_worker_with_another_daemon_go_through_the_master(self):
+        other = Daemon()
+        self.addCleanup(other.stop)
+        self.start(STEPS + 'c["services"].append(util.StepstashService())\n', STEPSTASH_SOCKET=self.daemon.socket)
+        self.buildbot.start_worker(STEPSTASH_SOCKET=other.socket)
+        self.assertEqual(self.steps_of_a_build()[:2], ["-file: through the master"] * 2)
+        with stepstash.Client(other.socket) as client:
+            self.assertEqual(client.builds(), [])
+
+    def test_files_of_a_worker_without_a_daemon_go_through_the_master(self):
+        self.start(STEPS + 'c["services"].append(util.StepstashService())\n', STEPSTASH_SOCKET=self.daemon.socket)
+        self.buildbot.start_worker(PATH="/usr/bin:/bin")  # nor has it the command
+        self.assertEqual(self.steps_of_a_build()[:2], ["-file: through the master"] * 2)

@@ -10,6 +10,14 @@ does not.
 
 from .connector import BuildDataConnector
 from .service import StepstashService
-from .steps import environment
+from .steps import BuildDataFromWorkerFile, BuildDataToWorkerFile, GetBuildData, SetBuildData, environment
 
-__all__ = ["BuildDataConnector", "StepstashService", "environment"]
+__all__ = [
+    "BuildDataConnector",
+    "BuildDataFromWorkerFile",
+    "BuildDataToWorkerFile",
+    "GetBuildData",
+    "SetBuildData",
+    "StepstashService",
+    "environment",
+]

@@ -51,7 +51,7 @@ class BuildDataConnector(base.DBConnectorComponent):
 
     def __init__(self, db, socket_path=None, deadline=10.0):
         super().__init__(db)
-        self._socket_path = socket_path
+        self.socket_path = socket_path
         self._deadline = deadline
         self._client = None
         self._connecting = threading.Lock()
@@ -130,6 +130,30 @@ class BuildDataConnector(base.DBConnectorComponent):
         The daemon then prunes it by its own `build_data_horizon`, if it has one."""
         return self._in_thread(lambda client: _finish(client, operator.index(buildid), complete_at))
 
+    def setBuildDataFromFile(self, buildid, name, path, source):
+        """As setBuildData, without the whole value in the master's memory."""
+
+        def thd(client):
+            with open(path, "rb", buffering=0) as file:
+                client.set_file(operator.index(buildid), name, file, source)
+
+        return self._in_thread(thd)
+
+    def getBuildDataIntoFile(self, buildid, name, path):
+        """Writes the value into a new file, and gives True; False when there is none, and no file either."""
+
+        def thd(client):
+            view = _unless_impossible(client.get, buildid, name)
+            if view is None:
+                return False
+            with view, open(path, "xb", buffering=0) as file:
+                written = 0
+                while written < view.length:  # one write(2) takes at most 2 GiB
+                    written += file.write(view.data[written:])
+            return True
+
+        return self._in_thread(thd)
+
     def check(self):
         """Connects, and gives the daemon's counters: fails as any other call would."""
         return self._in_thread(lambda client: client.stats())
@@ -168,7 +192,7 @@ class BuildDataConnector(base.DBConnectorComponent):
         with self._connecting:
             while self._client is None:
                 try:
-                    self._client = stepstash.Client(self._socket_path, self._deadline)
+                    self._client = stepstash.Client(self.socket_path, self._deadline)
                 except stepstash.Unavailable:  # at once where nobody listens, but a later call would wait, too
                     if time.monotonic() > give_up:
                         raise
