@@ -26,7 +26,8 @@ def shell(script):
 factory = util.BuildFactory([
     shell("head -c 67108864 /dev/urandom > big; sha256sum < big > sum; stepstash set big big --source worker; rm big"),
     SetHere(),
-    shell("touch " + GATE + ".reached; while [ ! -e " + GATE + " ]; do sleep 0.05; done"),
+    # Also ends when the test has failed, and removed its directory.
+    shell(f"touch {GATE}.reached; while [ -e {GATE}.reached ] && [ ! -e {GATE} ]; do sleep 0.05; done"),
     shell("stepstash get big | sha256sum -c sum; test \\"$(stepstash get from-master)\\" = 'master to worker'"),
 ])
 # A horizon below zero: what has completed at all is old enough.

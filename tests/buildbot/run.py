@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one file of tests by Twisted's trial: run.py FILE [TRIAL'S ARGUMENTS]. Exit status 77 without Buildbot."""
+"""Runs tests by Twisted's trial: run.py FILE, or one test: run.py MODULE.CLASS.TEST. Exit status 77 without Buildbot."""
 
 import os
 import subprocess
@@ -20,11 +20,13 @@ def main():
         return 77
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
     os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # Buildbot's own queries deprecate something in each version
-    file, *arguments = sys.argv[1:]
+    (tests,) = sys.argv[1:]
+    if tests.endswith(".py"):
+        tests = os.path.join(HERE, tests)
     # trial's log and its temporary files, which it otherwise leaves where it is called
     with tempfile.TemporaryDirectory(prefix="stepstash-trial-") as directory:
-        command = [sys.executable, "-B", "-m", "twisted.trial", "--temp-directory", directory + "/trial", *arguments]
-        return subprocess.run([*command, os.path.join(HERE, file)], cwd=directory).returncode
+        command = [sys.executable, "-B", "-m", "twisted.trial", "--temp-directory", directory + "/trial", tests]
+        return subprocess.run(command, cwd=directory).returncode
 
 
 if __name__ == "__main__":
