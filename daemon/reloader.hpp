@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Reads evicted values back from the database, each once however many clients ask.
+/// ("Reload" is that here; SIGHUP, which reads the configuration again, is Server::handle_signals.)
 ///
 /// Across a co_await the entry may be set again, dropped, or evicted again: a reload publishes only a current value.
 #pragma once

@@ -34,7 +34,7 @@ Store::Store(asio::io_context& loop, Catalog& catalog, shm::Segment& segment, Da
       builds_(loop, catalog, segment, database, flusher, room_, *listings_, damage_, clock),
       reloader_(loop, catalog, segment, database, room_, damage_) {
   set_limits(limits);
-  // All upward callbacks of the daemon are set here and in Server::open_segment_and_store.
+  // What the flusher calls upwards; scripts/structure.py lists every callback of the daemon.
   flusher_.on_settled = [this] { room_.freed(); };
   flusher_.on_clean = [this](Node& node) {
     if (segment_.entry_at(node.block).value_offset != 0) catalog_.touch(node);

@@ -140,7 +140,9 @@ class _Library:
             raise ImportError("$STEPSTASH_LIBRARY is empty: unset it, or name the file of libstepstash")
         loaded = ctypes.CDLL(path)
         for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(loaded, "stepstash_" + name)
+            function = getattr(loaded, "stepstash_" + name, None)
+            if function is None:
+                raise ImportError(f"{path} has no stepstash_{name}: it is older than this package")
             function.restype = result
             function.argtypes = arguments
             setattr(self, name, function)

@@ -55,7 +55,7 @@ std::vector<std::byte> stream_of(fuzz::Input& input) {
   while (!input.empty()) {
     const std::uint8_t what = input.u8();
     const auto payload = input.bytes(input.u16());
-    if ((what & 0x1F) < 16 && what != 0) {
+    if ((what & 0x1F) <= 16 && what != 0) {  // 16: Builds, the last request (protocol/codec.cpp)
       frame(out, what & 0x1F, payload);
     } else {
       for (const std::uint8_t byte : payload) out.push_back(static_cast<std::byte>(byte));

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -35,9 +36,14 @@ class Daemon:
                 stderr=log,
                 env=clean,
             )
-        until(lambda: os.path.exists(self.socket) or self.process.poll() is not None, "the daemon to listen")
+        until(lambda: self._listens() or self.process.poll() is not None, "the daemon to listen")
         if self.process.poll() is not None:
             raise RuntimeError("the daemon ended: " + (self.directory / "log").read_text())
+
+    def _listens(self):
+        """The file alone is not enough: it exists from bind(2) on, and connections are refused until listen(2)."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.socket) == 0
 
     def kill(self):
         """SIGKILL. Its socket stays behind, and is removed, so that start() can tell the new one."""

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Buildbot's build data connector, with the values in stepstash instead of Buildbot's database."""
+
+import ctypes
+import math
+import operator
+import threading
+import time
+
+from buildbot.db import base, build_data
+from twisted.internet import defer, reactor, threads
+from twisted.python.threadpool import ThreadPool
+
+import stepstash
+from stepstash import _abi
+
+# Buildbot 4.1 made the rows a dataclass. Its BuildDataDict is a deprecated alias there, so the order matters.
+_Row = getattr(build_data, "BuildDataModel", None) or build_data.BuildDataDict
+
+# The daemon cannot take back that a build has finished. It never prunes a build with this time: a prune deletes what
+# completed strictly before a time, and there is no later one.
+_NEVER = 2**63 - 1
+
+# A call that waits (for room, for a daemon that restarts) occupies a thread until its deadline.
+_THREADS = 8
+
+# Builds that one query looks up. The master's other queries run in between: on SQLite Buildbot has one database thread.
+_BUILDS_AT_ONCE = 500
+
+_new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+_address_of_bytes = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
+_copy = ctypes.CDLL(None).memmove  # a CDLL's functions run with the GIL released
+_copy.restype = ctypes.c_void_p
+_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+class BuildDataConnector(base.DBConnectorComponent):
+    """In the place of `master.db.build_data`: the same methods, arguments and rows.
+
+    Every method returns a Deferred and calls the daemon on a thread of this object's own pool, so that neither the
+    reactor nor the master's database threads wait for it. Of the master's database it reads one thing: when builds
+    completed, in deleteOldBuildData.
+
+    `db` is the master's DBConnector. `socket_path` None means $STEPSTASH_SOCKET, or the usual places. `deadline`, in
+    seconds, bounds each call to the daemon; it also waits that long for one that restarts.
+
+    close() ends it. Until then it holds threads, a connection and the mapped segment.
+    """
+
+    def __init__(self, db, socket_path=None, deadline=10.0):
+        super().__init__(db)
+        self.socket_path = socket_path
+        self._deadline = deadline
+        self._client = None
+        self._connecting = threading.Lock()
+        self._pool = None
+        self._closed = False
+        self._at_shutdown = None
+
+    # ---- Buildbot's methods ----
+
+    def setBuildData(self, buildid, name, value, source):
+        def thd(client):
+            number = _number(buildid)
+            if number is None:
+                raise ValueError(f"{buildid!r} is not the number of a build")
+            client.set(number, name, value, source)
+
+        return self._in_thread(thd)
+
+    def getBuildData(self, buildid, name):
+        def thd(client):
+            view = _unless_impossible(client.get, buildid, name)
+            if view is None:
+                return None
+            with view:
+                return _Row(
+                    buildid=view.build,
+                    name=view.name,
+                    value=_bytes_of(view),
+                    length=view.length,
+                    source=view.source,
+                )
+
+        return self._in_thread(thd)
+
+    def getBuildDataNoValue(self, buildid, name):
+        def thd(client):
+            entry = _unless_impossible(client.stat, buildid, name)
+            return None if entry is None else _row_without_value(entry)
+
+        return self._in_thread(thd)
+
+    def getAllBuildDataNoValues(self, buildid, name=None):
+        """Sorted by name. `name` selects one, as Buildbot's documentation has it; no version of its code does."""
+
+        def thd(client):
+            entries = _unless_impossible(client.list, buildid, name, all_names=True) or []
+            return [_row_without_value(entry) for entry in sorted(entries, key=operator.attrgetter("name"))]
+
+        return self._in_thread(thd)
+
+    @defer.inlineCallbacks
+    def deleteOldBuildData(self, older_than_timestamp):
+        """Deletes the data of builds that completed before the timestamp, and of builds that Buildbot does not know;
+        returns how many rows. Builds that are held in stepstash keep their data."""
+        older_than = math.ceil(older_than_timestamp)  # times are whole seconds: before 7.5 is before 8
+        # In this order: a build has a row in Buildbot's database before it has data, so that none looks unknown.
+        builds = yield self._in_thread(lambda client: client.builds())
+        completed = yield self._completion_times([build.build for build in builds])
+
+        def thd(client):
+            deleted = 0
+            for build in builds if completed is not None else ():
+                if build.build not in completed:
+                    deleted += 0 if build.held else client.drop(build.build)
+                elif completed[build.build] != _complete_at(build):
+                    _finish(client, build.build, completed[build.build])
+            return deleted + client.prune(older_than)
+
+        deleted = yield self._in_thread(thd)
+        return deleted
+
+    # ---- ours ----
+
+    def setBuildComplete(self, buildid, complete_at):
+        """Tells the daemon that the build completed at `complete_at` seconds since 1970; None: that it has not.
+        The daemon then prunes it by its own `build_data_horizon`, if it has one."""
+        return self._in_thread(lambda client: _finish(client, operator.index(buildid), complete_at))
+
+    def setBuildDataFromFile(self, buildid, name, path, source):
+        """As setBuildData, without the whole value in the master's memory."""
+
+        def thd(client):
+            with open(path, "rb", buffering=0) as file:
+                client.set_file(operator.index(buildid), name, file, source)
+
+        return self._in_thread(thd)
+
+    def getBuildDataIntoFile(self, buildid, name, path):
+        """Writes the value into a new file, and gives True; False when there is none, and no file either."""
+
+        def thd(client):
+            view = _unless_impossible(client.get, buildid, name)
+            if view is None:
+                return False
+            with view, open(path, "xb", buffering=0) as file:
+                written = 0
+                while written < view.length:  # one write(2) takes at most 2 GiB
+                    written += file.write(view.data[written:])
+            return True
+
+        return self._in_thread(thd)
+
+    def check(self):
+        """Connects, and gives the daemon's counters: fails as any other call would."""
+        return self._in_thread(lambda client: client.stats())
+
+    @defer.inlineCallbacks
+    def close(self):
+        """Waits for the calls under way. Later ones fail. Again: nothing."""
+        self._closed = True
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            reactor.removeSystemEventTrigger(self._at_shutdown)
+            yield threads.deferToThread(pool.stop)  # it joins the threads
+        self._client = None  # views that are still referred to keep the segment mapped
+
+    def stopService(self):
+        """From Buildbot 4 on, where a component is a service."""
+        stopped = self.close()
+        stopped.addCallback(lambda _: base.DBConnectorComponent.stopService(self))
+        return stopped
+
+    # ---- inside ----
+
+    def _in_thread(self, thd):
+        if self._closed:
+            return defer.fail(ValueError("the connector to stepstash is closed"))
+        if self._pool is None:
+            self._pool = ThreadPool(0, _THREADS, "stepstash")
+            self._pool.start()
+            # Threads that wait for work would keep a master alive that ends without close().
+            self._at_shutdown = reactor.addSystemEventTrigger("during", "shutdown", self._pool.stop)
+        return threads.deferToThreadPool(reactor, self._pool, lambda: thd(self._connected()))
+
+    def _connected(self):
+        """The client. The first call connects; afterwards the client reconnects by itself."""
+        give_up = time.monotonic() + self._deadline
+        with self._connecting:
+            while self._client is None:
+                try:
+                    self._client = stepstash.Client(self.socket_path, self._deadline)
+                except stepstash.Unavailable:  # at once where nobody listens, but a later call would wait, too
+                    if time.monotonic() > give_up:
+                        raise
+                    time.sleep(0.05)
+            return self._client
+
+    @defer.inlineCallbacks
+    def _completion_times(self, numbers):
+        """complete_at of those builds that Buildbot's database knows; None when there is no database to ask."""
+        model, pool = getattr(self.db, "model", None), getattr(self.db, "pool", None)
+        if model is None or pool is None:
+            return None
+        completed = {}
+
+        def thd(connection, some):
+            # Not select(columns): SQLAlchemy 1.3 and 2.0 want them in different ways.
+            query = model.builds.select().where(model.builds.c.id.in_(some))
+            return [(row.id, row.complete_at) for row in connection.execute(query)]
+
+        for first in range(0, len(numbers), _BUILDS_AT_ONCE):
+            rows = yield pool.do(thd, numbers[first : first + _BUILDS_AT_ONCE])
+            completed.update(rows)
+        return completed
+
+
+def _number(buildid):
+    """As SQLite takes it: text that is a number is that number. None where there can be no such build."""
+    if isinstance(buildid, str):
+        try:
+            return int(buildid)
+        except ValueError:
+            return None
+    return None if buildid is None else operator.index(buildid)
+
+
+def _unless_impossible(read, buildid, name, all_names=False):
+    """What read(build, name) gives. None for a build or a name that no daemon would accept in a set (build 0 or None, a
+    name of 300 characters): such a datum does not exist, which is no error."""
+    number = _number(buildid)
+    if number is None or (name is None and not all_names):
+        return None
+    try:
+        return read(number, name)
+    except stepstash.InvalidArgument:
+        return None
+
+
+def _row_without_value(entry):
+    return _Row(buildid=entry.build, name=entry.name, value=None, length=entry.length, source=entry.source)
+
+
+def _bytes_of(view):
+    """A copy of the value, made with the GIL released: bytes(view.data) would stop the reactor for 20 ms at 64 MiB."""
+    value = _new_bytes(None, view.length)  # nobody else has seen it, so that it may still be written
+    held = _abi.PyBuffer()
+    _abi.get_buffer(view.data, held, _abi.PYBUF_SIMPLE)
+    try:
+        _copy(_address_of_bytes(value), held.buf, view.length)
+    finally:
+        _abi.release_buffer(held)
+    return value
+
+
+def _complete_at(build):
+    """When it completed by the daemon; None: it has not."""
+    return None if build.complete_at == _NEVER else build.complete_at
+
+
+def _finish(client, number, complete_at):
+    client.finish(number, _NEVER if complete_at is None else complete_at)
