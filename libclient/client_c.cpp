@@ -321,6 +321,24 @@ int stepstash_get(stepstash_client* client, int64_t build, const char* name, ste
   });
 }
 
+int stepstash_try_get(stepstash_client* client, int64_t build, const char* name, stepstash_view* view) {
+  if (client == nullptr || name == nullptr || view == nullptr) return invalid("stepstash_try_get: an argument is NULL");
+  stepstash::shm::Pinned pinned;
+  const auto found = client->client->find(build, name, pinned);
+  if (found == stepstash::shm::Found::resident) {
+    fill(*view, *client->client, pinned, true);
+    return STEPSTASH_OK;
+  }
+  if (pinned.entry != nullptr) pinned.release();
+  *view = {};
+  client->client->give_back_formers();  // pins that this thread may have held briefly
+  if (found != stepstash::shm::Found::miss) return STEPSTASH_ASK;
+  return guarded([&] {
+    const auto key = ss::check_key(build, name);  // such a key never exists: say why
+    return key ? int{STEPSTASH_MISS} : report(key.error());
+  });
+}
+
 int stepstash_wait(stepstash_client* client, int64_t build, const char* name, uint32_t deadline_ms,
                    stepstash_view* view) {
   return guarded([&] {

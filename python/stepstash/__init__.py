@@ -8,7 +8,7 @@
         with client.get(42, "report") as view:            # in place: nothing is copied
             print(bytes(view.data))
 
-Absent is None, a condition that did not hold is None; everything else that is not success raises a subclass of Error,
+stepstash.aio has the same for asyncio. Absent is None, a condition that did not hold is None; everything else that is not success raises a subclass of Error,
 whose `code` is the C ABI's. Times are seconds. Needs libstepstash.so.0 ($STEPSTASH_LIBRARY names another file), and
 nothing else: no compiled part, no multiprocessing, and so no resource_tracker that would unlink a segment which is not
 its own.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Client, View and Writer: see the package's own documentation."""
 
+from __future__ import annotations
+
 import ctypes
 import io
 import json
@@ -9,13 +11,39 @@ import operator
 import os
 import select
 import sys
-import weakref
-from typing import NamedTuple, Optional
+from functools import partial
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Protocol,
+    SupportsIndex,
+    Tuple,
+    Union,
+    overload,
+)
 
 from . import _abi
 from ._errors import InvalidArgument, checked
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, StrPath
+
 _library = _abi.library
+_Conditions = Tuple[bool, bool, int, Optional[float]]  # durable, if_absent, if_revision, deadline: as for _options()
+
+
+class Readable(Protocol):
+    """What set() reads a value from: binary files, sockets' makefile("rb"), responses. readinto() is used if it is
+    there."""
+
+    def read(self, size: int, /) -> Any: ...
 
 
 class SetResult(NamedTuple):
@@ -49,23 +77,25 @@ class Build(NamedTuple):
 # ctypes cuts numbers and strings to what fits, in silence: everything is checked here first.
 
 
-def _integer(what, value, least, most):
+def _integer(what: str, value: SupportsIndex, least: int, most: int) -> int:
     number = operator.index(value)
     if not least <= number <= most:
         raise InvalidArgument(f"{what} {number} is outside {least} .. {most}")
     return number
 
 
-def _build(value):
+def _build(value: SupportsIndex) -> int:
+    if type(value) is int and 0 < value < 2**63:  # 0.3 us less than the rest
+        return value
     return _integer("build", value, -(2**63), 2**63 - 1)  # the library names the contract's own limits
 
 
-def _seconds(what, value):
+def _seconds(what: str, value: SupportsIndex) -> int:
     """Seconds since 1970, of which one number means "now" to the library."""
     return _integer(what, value, _abi.NOW + 1, 2**63 - 1)
 
 
-def _text(what, value):
+def _text(what: str, value: str) -> bytes:
     if not isinstance(value, str):
         raise TypeError(f"{what} is a str, not {type(value).__name__}")
     if "\0" in value:
@@ -76,7 +106,7 @@ def _text(what, value):
         raise InvalidArgument(f"the {what} is not valid Unicode: {error.reason}") from None
 
 
-def _milliseconds(seconds):
+def _milliseconds(seconds: Optional[float]) -> int:
     """0 means "the client's own deadline" to the library, so that the shortest wait is 1."""
     if seconds is None:
         return 0
@@ -85,7 +115,7 @@ def _milliseconds(seconds):
     return int(min(max(seconds * 1000, 1), 2**32 - 1))
 
 
-def _waiting(file, read):
+def _waiting(file: Any, read: Callable[[], Any]) -> Any:
     """What read() gives; where the file does not block and has nothing yet, waits for it as a blocking one would."""
     while True:
         try:
@@ -103,105 +133,189 @@ def _waiting(file, read):
         poll.poll()
 
 
-def _options(durable, if_absent, if_revision, deadline):
+def _options(durable: bool, if_absent: bool, if_revision: int, deadline: Optional[float]) -> _abi.SetOptions:
     revision = _integer("if_revision", if_revision, 0, 2**64 - 1)
     return _abi.SetOptions(
         ctypes.sizeof(_abi.SetOptions), bool(durable), bool(if_absent), revision, _milliseconds(deadline)
     )
 
 
-def _set_result(code, result):
+def _set_result(code: int, result: _abi.SetResult) -> Optional[SetResult]:
     return None if checked(code) == _abi.UNMET else SetResult(result.id, result.revision)
 
 
 class _Bytes:
     """The memory of a bytes-like object, whatever its items are, for the length of a `with`."""
 
-    def __init__(self, value):
+    def __init__(self, value: object) -> None:
         self._buffer = _abi.PyBuffer()
-        _abi.get_buffer(value, self._buffer, _abi.PYBUF_SIMPLE)  # BufferError where it is not contiguous
+        # TypeError where it has no memory to look at, BufferError where it is not contiguous.
+        _abi.get_buffer(value.data if isinstance(value, View) else value, self._buffer, _abi.PYBUF_SIMPLE)
 
-    def __enter__(self):
+    def __enter__(self) -> Tuple[int, int]:
         return self._buffer.buf, self._buffer.len
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         _abi.release_buffer(self._buffer)
 
 
 class _Handle:
-    """Owns a stepstash_client. Client, views and writers refer to it, and the last of them closes it: the segment stays
+    """Owns a stepstash_client. Client, pins and writers refer to it, and the last of them closes it: the segment stays
     mapped as long as somebody can look at it."""
 
-    def __init__(self, socket, deadline):
+    __slots__ = ("pointer",)
+
+    def __init__(self, socket: Optional[StrPath], deadline: Optional[float]) -> None:
         self.pointer = ctypes.c_void_p()
         path = None if socket is None else os.fsencode(socket)
         if path is not None and b"\0" in path:
             raise InvalidArgument("the socket's path contains a NUL")
         checked(_library.connect(path, _milliseconds(deadline), self.pointer))
 
-    def __del__(self):
+    def __del__(self) -> None:
         # When the interpreter ends the kernel gives back everything, and views may still be in somebody's hands.
         if self.pointer and not sys.is_finalizing():
             _library.close(self.pointer)
 
 
-def _release(raw, handle):
-    """Gives a pin back. It keeps `handle` alive until then; in a forked child the library does nothing."""
-    _library.release(raw)
+class _Pin(_abi.View):
+    """A stepstash_view, released when the last reference to it goes. It exists before the library fills it, and its
+    finalizer is not written in Python, so that no KeyboardInterrupt loses one. In a forked child the library releases
+    nothing.
+
+    The garbage collector does not see it. It would call __del__ of all members of a dead cycle, in any order: that of
+    the handle before this one, and this one before those of others that still read the value.
+    """
+
+    __slots__ = ("handle",)
+    handle: _Handle
+
+    def __init__(self, handle: _Handle) -> None:
+        self.handle = handle
+        _abi.untrack(self)
+
+    __del__ = _abi.method(_library.release)
+
+
+class _Memory(ctypes.Array):  # type: ignore[type-arg]
+    """What the buffers of a value refer to, and what therefore owns the pin: a slice must not outlive what holds its
+    bytes in place. Longer than any segment, and never seen whole: a type for each length would cost 10 us."""
+
+    _type_ = ctypes.c_ubyte
+    _length_ = 2**46
+    __slots__ = ("pin",)
+    pin: _Pin
+
+
+class _Reader(io.RawIOBase):
+    """A value as a file. It holds the value until it is closed or gone."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        into = memoryview(room).cast("B")
+        piece = self._data[self._at : self._at + len(into)]
+        into[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}
+        if whence not in starts or starts[whence] + offset < 0:
+            raise ValueError(f"there is no position {offset} from {whence}")
+        self._at = starts[whence] + offset
+        return self._at
+
+    def close(self) -> None:
+        super().close()
+        self._data.release()
 
 
 class View:
     """One build datum, held in place in the segment until it is released.
 
     `data` is a read-only memoryview of the value: no copy was made, and the bytes do not change, whatever happens to
-    the datum, the build or the daemon. release(), the end of a `with`, or the end of the object releases it. Slices
-    of `data` stay valid beyond that: the value is held until the last of them is gone. A forked child may read it as
-    long as its parent holds it, if it was open before fork was called: what another thread opens meanwhile may be
-    missing in the child, and reading it ends the child by a signal.
+    the datum, the build or the daemon. From Python 3.12 on the view itself is bytes-like, too; before, take `data`.
+
+    release(), the end of a `with`, or the end of the object releases it. What was taken from `data`, a slice, an array
+    of numpy, a PickleBuffer, stays valid beyond that: the value is held until the last of them is gone. A forked child
+    may read it as long as its parent holds it, if it was open before fork was called: what another thread opens
+    meanwhile may be missing in the child, and reading it ends the child by a signal.
     """
 
     __slots__ = ("id", "revision", "build", "length", "name", "source", "_data", "__weakref__")
 
-    def __init__(self, raw, handle):
-        self.id, self.revision, self.build, self.length = raw.id, raw.revision, raw.build, raw.length
-        # What owns the pin is the buffer and not this object: a slice must not outlive what holds its bytes in place.
-        memory = (ctypes.c_ubyte * raw.length).from_address(raw.data)
-        release = weakref.finalize(memory, _release, raw, handle)
-        release.atexit = False  # at the end of the process the kernel does it
-        self.name = ctypes.string_at(raw.name, raw.name_bytes).decode()
-        self.source = ctypes.string_at(raw.source, raw.source_bytes).decode()
-        # cast() refuses what is empty, and of no bytes there is nothing to hold.
-        self._data = memoryview(memory).cast("B").toreadonly() if raw.length else memoryview(b"")
+    def __init__(self, pin: _Pin, build: int, name: str) -> None:
+        self.id: int = pin.id
+        self.revision: int = pin.revision
+        self.build = build
+        self.length: int = pin.length
+        self.name = name
+        self.source: str = _abi.decoded(pin.source, pin.source_bytes) if pin.source_bytes else ""
+        memory = _Memory.from_address(pin.data)
+        memory.pin = pin
+        self._data: Optional[memoryview] = memoryview(memory).cast("B")[: self.length].toreadonly()
 
     @property
     def data(self) -> memoryview:
-        if self._data is None:
+        data = self._data
+        if data is None:
             raise ValueError("the view was released")
-        return self._data
+        return data
 
     def release(self) -> None:
-        """Releases the value. Again: nothing. `data` and what is bound to it are void afterwards, its slices are not.
-        BufferError while something other than a slice (an array, a PickleBuffer) uses it."""
-        if self._data is not None:
-            self._data.release()
-            self._data = None
+        """Releases the value. Again: nothing. `data` and what is bound to it are void afterwards. What was taken from
+        it is not, and holds the value."""
+        data, self._data = self._data, None
+        if data is not None:
+            try:
+                data.release()
+            except BufferError:  # an array or the like uses it, and has the only reference from now on
+                pass
 
-    def __bytes__(self):
+    def open(self) -> BinaryIO:
+        """The value as a binary file, for zipfile, tarfile and whatever else reads files: bytes are copied as they are
+        read. Holds the value until it is closed."""
+        return io.BufferedReader(_Reader(self.data[:]))
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return self.data[:]
+
+    def __bytes__(self) -> bytes:
         return bytes(self.data)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __bool__(self):
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> memoryview: ...
+    def __getitem__(self, at: Union[int, slice]) -> Union[int, memoryview]:
+        """A byte, or a slice, which is not a copy."""
+        return self.data[at]
+
+    def __bool__(self) -> bool:
         return True  # an empty value is there, too
 
-    def __enter__(self):
+    def __enter__(self) -> View:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.release()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         state = " released" if self._data is None else ""
         return f"<stepstash.View build={self.build} name={self.name!r} id={self.id} length={self.length}{state}>"
 
@@ -210,28 +324,33 @@ class Writer:
     """A set whose value comes in pieces. Nothing is visible before commit(); the end of a `with` without it aborts.
     One thread at a time."""
 
-    def __init__(self, pointer, handle):
-        self._pointer = pointer
+    def __init__(self, pointer: ctypes.c_void_p, handle: _Handle) -> None:
+        self._pointer: Optional[ctypes.c_void_p] = pointer
         self._handle = handle
 
-    def _open(self):
+    @property
+    def closed(self) -> bool:
+        """Whether commit() or abort() has ended it."""
+        return self._pointer is None
+
+    def _open(self) -> ctypes.c_void_p:
         if self._pointer is None:
             raise ValueError("the writer is closed")
         return self._pointer
 
-    def write(self, data) -> int:
+    def write(self, data: Union[ReadableBuffer, View]) -> int:
         """Appends a bytes-like object; returns its bytes. An error is final: abort."""
         pointer = self._open()
         with _Bytes(data) as (at, count):
             checked(_library.writer_write(pointer, at, count))
         return count
 
-    def readinto(self, file) -> int:
+    def readinto(self, file: Any) -> int:
         """Appends what file.readinto() fills directly into the staging ring; returns the bytes, 0 at the end."""
         pointer, at, room = self._open(), ctypes.c_void_p(), ctypes.c_size_t()
         checked(_library.writer_buffer(pointer, at, room))
         with _abi.memory_view(at, room.value, _abi.PYBUF_WRITE) as ring:
-            count = file.readinto(ring)
+            count: Optional[int] = file.readinto(ring)
         if count is None:
             raise BlockingIOError("the file does not block, and has nothing to read now")
         checked(_library.writer_advance(pointer, count))
@@ -249,13 +368,13 @@ class Writer:
         if pointer is not None:
             _library.writer_abort(pointer)
 
-    def __enter__(self):
+    def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.abort()
 
-    def __del__(self):
+    def __del__(self) -> None:
         if not sys.is_finalizing():
             self.abort()
 
@@ -268,21 +387,20 @@ class Client:
     connecting now and each later call that asks the daemon unless that call names its own.
     """
 
-    def __init__(self, socket=None, deadline: float = 10.0):
-        self._handle = None
-        self._handle = _Handle(socket, deadline)
+    def __init__(self, socket: Optional[StrPath] = None, deadline: float = 10.0) -> None:
+        self._handle: Optional[_Handle] = _Handle(socket, deadline)
 
     def close(self) -> None:
         """Closes the connection. Views stay valid: the segment is unmapped with the last of them."""
         self._handle = None
 
-    def __enter__(self):
+    def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self):
+    def _open(self) -> _Handle:
         """For a local variable of the caller: close() on another thread must not end a client that is being called."""
         handle = self._handle
         if handle is None:
@@ -293,33 +411,39 @@ class Client:
 
     def get(self, build: int, name: str) -> Optional[View]:
         """The build datum, held in place; None when there is none. No system call, unless the value was evicted."""
-        handle, raw = self._open(), _abi.View()
-        code = checked(_library.get(handle.pointer, _build(build), _text("name", name), raw))
-        return None if code == _abi.MISS else View(raw, handle)
+        handle = self._handle or self._open()
+        pin, build, key = _Pin(handle), _build(build), _text("name", name)
+        code = _library.try_get(handle.pointer, build, key, pin)
+        if code == _abi.ASK:
+            code = _library.get(handle.pointer, build, key, pin)
+        return View(pin, build, name) if code == _abi.OK or checked(code) == _abi.OK else None
+
+    def _resident(self, build: int, name: str) -> Tuple[bool, Optional[View]]:
+        """For an event loop, which must not wait: False when get() has to be called, on another thread."""
+        handle = self._open()
+        pin, build, key = _Pin(handle), _build(build), _text("name", name)
+        code = checked(_library.try_get(handle.pointer, build, key, pin))
+        return code != _abi.ASK, View(pin, build, name) if code == _abi.OK else None
 
     def wait(self, build: int, name: str, timeout: float) -> Optional[View]:
         """As get, but waits up to `timeout` seconds for the name to appear; None when it did not."""
-        handle, raw = self._open(), _abi.View()
-        wait_ms = _milliseconds(timeout)
-        code = _library.wait(handle.pointer, _build(build), _text("name", name), wait_ms, raw)
+        handle = self._open()
+        pin, build, key = _Pin(handle), _build(build), _text("name", name)
+        code = _library.wait(handle.pointer, build, key, _milliseconds(timeout), pin)
         if code == _abi.EDEADLINE:
             return None
         checked(code)
-        return View(raw, handle)
+        return View(pin, build, name)
 
     def stat(self, build: int, name: str) -> Optional[Entry]:
         """All but the value; None when there is no such build datum. Never asks the daemon."""
-        handle, raw = self._open(), _abi.View()
-        if checked(_library.stat(handle.pointer, _build(build), _text("name", name), raw)) == _abi.MISS:
+        handle = self._open()
+        pin, build, key = _Pin(handle), _build(build), _text("name", name)
+        if checked(_library.stat(handle.pointer, build, key, pin)) == _abi.MISS:
             return None
-        try:
-            name = ctypes.string_at(raw.name, raw.name_bytes).decode()
-            source = ctypes.string_at(raw.source, raw.source_bytes).decode()
-            return Entry(raw.id, raw.revision, raw.build, raw.length, name, source)
-        finally:
-            _library.release(raw)
+        return Entry(pin.id, pin.revision, build, pin.length, name, _abi.decoded(pin.source, pin.source_bytes))
 
-    def list(self, build: int, name: Optional[str] = None) -> "list[Entry]":
+    def list(self, build: int, name: Optional[str] = None) -> List[Entry]:
         """All entries of a build as of one instant, in id order, or the one called `name`. An unknown build has none."""
         handle, found = self._open(), ctypes.POINTER(_abi.List)()
         only = None if name is None else _text("name", name)
@@ -330,7 +454,7 @@ class Client:
         finally:
             _library.list_free(found)
 
-    def builds(self) -> "list[Build]":
+    def builds(self) -> List[Build]:
         """All builds that have data, in the order of their numbers."""
         handle, found = self._open(), ctypes.POINTER(_abi.Builds)()
         checked(_library.list_builds(handle.pointer, found))
@@ -356,7 +480,7 @@ class Client:
         self,
         build: int,
         name: str,
-        value,
+        value: Union[ReadableBuffer, View, Readable, Iterable[ReadableBuffer]],
         source: str = "",
         *,
         durable: bool = False,
@@ -364,16 +488,26 @@ class Client:
         if_revision: int = 0,
         deadline: Optional[float] = None,
     ) -> Optional[SetResult]:
-        """Adds or replaces a build datum. `value` is a bytes-like object: bytes, bytearray, memoryview, array; all of
-        its bytes are taken, whatever its items are.
+        """Adds or replaces a build datum. `value` is a bytes-like object, all of whose bytes are taken, whatever its
+        items are; or a binary file, as in set_file(); or an iterable of bytes-like pieces.
 
         Returns when every process sees the value and it survives the death of any process; with `durable` when it
-        survives power loss. None: `if_absent` or `if_revision` did not hold, and nothing was changed.
+        survives power loss. None: `if_absent` or `if_revision` did not hold, and nothing was changed. An exception of
+        the file or of the iterable is passed on, and nothing is set.
         """
         handle, result = self._open(), _abi.SetResult()
-        options = _options(durable, if_absent, if_revision, deadline)
-        key = handle.pointer, _build(build), _text("name", name)
-        with _Bytes(value) as (at, count):
+        try:
+            memory = _Bytes(value)
+        except TypeError:
+            conditions = (durable, if_absent, if_revision, deadline)
+            if hasattr(value, "readinto") or hasattr(value, "read"):
+                return self._set_file(build, name, value, source, conditions)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise
+            return self._set_pieces(build, name, value, source, conditions)
+        with memory as (at, count):
+            options = _options(durable, if_absent, if_revision, deadline)
+            key = handle.pointer, _build(build), _text("name", name)
             code = _library.set(*key, at, count, _text("source", source), options, result)
             return _set_result(code, result)
 
@@ -381,7 +515,7 @@ class Client:
         self,
         build: int,
         name: str,
-        file,
+        file: Union[int, Readable],
         source: str = "",
         *,
         durable: bool = False,
@@ -391,33 +525,46 @@ class Client:
     ) -> Optional[SetResult]:
         """As set, with all that can be read from `file`, from where it stands until its end: a descriptor, a binary
         file, or whatever has readinto() or read()."""
+        return self._set_file(build, name, file, source, (durable, if_absent, if_revision, deadline))
+
+    def _set_file(self, build: int, name: str, file: Any, source: str, conditions: _Conditions) -> Optional[SetResult]:
         if isinstance(file, io.TextIOBase):
             raise TypeError("the file is open in text mode: open it with 'rb'")
-        conditions = dict(durable=durable, if_absent=if_absent, if_revision=if_revision, deadline=deadline)
         if isinstance(file, int) or isinstance(file, io.FileIO):
             handle, result = self._open(), _abi.SetResult()
             fd = _integer("descriptor", file if isinstance(file, int) else file.fileno(), 0, 2**31 - 1)
             key = handle.pointer, _build(build), _text("name", name)
-            code = _library.set_fd(*key, fd, _text("source", source), _options(**conditions), result)
+            code = _library.set_fd(*key, fd, _text("source", source), _options(*conditions), result)
             return _set_result(code, result)
         if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO) and file.seekable():
             # Its descriptor stands behind what it has read ahead.
             os.lseek(file.fileno(), file.tell(), os.SEEK_SET)
             try:
-                return self.set_file(build, name, file.fileno(), source, **conditions)
+                return self._set_file(build, name, file.fileno(), source, conditions)
             finally:
                 # To where the descriptor stands now: not every file (those of /proc) can be positioned at its end.
                 file.seek(os.lseek(file.fileno(), 0, os.SEEK_CUR))
-        writer = self.begin(build, name, None, source, **conditions)
+        writer = self._begin(build, name, None, source, conditions)
         if writer is None:
             return None
         with writer:
             if hasattr(file, "readinto"):
-                while _waiting(file, lambda: writer.readinto(file)):
+                while _waiting(file, partial(writer.readinto, file)):
                     pass
             else:
                 while piece := _waiting(file, lambda: file.read(1 << 20)):
                     writer.write(piece)
+            return writer.commit()
+
+    def _set_pieces(
+        self, build: int, name: str, pieces: Iterable[Any], source: str, conditions: _Conditions
+    ) -> Optional[SetResult]:
+        writer = self._begin(build, name, None, source, conditions)
+        if writer is None:
+            return None
+        with writer:
+            for piece in pieces:
+                writer.write(piece)
             return writer.commit()
 
     def begin(
@@ -434,11 +581,15 @@ class Client:
     ) -> Optional[Writer]:
         """Opens a set whose value comes in pieces, of `length` bytes in all (None: not known, which is dearer).
         None: the condition does not hold now already."""
+        return self._begin(build, name, length, source, (durable, if_absent, if_revision, deadline))
+
+    def _begin(
+        self, build: int, name: str, length: Optional[int], source: str, conditions: _Conditions
+    ) -> Optional[Writer]:
         handle, pointer = self._open(), ctypes.c_void_p()
         total = _abi.UNKNOWN_LENGTH if length is None else _integer("length", length, 0, _abi.UNKNOWN_LENGTH - 1)
-        options = _options(durable, if_absent, if_revision, deadline)
         key = handle.pointer, _build(build), _text("name", name)
-        code = checked(_library.set_begin(*key, total, _text("source", source), options, pointer))
+        code = checked(_library.set_begin(*key, total, _text("source", source), _options(*conditions), pointer))
         return None if code == _abi.UNMET else Writer(pointer, handle)
 
     # ---- builds ----
@@ -478,16 +629,17 @@ class Client:
         handle = self._open()
         checked(_library.flush(handle.pointer, _milliseconds(deadline)))
 
-    def stats(self) -> dict:
+    def stats(self) -> Dict[str, Any]:
         """The daemon's counters: docs/operations.md says what to watch in them."""
         handle, text = self._open(), ctypes.c_void_p()
         checked(_library.stats(handle.pointer, text))
         try:
-            return json.loads(ctypes.string_at(text))
+            figures: Dict[str, Any] = json.loads(ctypes.string_at(text))
+            return figures
         finally:
             _library.free(text)
 
 
 def version() -> str:
     """The version of the loaded libstepstash."""
-    return _library.version().decode()
+    return str(_library.version().decode())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One exception for each thing a caller can act on; `code` is the C ABI's number."""
 
+from typing import Optional
+
 from . import _abi
 
 
@@ -9,7 +11,7 @@ class Error(Exception):
 
     code = _abi.EINTERNAL
 
-    def __init__(self, message, code=None):
+    def __init__(self, message: str, code: Optional[int] = None) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
@@ -106,7 +108,7 @@ _BY_CODE = {
 }
 
 
-def checked(code):
+def checked(code: int) -> int:
     """Passes answers on and raises errors. Call it right after the function, on the same thread."""
     if code >= 0:
         return code

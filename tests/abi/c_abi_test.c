@@ -190,6 +190,35 @@ static void stat_has_everything_but_the_value(void) {
   stepstash_release(&view);
 }
 
+static void try_get_answers_from_the_segment_and_does_not_reload_an_evicted_value(void) {
+  stepstash_view view;
+  REQUIRE_CODE(stepstash_set(client, 59, "small", "abc", 3, "s", NULL, NULL), STEPSTASH_OK);
+  REQUIRE_CODE(stepstash_try_get(client, 59, "small", &view), STEPSTASH_OK);
+  CHECK(view.length == 3 && memcmp(view.data, "abc", 3) == 0 && view.source_bytes == 1);
+  stepstash_release(&view);
+  CHECK_CODE(stepstash_try_get(client, 59, "absent", &view), STEPSTASH_MISS);
+  CHECK(view.data == NULL);
+
+  const size_t bytes = 8u << 20; /* an eighth of the segment */
+  void* large = calloc(1, bytes);
+  for (int i = 0; i < 16; ++i) {
+    char name[16];
+    snprintf(name, sizeof name, "large %d", i);
+    REQUIRE_CODE(stepstash_set(client, 59, name, large, bytes, "", NULL, NULL), STEPSTASH_OK);
+    REQUIRE_CODE(stepstash_flush(client, 0), STEPSTASH_OK);
+  }
+  free(large);
+  CHECK_CODE(stepstash_try_get(client, 59, "large 0", &view), STEPSTASH_ASK);
+  CHECK(view.data == NULL);
+  CHECK_CODE(stepstash_try_get(client, 59, "large 0", &view), STEPSTASH_ASK); /* still: it asks nobody */
+  REQUIRE_CODE(stepstash_get(client, 59, "large 0", &view), STEPSTASH_OK);
+  stepstash_release(&view);
+  CHECK_CODE(stepstash_try_get(client, 59, "large 0", &view), STEPSTASH_OK);
+  CHECK(view.length == bytes);
+  stepstash_release(&view);
+  CHECK_CODE(stepstash_drop(client, 59, NULL), STEPSTASH_OK);
+}
+
 static void arguments_outside_their_range_are_named(void) {
   stepstash_view view;
   char name[1100];
@@ -197,6 +226,7 @@ static void arguments_outside_their_range_are_named(void) {
   CHECK(strstr(stepstash_error_message(), "9223372036854775807") != NULL);
   CHECK_CODE(stepstash_set(client, -1, "n", "", 0, "", NULL, NULL), STEPSTASH_EINVAL);
   CHECK_CODE(stepstash_get(client, 0, "n", &view), STEPSTASH_EINVAL);
+  CHECK_CODE(stepstash_try_get(client, 0, "n", &view), STEPSTASH_EINVAL);
   memset(name, 'n', 257);
   name[257] = 0;
   CHECK_CODE(stepstash_set(client, 1, name, "", 0, "", NULL, NULL), STEPSTASH_EINVAL);
@@ -216,6 +246,7 @@ static void arguments_outside_their_range_are_named(void) {
   CHECK_CODE(stepstash_set(client, 1, "n", NULL, 1, "", NULL, NULL), STEPSTASH_EINVAL);
   CHECK_CODE(stepstash_set(NULL, 1, "n", "", 0, "", NULL, NULL), STEPSTASH_EINVAL);
   CHECK_CODE(stepstash_get(client, 1, "n", NULL), STEPSTASH_EINVAL);
+  CHECK_CODE(stepstash_try_get(client, 1, NULL, &view), STEPSTASH_EINVAL);
   CHECK_CODE(stepstash_wait(client, 1, NULL, 0, &view), STEPSTASH_EINVAL);
   CHECK_CODE(stepstash_stat(NULL, 1, "n", &view), STEPSTASH_EINVAL);
   CHECK_CODE(stepstash_drop(client, INT64_MIN, NULL), STEPSTASH_EINVAL);
@@ -704,6 +735,7 @@ int main(int argc, char** argv) {
   RUN(what_was_set_is_found_in_place);
   RUN(an_empty_value_differs_from_none);
   RUN(stat_has_everything_but_the_value);
+  RUN(try_get_answers_from_the_segment_and_does_not_reload_an_evicted_value);
   RUN(arguments_outside_their_range_are_named);
   RUN(conditions_are_kept);
   RUN(values_of_every_size_come_back);

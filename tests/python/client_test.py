@@ -4,20 +4,33 @@
 import array
 import fcntl
 import gc
+import hashlib
 import io
+import itertools
+import multiprocessing
 import os
 import pathlib
+import pickle
+import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import termios
 import threading
+import tracemalloc
 import unittest
+import zipfile
 
 from daemon import Daemon, until  # also names the library
 
 import stepstash
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
 
 MEGABYTE = bytes(range(256)) * 4096
 
@@ -148,6 +161,261 @@ class Reading(WithDaemon):
         self.assertIsNone(self.client.wait(self.build, "never", 0.02))
 
 
+class InPlace(WithDaemon):
+    """What reads buffers reads the segment."""
+
+    def setUp(self):
+        super().setUp()
+        self.bytes = b"skipped" + bytes(range(1, 256)) * 80_000 + b"the end"
+        self.client.set(self.build, "x", self.bytes, "here")
+        self.view = self.client.get(self.build, "x")
+        self.addCleanup(self.view.release)
+        self.before = self.open_views()
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+
+    def assert_nothing_was_copied(self):
+        self.assertLess(tracemalloc.get_traced_memory()[1], 1_000_000)
+
+    def assert_in_segment(self, address):
+        for line in pathlib.Path("/proc/self/maps").read_text().splitlines():
+            start, end = (int(number, 16) for number in line.split()[0].split("-"))
+            if start <= address < end:
+                return self.assertIn(self.daemon.segment, line)
+        self.fail(f"{address:#x} is not mapped")
+
+    def test_data_is_bytes_like_flat_and_of_bytes(self):
+        data = self.view.data
+        self.assertEqual((data.format, data.itemsize, data.ndim, data.contiguous), ("B", 1, 1, True))
+        self.assertEqual((len(data), data.nbytes, data.readonly), (len(self.bytes), len(self.bytes), True))
+        self.assert_nothing_was_copied()
+        self.assertEqual(bytes(self.view), self.bytes)
+
+    def test_slices_are_no_copies_and_hold_the_value(self):
+        part = self.view[7:-7]
+        self.assertEqual((self.view[7], part[0], part[-1], len(part)), (1, 1, 255, 255 * 80_000))
+        self.assertEqual(bytes(self.view[-7:]), b"the end")
+        self.assert_nothing_was_copied()
+        self.view.release()
+        self.assertEqual((self.open_views(), part[0]), (self.before, 1))
+        del part
+        self.assertEqual(self.open_views(), self.before - 1)
+
+    def test_struct_re_and_hashlib_read_it_in_place(self):
+        data = self.view.data
+        self.assertEqual(struct.unpack_from("<HB", data, 7), (0x0201, 3))
+        found = re.search(rb"(.{4})the end", data, re.DOTALL)
+        self.assertEqual(found.start(2 - 1), 7 + 255 * 80_000 - 4)
+        digest = hashlib.sha256(data).digest()
+        self.assert_nothing_was_copied()
+        self.assertEqual(digest, hashlib.sha256(self.bytes).digest())
+
+    def test_a_pickle_buffer_goes_out_of_band(self):
+        apart = []
+        text = pickle.dumps(pickle.PickleBuffer(self.view.data), protocol=5, buffer_callback=apart.append)
+        self.assertLess(len(text), 100)
+        again = pickle.loads(text, buffers=apart)
+        self.assert_nothing_was_copied()
+        self.assertEqual(memoryview(again), self.bytes)
+        del again
+        self.view.release()
+        self.assertEqual(self.open_views(), self.before)  # the PickleBuffer holds it
+        apart.clear()
+        self.assertEqual(self.open_views(), self.before - 1)
+
+    @unittest.skipIf(numpy is None, "python3-numpy is not installed")
+    def test_an_array_of_numpy_lies_in_the_segment_and_outlives_the_view(self):
+        with self.client.get(self.build, "x") as view:
+            values = numpy.frombuffer(view.data, dtype=numpy.uint8, offset=7)
+        self.assert_nothing_was_copied()
+        self.assert_in_segment(values.__array_interface__["data"][0])
+        self.client.drop(self.build)
+        for _ in range(60):  # what was released would be overwritten by now: the segment has 64 MiB
+            self.client.set(self.build, "y", bytes(len(MEGABYTE)))
+        self.assertEqual(values[:3].tolist(), [1, 2, 3])
+        with self.assertRaises(ValueError):
+            values[0] = 0
+        self.assertEqual(self.open_views(), self.before + 1)
+        del values
+        self.assertEqual(self.open_views(), self.before)
+
+    def test_from_python_3_12_on_the_view_itself_is_bytes_like(self):
+        if sys.version_info < (3, 12):
+            with self.assertRaises(TypeError):
+                memoryview(self.view)
+            return
+        with self.client.get(self.build, "x") as view:
+            whole = memoryview(view)
+            self.assertEqual(struct.unpack_from("<HB", view, 7), (0x0201, 3))
+        self.assert_nothing_was_copied()
+        self.assertEqual((whole[7], whole.readonly, self.open_views()), (1, True, self.before + 1))
+        whole.release()
+        self.assertEqual(self.open_views(), self.before)
+
+    def test_zipfile_reads_it_as_a_file(self):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("large", MEGABYTE * 10)
+            archive.writestr("small", b"hello")
+        self.client.set(self.build, "zip", packed.getbuffer())
+        del packed, archive
+        tracemalloc.reset_peak()
+        already = tracemalloc.get_traced_memory()[0]
+        with self.client.get(self.build, "zip") as view, zipfile.ZipFile(view.open()) as archive:
+            self.assertEqual(archive.namelist(), ["large", "small"])
+            self.assertEqual(archive.read("small"), b"hello")
+        self.assertLess(tracemalloc.get_traced_memory()[1] - already, 1_000_000)
+
+    def test_the_file_of_a_view_is_one_and_holds_the_value_until_it_is_closed(self):
+        file = self.view.open()
+        self.view.release()
+        self.assertEqual((file.read(7), file.tell(), file.readable(), file.writable()), (b"skipped", 7, True, False))
+        self.assertEqual((file.seek(-7, os.SEEK_END), file.read()), (len(self.bytes) - 7, b"the end"))
+        self.assertEqual((file.seek(10**9), file.read(5)), (10**9, b""))
+        room = array.array("H", [0, 0])
+        file.seek(7)
+        self.assertEqual((file.readinto(room), room.tobytes()), (4, bytes([1, 2, 3, 4])))
+        for at in ((-1, os.SEEK_SET), (-12, os.SEEK_CUR), (0, 9)):
+            with self.assertRaises((ValueError, OSError)):
+                file.seek(*at)
+        self.assertEqual(self.open_views(), self.before)
+        file.close()
+        self.assertEqual(self.open_views(), self.before - 1)
+        with self.assertRaises(ValueError):
+            file.read()
+
+    def test_a_view_can_be_set_again(self):
+        self.client.set(self.build, "copy", self.view)
+        self.assertEqual(self.value("copy"), self.bytes)
+
+    def test_gets_of_ever_other_lengths_leave_nothing_behind(self):
+        for length in range(300):
+            self.client.set(self.build, "y", bytes(length))
+            with self.client.get(self.build, "y") as view:
+                self.assertEqual(len(view.data), length)
+        gc.collect()
+        self.assert_nothing_was_copied()
+
+
+class Lifetimes(WithDaemon):
+    """The pin lives as long as anything that can read the value, and no longer."""
+
+    def setUp(self):
+        super().setUp()
+        self.client.set(self.build, "x", MEGABYTE)
+
+    def test_client_view_and_what_was_taken_from_it_may_go_in_any_order(self):
+        for order in itertools.permutations(range(4)):
+            client = stepstash.Client(self.daemon.socket)
+            view = client.get(self.build, "x")
+            held = [client, view, view.data[10:20], pickle.PickleBuffer(view.data)]
+            del client, view
+            for place in order:
+                self.assertEqual(held[1] is None or held[1][257], held[1] is None or 1)
+                self.assertEqual(held[2] is None or held[2][0], held[2] is None or 10)
+                if [one for one in held[1:] if one is not None] == [held[place]]:
+                    self.assertEqual(self.open_views(), 1)  # the last that can read it
+                held[place] = None
+            self.assertEqual(self.open_views(), 0)
+
+    def test_the_collector_gives_back_a_dead_cycle_after_all_of_it_has_had_its_last_look(self):
+        seen = []
+        control = self.client
+
+        class Looker:
+            def __del__(self):
+                seen.append((control.stats()["open_views"], self.part[0], bytes(self.view.data[:3])))
+
+        def cycle(count):
+            """Before and behind the views in the collector's list, which is in the order of creation."""
+            lookers = [Looker() for _ in range(count)]
+            client = stepstash.Client(self.daemon.socket)
+            for looker in lookers:
+                looker.view = client.get(self.build, "x")
+                looker.part = looker.view.data[5:]
+                looker.others = lookers
+                looker.late = Looker()
+                looker.late.view, looker.late.part, looker.late.others = looker.view, looker.part, lookers
+            lookers[0].client = client  # open, and nobody else's
+
+        gc.collect()
+        gc.disable()
+        try:
+            cycle(3)
+            self.assertEqual(self.open_views(), 3)
+            gc.collect()
+        finally:
+            gc.enable()
+        self.assertEqual(seen, [(3, 5, b"\0\1\2")] * 6)
+        self.assertEqual(self.open_views(), 0)
+
+    def test_what_a_finalizer_saves_from_the_collector_stays_readable(self):
+        saved = []
+
+        class Saver:
+            def __del__(self):
+                saved.append(self.part)
+
+        saver = Saver()
+        saver.me = saver
+        with stepstash.Client(self.daemon.socket) as client:
+            saver.view = client.get(self.build, "x")
+        saver.part = saver.view.data[5:]
+        del saver, client
+        gc.collect()
+        for _ in range(60):
+            self.client.set(self.build, "y", bytes(len(MEGABYTE)))
+        self.assertEqual((self.open_views(), saved[0]), (1, MEGABYTE[5:]))
+        saved.clear()
+        gc.collect()
+        self.assertEqual(self.open_views(), 0)
+
+    def test_a_program_may_end_with_everything_open(self):
+        script = (
+            "import sys, threading, stepstash\n"
+            "class Loop: pass\n"
+            "loop = Loop(); loop.me = loop\n"
+            "loop.client = client = stepstash.Client(sys.argv[1])\n"
+            "loop.view = view = client.get(int(sys.argv[2]), 'x')\n"
+            "loop.part = part = view.data[1:]; loop.file = file = view.open()\n"
+            "loop.writer = writer = client.begin(int(sys.argv[2]), 'never'); writer.write(bytes(300000))\n"
+            "def forever():\n"
+            "    while True:\n"
+            "        with client.get(int(sys.argv[2]), 'x') as view: view.data[0]\n"
+            "for _ in range(3): threading.Thread(target=forever, daemon=True).start()\n"
+        )
+        for _ in range(5):
+            run = subprocess.run(
+                [sys.executable, "-c", script, self.daemon.socket, str(self.build)], capture_output=True, text=True
+            )
+            self.assertEqual((run.returncode, run.stderr), (0, ""))
+        until(lambda: self.open_views() == 0, "the dead processes' pins to go")
+        self.assertIsNone(self.client.get(self.build, "never"))
+
+    def test_an_interrupted_get_leaks_no_pin(self):
+        class Stop(Exception):
+            pass
+
+        def interrupt(*_):
+            raise Stop
+
+        former = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            stopped = 0
+            for i in range(300):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 1e-6)
+                try:
+                    for _ in range(2000):
+                        self.client.get(self.build, "x")
+                except Stop:
+                    stopped += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, former)
+        self.assertGreater(stopped, 250)
+        self.assertEqual(self.open_views(), 0)
+
+
 class Writing(WithDaemon):
     def test_every_bytes_like_object_is_taken_whole_whatever_its_items_are(self):
         numbers = array.array("d", [0.5, 1.5, 2.5])
@@ -156,8 +424,36 @@ class Writing(WithDaemon):
             self.assertEqual(self.value("x"), bytes(value))
         self.assertEqual(self.client.stat(self.build, "x").length, 24)
 
+    def test_set_takes_files_and_iterables_of_pieces(self):
+        with tempfile.TemporaryFile() as file:
+            file.write(b"skipped" + MEGABYTE)
+            file.seek(7)
+            self.client.set(self.build, "file", file, "from a file")
+        self.client.set(self.build, "memory", io.BytesIO(MEGABYTE))
+        self.client.set(self.build, "pieces", (MEGABYTE[i : i + 100_000] for i in range(0, len(MEGABYTE), 100_000)))
+        self.client.set(self.build, "list", [b"one", bytearray(b"two"), array.array("H", [0x3333])])
+        self.client.set(self.build, "nothing", iter(()))
+        for name in ("file", "memory", "pieces"):
+            self.assertEqual(self.value(name), MEGABYTE)
+        self.assertEqual((self.value("list"), self.value("nothing")), (b"onetwo33", b""))
+        self.assertEqual(self.client.stat(self.build, "file").source, "from a file")
+        self.assertIsNone(self.client.set(self.build, "list", [b"other"], if_absent=True))
+        self.assertEqual(self.value("list"), b"onetwo33")
+
+    def test_an_iterator_that_fails_sets_nothing_and_its_exception_is_passed_on(self):
+        def pieces():
+            yield MEGABYTE
+            raise KeyError("later")
+
+        with self.assertRaisesRegex(KeyError, "later"):
+            self.client.set(self.build, "x", pieces())
+        with self.assertRaises(TypeError):
+            self.client.set(self.build, "x", [b"one", "two"])
+        self.assertIsNone(self.client.get(self.build, "x"))
+
     def test_what_is_not_contiguous_or_not_bytes_is_refused(self):
-        for value, error in ((memoryview(b"abcdef")[::2], BufferError), ("text", TypeError), (7, TypeError)):
+        cases = ((memoryview(b"abcdef")[::2], BufferError), ("text", TypeError), (7, TypeError), ([7], TypeError))
+        for value, error in (*cases, (io.StringIO("text"), TypeError)):
             with self.assertRaises(error):
                 self.client.set(self.build, "x", value)
         self.assertIsNone(self.client.get(self.build, "x"))
@@ -375,6 +671,27 @@ class Errors(WithDaemon):
             stepstash.Client("/" + "x" * 120)
 
 
+def worker(what):
+    """In a process of multiprocessing: the sum of a piece, by the parent's client and view where there are any."""
+    build, start = what
+    if worker.parent is not None:
+        client, view = worker.parent
+        assert view.data[start] == start % 256
+    else:
+        client = worker.client
+    with client.get(build, "x") as mine:
+        return sum(mine[start : start + 10_000])
+
+
+def start_worker(socket):
+    if worker.parent is None:
+        worker.client = stepstash.Client(socket)
+
+
+worker.parent = None
+worker.start = start_worker
+
+
 class Processes(WithDaemon):
     def test_threads_may_use_one_client_at_once(self):
         self.client.set(self.build, "x", MEGABYTE)
@@ -415,6 +732,50 @@ class Processes(WithDaemon):
         self.assertEqual(view.data, MEGABYTE)  # the child's release has not released it
         view.release()
         self.assertEqual(self.value("from the child"), b"hello")
+
+    def test_children_may_be_forked_while_other_threads_get_and_set(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        stop = threading.Event()
+
+        def work(number):
+            while not stop.is_set():
+                with self.client.get(self.build, "x") as view:
+                    view.data[number]
+                self.client.set(self.build, f"t{number}", b"x" * 1000)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(20):
+                child = os.fork()
+                if child == 0:
+                    status = 1
+                    try:
+                        with self.client.get(self.build, "x") as view:
+                            status = 0 if view.data == MEGABYTE else 2
+                        self.client.set(self.build, "child", b"hello")
+                    finally:
+                        os._exit(status)
+                self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        until(lambda: self.open_views() == 0, "the children's pins to go")
+
+    def test_workers_of_multiprocessing_read_in_place_whether_forked_or_spawned(self):
+        self.client.set(self.build, "x", MEGABYTE)
+        for method in ("fork", "spawn"):
+            with self.subTest(method), self.client.get(self.build, "x") as view:
+                worker.parent = (self.client, view) if method == "fork" else None
+                with multiprocessing.get_context(method).Pool(2, worker.start, (self.daemon.socket,)) as pool:
+                    sums = pool.map(worker, [(self.build, start) for start in range(0, 100_000, 10_000)])
+                    pool.close()
+                    pool.join()
+                self.assertEqual(sums, [sum(MEGABYTE[start : start + 10_000]) for start in range(0, 100_000, 10_000)])
+                self.assertEqual(view.data, MEGABYTE)
+        until(lambda: self.open_views() == 0, "the workers' pins to go")
 
     def test_a_multiprocessing_child_keeps_nothing_of_a_dead_parent(self):
         self.client.set(self.build, "x", MEGABYTE)

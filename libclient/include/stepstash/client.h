@@ -7,8 +7,8 @@
  * it came from), an id (unique forever, kept when the value is replaced) and a revision (changes with every set).
  *
  * Return values. Every function that returns int gives STEPSTASH_OK (0), a positive answer that is not an error
- * (STEPSTASH_MISS, STEPSTASH_UNMET), or a negative STEPSTASH_E.... stepstash_error_message() then says, for the
- * calling thread, what happened, to what, with which numbers. No function throws or calls exit.
+ * (STEPSTASH_MISS, STEPSTASH_UNMET, STEPSTASH_ASK), or a negative STEPSTASH_E.... stepstash_error_message() then says,
+ * for the calling thread, what happened, to what, with which numbers. No function throws or calls exit.
  *
  * Threads. A stepstash_client may be used by any number of threads at once. A stepstash_writer and the lists belong to
  * one thread at a time. A view may be read by any thread and is released once.
@@ -79,6 +79,7 @@ enum {
   STEPSTASH_OK = 0,
   STEPSTASH_MISS = 1,  /**< there is no such build data */
   STEPSTASH_UNMET = 2, /**< set: if-absent or if-revision did not hold; nothing was changed */
+  STEPSTASH_ASK = 3,   /**< try_get: stepstash_get can tell, and may have to ask the daemon */
 
   STEPSTASH_EINVAL = -1,       /**< an argument outside its documented range: correct the call */
   STEPSTASH_ENOMEM = -2,       /**< this process is out of memory */
@@ -146,6 +147,14 @@ typedef struct stepstash_view {
  */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_get(stepstash_client* client, int64_t build, const char* name,
                                                     stepstash_view* view);
+
+/**
+ * As stepstash_get, but never waits: for a thread that must not, such as that of an event loop. Returns OK if the value
+ * is resident, MISS, EINVAL; and ASK in every other case, in which stepstash_get reloads the value or says what is
+ * wrong.
+ */
+STEPSTASH_API STEPSTASH_NODISCARD int stepstash_try_get(stepstash_client* client, int64_t build, const char* name,
+                                                        stepstash_view* view);
 
 /** As stepstash_get, but waits up to `deadline_ms` for the name to appear. EDEADLINE if it did not. */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_wait(stepstash_client* client, int64_t build, const char* name,
