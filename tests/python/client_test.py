@@ -168,11 +168,11 @@ class InPlace(WithDaemon):
         super().setUp()
         self.bytes = b"skipped" + bytes(range(1, 256)) * 80_000 + b"the end"
         self.client.set(self.build, "x", self.bytes, "here")
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
         self.view = self.client.get(self.build, "x")
         self.addCleanup(self.view.release)
         self.before = self.open_views()
-        tracemalloc.start()
-        self.addCleanup(tracemalloc.stop)
 
     def assert_nothing_was_copied(self):
         self.assertLess(tracemalloc.get_traced_memory()[1], 1_000_000)
@@ -412,7 +412,7 @@ class Lifetimes(WithDaemon):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, former)
-        self.assertGreater(stopped, 250)
+        self.assertGreater(stopped, 100)  # some come while nothing may be raised, and are only reported
         self.assertEqual(self.open_views(), 0)
 
 
