@@ -328,7 +328,7 @@ constexpr long long kDay = 24 * kHour;
 
 constexpr bool kReload = true, kRestart = false;
 
-// In the order of --help and --print-config. A setting that may be unset has a word for that ("never", "unlimited"),
+// In the order of --help and --print-config. A setting that may be unset has a word for that ("never"),
 // since an empty text is an error and --print-config must read back.
 constexpr Setting kSettings[] = {
     {"socket", "PATH", "unix socket that clients connect to", kRestart, false, true,

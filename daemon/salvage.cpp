@@ -142,16 +142,7 @@ Result<> salvage_builds(const shm::ObjectDirectory& directory, const std::string
 Result<Salvaged> salvage_to(persist::BackingStore* database, const shm::ObjectDirectory& directory,
                             const std::string& from, shm::Segment& into) {
   Salvaged saved;
-  bool clean_too = false;
-  const auto entry = [&](const shm::Entry& found) {
-    const bool clean = found.state.load() == shm::EntryState::clean;
-    if (clean != clean_too) return;
-    const shm::Entry* listed = into.find(found.buildid, shm::entry_name(found));
-    if (listed != nullptr && database != nullptr && listed->revision >= found.revision) return;  // the database has it
-    const bool same = listed != nullptr && listed->id == found.id && listed->revision == found.revision &&
-                      listed->value_hash == found.value_hash;
-    const bool saved_before = listed != nullptr && listed->state.load() == shm::EntryState::dirty;
-    if (clean && (same || saved_before)) return;
+  const auto save = [&](const shm::Entry& found) {
     Result<> done = Errc::not_durable;
     if (database != nullptr && found.value_offset != 0)
       done = write_out(*database, into, found, found.id, found.revision);
@@ -162,10 +153,23 @@ Result<Salvaged> salvage_to(persist::BackingStore* database, const shm::ObjectDi
       saved.left_out.push_back(not_saved(found, from, done.error()));
     }
   };
-  STEPSTASH_TRY(shm::Segment::salvage(directory, from, entry, nullptr));
+  const auto dirty = [&](const shm::Entry& found) {
+    if (found.state.load() == shm::EntryState::clean) return;
+    const shm::Entry* listed = into.find(found.buildid, shm::entry_name(found));
+    if (listed != nullptr && database != nullptr && listed->revision >= found.revision) return;  // the database has it
+    save(found);
+  };
+  const auto clean = [&](const shm::Entry& found) {
+    if (found.state.load() != shm::EntryState::clean) return;
+    const shm::Entry* listed = into.find(found.buildid, shm::entry_name(found));
+    const bool same = listed != nullptr && listed->id == found.id && listed->revision == found.revision &&
+                      listed->value_hash == found.value_hash;
+    const bool saved_before = listed != nullptr && listed->state.load() == shm::EntryState::dirty;
+    if (!same && !saved_before) save(found);
+  };
+  STEPSTASH_TRY(shm::Segment::salvage(directory, from, dirty, nullptr));
   // Another database need not have what is clean.
-  clean_too = database == nullptr;
-  if (clean_too) STEPSTASH_TRY(shm::Segment::salvage(directory, from, entry, nullptr));
+  if (database == nullptr) STEPSTASH_TRY(shm::Segment::salvage(directory, from, clean, nullptr));
   return saved;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The segment as a whole: creating, naming and attaching it. Its contents are handled in segment.cpp.
+// The segment as a whole: creating, naming and attaching it. Its contents are handled in segment_entries.cpp.
 
 #include <fcntl.h>
 #include <sys/random.h>

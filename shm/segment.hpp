@@ -2,7 +2,7 @@
 /// The daemon's side of a segment: the only code that writes one.
 ///
 /// Creates a segment or attaches to one that an earlier daemon left (segment.cpp, recovery.cpp), allocates blocks,
-/// publishes and unpublishes entries, and frees blocks that no reader uses any more (segment.cpp).
+/// publishes and unpublishes entries, and frees blocks that no reader uses any more (segment_entries.cpp).
 #pragma once
 
 #include <chrono>

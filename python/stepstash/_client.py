@@ -496,19 +496,18 @@ class Client:
         the file or of the iterable is passed on, and nothing is set.
         """
         handle, result = self._open(), _abi.SetResult()
+        conditions = (durable, if_absent, if_revision, deadline)
         try:
             memory = _Bytes(value)
         except TypeError:
-            conditions = (durable, if_absent, if_revision, deadline)
             if hasattr(value, "readinto") or hasattr(value, "read"):
                 return self._set_file(build, name, value, source, conditions)
             if isinstance(value, str) or not isinstance(value, Iterable):
                 raise
             return self._set_pieces(build, name, value, source, conditions)
         with memory as (at, count):
-            options = _options(durable, if_absent, if_revision, deadline)
             key = handle.pointer, _build(build), _text("name", name)
-            code = _library.set(*key, at, count, _text("source", source), options, result)
+            code = _library.set(*key, at, count, _text("source", source), _options(*conditions), result)
             return _set_result(code, result)
 
     def set_file(

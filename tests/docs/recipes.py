@@ -30,6 +30,9 @@ except ImportError:
 from examples import FENCE
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(SOURCE / "tests" / "support"))
+from waiting import listens, until  # noqa: E402
+
 PAGE = SOURCE / "docs" / "ci.md"
 BUILD = pathlib.Path()  # set by main
 FILE_NAME = re.compile(r"(?:#!.*\n)?(?:#|//) ([\w./-]*\w)")
@@ -48,15 +51,6 @@ def files_of(page):
 
 
 FILES = files_of(PAGE.read_text())
-
-
-def until(condition, what, seconds=20):
-    """Polls a condition until it holds or the deadline has passed."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.005)  # between two looks
 
 
 class Machine:
@@ -88,7 +82,7 @@ class Machine:
         command = [*self.identity, BUILD / "daemon" / "stepstashd", "--config", self.directory / "empty.conf"]
         with open(self.directory / "log", "ab") as log:
             self.daemon = subprocess.Popen([*command, *self.options], stderr=log, env=clean)
-        until(lambda: self.socket.exists() or self.daemon.poll() is not None, "the daemon to listen")
+        until(lambda: listens(self.socket) or self.daemon.poll() is not None, "the daemon to listen")
         if self.daemon.poll() is not None:
             raise RuntimeError("the daemon ended: " + (self.directory / "log").read_text())
 

@@ -5,10 +5,12 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
-import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from waiting import listens, until  # noqa: E402
 
 BUILD = pathlib.Path(os.environ["STEPSTASH_BUILD_DIR"])  # set by CMakeLists.txt
 os.environ["STEPSTASH_LIBRARY"] = str(BUILD / "libclient" / "libstepstash.so.0")  # before the package is imported
@@ -36,14 +38,9 @@ class Daemon:
                 stderr=log,
                 env=clean,
             )
-        until(lambda: self._listens() or self.process.poll() is not None, "the daemon to listen")
+        until(lambda: listens(self.socket) or self.process.poll() is not None, "the daemon to listen")
         if self.process.poll() is not None:
             raise RuntimeError("the daemon ended: " + (self.directory / "log").read_text())
-
-    def _listens(self):
-        """The file alone is not enough: it exists from bind(2) on, and connections are refused until listen(2)."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(self.socket) == 0
 
     def kill(self):
         """SIGKILL. Its socket stays behind, and is removed, so that start() can tell the new one."""
@@ -59,12 +56,3 @@ class Daemon:
         shutil.rmtree(self.directory)
         if status != 0:
             raise RuntimeError(f"the daemon ended with {status}")
-
-
-def until(condition, what, seconds=20):
-    """Polls a condition until it holds or the deadline has passed."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.005)  # between two looks

@@ -343,7 +343,7 @@ BOOST_AUTO_TEST_CASE(no_instruction_of_the_indexs_growth_loses_an_entry) {
 }
 #endif
 
-/// Attaching is itself a segment, and may be killed as well.
+/// Attaching is itself a writer, and may be killed as well.
 BOOST_AUTO_TEST_CASE(no_instruction_of_attaching_makes_the_next_attach_find_less) {
   Stash stash(kSmall);
   Snapshot snapshot(stash);

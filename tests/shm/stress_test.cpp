@@ -126,7 +126,7 @@ struct Tally {
   std::uint64_t wrong() const { return wrong_bytes + wrong_entry + wrong_miss + no_answer; }
   std::string text() const {
     std::ostringstream out;
-    out << calls << " calls of the segment; found " << resident << " resident, " << evicted << " evicted, missed "
+    out << calls << " calls of the writer; found " << resident << " resident, " << evicted << " evicted, missed "
         << misses << "; wrong: " << wrong_bytes << " values, " << wrong_entry << " entries, " << wrong_miss
         << " misses, " << no_answer << " without an answer";
     return out.str();

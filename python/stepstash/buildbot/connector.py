@@ -12,7 +12,7 @@ from twisted.internet import defer, reactor, threads
 from twisted.python.threadpool import ThreadPool
 
 import stepstash
-from stepstash import _abi
+from stepstash._client import _Bytes
 
 # Buildbot 4.1 made the rows a dataclass. Its BuildDataDict is a deprecated alias there, so the order matters.
 _Row = getattr(build_data, "BuildDataModel", None) or build_data.BuildDataDict
@@ -247,12 +247,8 @@ def _row_without_value(entry):
 def _bytes_of(view):
     """A copy of the value, made with the GIL released: bytes(view.data) would stop the reactor for 20 ms at 64 MiB."""
     value = _new_bytes(None, view.length)  # nobody else has seen it, so that it may still be written
-    held = _abi.PyBuffer()
-    _abi.get_buffer(view.data, held, _abi.PYBUF_SIMPLE)
-    try:
-        _copy(_address_of_bytes(value), held.buf, view.length)
-    finally:
-        _abi.release_buffer(held)
+    with _Bytes(view) as (at, count):
+        _copy(_address_of_bytes(value), at, count)
     return value
 
 

@@ -76,15 +76,13 @@ class _WithWorkersDaemon:
 
     @defer.inlineCallbacks
     def _transferred(self, command, through_master):
-        """`command` is the command line of stepstash without the build. `through_master` takes the connector and a path
-        for a file on the master."""
+        """`command` is the whole command line for the worker. `through_master` takes the connector and a path for a file
+        on the master."""
         connector = self.master.db.build_data
         if not isinstance(connector, BuildDataConnector):
             yield self.addCompleteLog("stderr", "this step needs StepstashService in c['services']")
             return FAILURE
-        environment = {"STEPSTASH_BUILD": str(self.build.buildid)}
-        if connector.socket_path is not None:
-            environment["STEPSTASH_SOCKET"] = connector.socket_path
+        environment = {} if connector.socket_path is None else {"STEPSTASH_SOCKET": connector.socket_path}
         if (yield self._same_daemon(connector, environment)):
             way = "by the worker itself"
             yield self.addLog("stdio")
