@@ -28,7 +28,7 @@ namespace {
 std::uint64_t fill(Client& client, std::int64_t build, std::uint64_t bytes, std::uint64_t most) {
   for (std::uint64_t i = 0; i < most; ++i) {
     try {
-      client.set(build, std::to_string(i), generated(bytes, i), "", {.deadline = 100ms});
+      client.set(build, std::to_string(i), generated(bytes, i), "", {.deadline = kFullAfter});
     } catch (const Error& error) {
       require(error.code() == STEPSTASH_EFULL, std::string("refused with ") + error.what());
       return i;

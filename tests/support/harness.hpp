@@ -56,6 +56,9 @@ inline constexpr bool kThreadSanitizer = false;
 /// Sanitizers slow down execution by a factor of up to twenty: divide sizes and counts that only serve thoroughness by
 /// this.
 inline constexpr std::uint64_t kScale = kAddressSanitizer || kThreadSanitizer ? 10 : 1;
+/// A set that is still refused after this long found no room: tests fill a segment until then. A daemon that merely
+/// gets no processor for a while would answer sooner.
+inline constexpr std::chrono::milliseconds kFullAfter = 300ms * (kScale == 1 ? 1 : 5);
 
 /// Whether `condition` became true before the deadline; polled every few milliseconds.
 bool eventually(const std::function<bool()>& condition, std::chrono::milliseconds deadline = 20s);

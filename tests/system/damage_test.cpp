@@ -514,7 +514,7 @@ BOOST_AUTO_TEST_CASE(a_new_database_that_is_damaged_at_once_is_not_replaced_agai
   std::uint64_t count = 0;
   for (bool room = true; room && count < 200; count += room ? 1 : 0) {
     try {
-      client.set(4, std::to_string(count), generated(200'000, 100 + count), "", {.deadline = 200ms});
+      client.set(4, std::to_string(count), generated(200'000, 100 + count), "", {.deadline = kFullAfter});
     } catch (const Error& error) {
       BOOST_TEST(error.code() == STEPSTASH_EFULL, error.what());
       room = false;
@@ -578,7 +578,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_evicted_into_a_database_that_was_deleted) {
   DaemonProcess& daemon = served.daemon;
   Client& client = served.client;
   const auto set = [&](std::int64_t build, std::uint64_t i, bool durable) {
-    client.set(build, std::to_string(i), generated(60'000, i), "", {.durable = durable, .deadline = 200ms});
+    client.set(build, std::to_string(i), generated(60'000, i), "", {.durable = durable, .deadline = kFullAfter});
   };
   for (std::uint64_t i = 0; i < 100; ++i) set(1, i, true);
   for (const char* suffix : {"", "-wal", "-shm"}) fs::remove(daemon.db() + suffix);

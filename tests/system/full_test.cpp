@@ -25,7 +25,7 @@ struct Full {
     try {
       for (std::uint64_t i = 0; i < 20; ++i) {
         client.set(2 + static_cast<std::int64_t>(i) % 2, std::to_string(i), generated(kMiB, i), "",
-                   {.deadline = 200ms});
+                   {.deadline = kFullAfter});
         ++values;
       }
     } catch (const Error& error) {

@@ -528,7 +528,7 @@ BOOST_AUTO_TEST_CASE(a_set_that_waits_for_room_is_made_by_the_next_daemon) {
   std::vector<View> held;
   for (int i = 0;; ++i) {  // until readers hold all of it
     try {
-      served.client.set(1, std::to_string(i), generated(500 * kKiB, 1), "", {.deadline = 200ms});
+      served.client.set(1, std::to_string(i), generated(500 * kKiB, 1), "", {.deadline = kFullAfter});
     } catch (const Error& error) {
       BOOST_REQUIRE(error.code() == STEPSTASH_EFULL);
       break;
