@@ -66,18 +66,23 @@ Configured<> DatabaseOpening::open() {
 
 void DatabaseOpening::replace(const std::string& why) {
   store_.reset();
-  const auto do_without = [this, &why](const std::string& obstacle) {
-    absence_ = {make_error_code(Errc::not_durable), fmt::format("{} is damaged ({}), and {}", path_, why, obstacle)};
+  const auto without = [this, &why](const std::string& obstacle) {
+    do_without(Errc::not_durable, fmt::format("{} is damaged ({}), and {}", path_, why, obstacle));
   };
   auto aside = persist::set_aside(path_);
-  if (!aside) return do_without("cannot be renamed: " + aside.error().message());
+  if (!aside) return without("cannot be renamed: " + aside.error().message());
   STEPSTASH_CRASH_POINT("daemon.database.set_aside");
   spdlog::error("database {} is damaged ({}); kept as {}, a new one takes its place", path_, why, aside.value());
   tell_set_aside(aside.value());
   std::string again;
   auto opened = patiently([&] { return persist::SqliteStore::open({.path = path_}, &again); }, [&] { return again; });
-  if (!opened) return do_without(fmt::format("no new one can be made: {}: {}", opened.error().message(), again));
+  if (!opened) return without(fmt::format("no new one can be made: {}: {}", opened.error().message(), again));
   store_ = std::move(opened).value();
+}
+
+void DatabaseOpening::do_without(std::error_code error, std::string why) {
+  store_.reset();
+  absence_ = {error, std::move(why)};
 }
 
 std::string DatabaseOpening::why_absent() const {

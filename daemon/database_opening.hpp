@@ -33,6 +33,8 @@ class DatabaseOpening {
   Configured<> open();
   /// Renames the damaged database aside and opens a new one; if that fails, there is an absence.
   void replace(const std::string& why);
+  /// From here on there is an absence.
+  void do_without(std::error_code error, std::string why);
 
   /// Another process may lock the database for a while, and a disk may be away for a moment: retries `attempt` while it
   /// fails with Errc::not_durable. Clients wait at the socket meanwhile, and keep reading what they

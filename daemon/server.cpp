@@ -121,6 +121,17 @@ Configured<> Server::open_segment(DatabaseOpening& database) {
     database.replace(last_error());
     opened = open();
   }
+  // The list of an older copy of the database may find no room in a sound segment full of values, nor a tmpfs for a
+  // larger one. The values are served all the same.
+  if (!opened && database.store() != nullptr && is_lack_of_room(opened.error())) {
+    if (auto alone = open_segment_alone(*directory_, kSegmentObject)) {
+      database.do_without(opened.error(),
+                          "the segment is full, and lacks room for the database's list of entries, which "
+                          "needs a larger segment: enlarge " +
+                              config_.segment_directory);
+      opened = std::move(alone);
+    }
+  }
   if (!opened && database.store() == nullptr) {
     const int status = lacks_descriptors(opened.error()) ? kExitTemporary : exit_status_of(database.absence().error);
     return fail(status, fmt::format("{}; and no segment {} to serve without it: {}", database.why_absent(), name,

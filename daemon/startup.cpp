@@ -116,10 +116,6 @@ Result<Inspected> inspect(const shm::ObjectDirectory& directory, const std::stri
 
 // ---- carry out -----------------------------------------------------------------------------------------------------
 
-bool is_lack_of_room(std::error_code error) {
-  return error == Errc::segment_full || error == Errc::too_many_builds || error == std::errc::no_space_on_device;
-}
-
 /// Carries out plans, one after the other, until one succeeds. An attempt that fails leaves nothing of a new segment
 /// behind. An attached one stays, with the part of the list that it got.
 class Start {
@@ -393,6 +389,10 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
   Startup startup = STEPSTASH_TRY(Start(directory, name, database, progress, std::move(found)).run(told));
   startup.duration = std::chrono::steady_clock::now() - start;
   return startup;
+}
+
+bool is_lack_of_room(std::error_code error) {
+  return error == Errc::segment_full || error == Errc::too_many_builds || error == std::errc::no_space_on_device;
 }
 
 Result<Startup> open_segment_alone(const shm::ObjectDirectory& directory, const std::string& name) {

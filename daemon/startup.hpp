@@ -41,6 +41,9 @@ Result<Startup> open_segment(const shm::ObjectDirectory& directory, const std::s
                              persist::BackingStore& database, const std::function<void(Phase)>& progress,
                              std::vector<std::string>& told);
 
+/// Whether `error` of open_segment says that segment or tmpfs are too small.
+bool is_lack_of_room(std::error_code error);
+
 /// Attaches to the segment `name` when the database cannot be used at all: serves the segment as it is, and changes
 /// nothing recorded about its database. O(entries + dirty bytes). Errors: those of shm::Segment::attach.
 Result<Startup> open_segment_alone(const shm::ObjectDirectory& directory, const std::string& name);

@@ -25,7 +25,8 @@
 ///   salvage     | left_out, list_too_long           | write_out
 ///   salvage_all | not_made                          | salvage_all at the size without the former segment's own, once
 ///   salvage_all | list_too_long                     | write_out, then verify
-///   otherwise                                       | nothing: the start fails
+///   otherwise                                       | nothing: the start fails; a sound segment that is full is served
+///                                                   | without the database (Server::open_segment)
 #pragma once
 
 #include <cstdint>

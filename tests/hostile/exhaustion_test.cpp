@@ -4,12 +4,14 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <optional>
 
@@ -158,6 +160,65 @@ BOOST_AUTO_TEST_CASE(a_full_dev_shm_survives_a_restart, *boost::unit_test::preco
     client.flush();
     require(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(count), "rows");
     require(client.drop(1) == count, "drop");
+    require(daemon.terminate() == 0, "the daemon's end");
+  });
+}
+
+BOOST_AUTO_TEST_CASE(an_older_database_whose_list_finds_no_room_keeps_no_value_from_its_readers,
+                     *boost::unit_test::precondition(may_mount)) {
+  with_small_shm(16 * kMiB, [] {
+    DaemonProcess daemon({"--segment-size=12MiB", "--flush-interval=10ms"});
+    daemon.start();
+    constexpr std::uint64_t kListed = 6000;
+    {
+      Client client(daemon.socket());
+      for (std::uint64_t i = 0; i < kListed; ++i) client.set(1, std::to_string(i), "v");
+    }
+    require(daemon.terminate() == 0, "the first end");
+    const std::string older = daemon.db() + ".older";
+    std::filesystem::copy_file(daemon.db(), older);
+    daemon.start();
+    std::uint64_t resident = 0;
+    {
+      Client client(daemon.socket());
+      require(client.drop(1) == kListed, "drop");
+      for (std::uint64_t i = 0; i < 40; ++i) client.set(2, std::to_string(i), generated(400'000, i));
+      client.flush();
+      require(figure(client, "evictions") > 0, "the segment is not full");
+      resident = figure(client, "values_resident");
+      require(resident > 20, std::to_string(resident) + " values are resident");
+    }
+    require(daemon.terminate() == 0, "the second end");
+    std::filesystem::copy_file(older, daemon.db(), std::filesystem::copy_options::overwrite_existing);
+    const auto found = [](Client& client) {
+      std::uint64_t count = 0;
+      for (const auto& row : client.list(2)) {
+        const std::uint64_t seed = std::stoul(row.name);
+        try {
+          const auto view = client.get(2, row.name);
+          if (view && is_generated(view->bytes(), 400'000, seed)) ++count;
+        } catch (const Error&) {  // evicted into the newer copy
+        }
+      }
+      return count;
+    };
+    for (int start = 0; start < 2; ++start) {
+      daemon.start();
+      Client client(daemon.socket());
+      require(stats(client).at("database").at("state") == "absent", "the database's state");
+      require(contains(stats(client).at("database").at("reason").get<std::string>(), "enlarge /dev/shm"), "the reason");
+      require(found(client) == resident, "values found without the database");
+      daemon.kill();
+    }
+    require(::mount(nullptr, "/dev/shm", nullptr, MS_REMOUNT, "size=64m") == 0, "mount(2)");
+    daemon.start();
+    Client client(daemon.socket());
+    require(stats(client).at("database").at("state") == "ready", "the database's state with room");
+    require(found(client) == resident, "values found");
+    require(client.list(1).size() == kListed, "entries of the older copy");
+    client.flush(30s);
+    require(query(daemon.db(), "SELECT count(*) FROM build_data") == static_cast<std::int64_t>(kListed + resident),
+            "rows");
     require(daemon.terminate() == 0, "the daemon's end");
   });
 }
