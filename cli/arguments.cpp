@@ -56,7 +56,8 @@ constexpr std::array kCommands = std::to_array<Command>({
     {Verb::finish, "finish", "[BUILD]",
      "Record that a build completed, and when. Its data is pruned once that is longer ago than the horizon.",
      "  stepstash finish 42\n"
-     "  stepstash finish 42 --at 1700000000\n",
+     "  stepstash finish 42 --at 1700000000\n"
+     "  stepstash finish 42 --reopen\n",
      true, 0, 0},
     {Verb::prune, "prune", "",
      "Delete the data of builds completed strictly before a time (Buildbot: deleteOldBuildData).",
@@ -104,6 +105,7 @@ constexpr std::array kOptions = std::to_array<Option>({
      in({Verb::get}), false},
     {Option::wait, "--wait", 0, "DURATION", nullptr, "wait that long for the name to appear", in({Verb::get}), false},
     {Option::at, "--at", 0, "EPOCH", nullptr, "seconds since 1970 (default: now)", in({Verb::finish}), false},
+    {Option::reopen, "--reopen", 0, nullptr, nullptr, "the build is not finished any more", in({Verb::finish}), false},
     {Option::older_than, "--older-than", 0, "EPOCH", nullptr, "seconds since 1970; needed", in({Verb::prune}), false},
     {Option::sort, "--sort", 0, "KEY", nullptr,
      "build (the default), bytes (largest first) or time (finished last first)", in({Verb::builds}), false},
@@ -326,7 +328,8 @@ std::string read_values(const Line& line, Arguments& out) {
   for (const auto id : {Option::at, Option::older_than}) {
     if (const std::string* text = line.value(id)) {
       out.at = whole_number(*text);
-      if (!out.at || *out.at == INT64_MIN) return in_quotes(*text) + " is not a whole number of seconds since 1970";
+      if (!out.at || *out.at == INT64_MIN || (id == Option::at && *out.at == INT64_MAX))
+        return in_quotes(*text) + " is not a whole number of seconds since 1970";
     }
   }
   if (const std::string* text = line.value(Option::sort)) {
@@ -342,6 +345,8 @@ std::string read_values(const Line& line, Arguments& out) {
   out.durable = line.value(Option::durable) != nullptr;
   out.if_absent = line.value(Option::if_absent) != nullptr;
   out.json = line.value(Option::json) != nullptr;
+  out.reopen = line.value(Option::reopen) != nullptr;
+  if (out.reopen && out.at) return "--at and --reopen exclude each other";
   return {};
 }
 

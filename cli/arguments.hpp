@@ -46,7 +46,8 @@ struct Arguments {
   bool if_absent = false;
   std::optional<std::chrono::milliseconds> wait;
   std::optional<std::int64_t> at;  // finish --at, prune --older-than
-  std::string socket;              // empty: the library's default
+  bool reopen = false;
+  std::string socket;  // empty: the library's default
   std::chrono::milliseconds timeout{10'000};
   bool json = false;
   Sort sort = Sort::build;
@@ -73,6 +74,7 @@ struct Option {
     output,
     wait,
     at,
+    reopen,
     older_than,
     sort,
     json,

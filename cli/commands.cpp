@@ -198,7 +198,7 @@ int print_deleted(const Arguments& a, std::uint64_t count) {
 // The C++ API uses system_clock, which ends 292 years from 1970; here every number of seconds is legal.
 
 void finish(Client& client, const Arguments& a) {
-  const std::int64_t at = a.at.value_or(STEPSTASH_NOW);
+  const std::int64_t at = a.reopen ? STEPSTASH_REOPEN : a.at.value_or(STEPSTASH_NOW);
   if (const int code = stepstash_finish(client.handle(), a.build, at); code < 0) {
     throw Error(code, stepstash_error_message());
   }

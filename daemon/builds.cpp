@@ -75,13 +75,13 @@ Result<std::int64_t> Builds::finish(BuildId build, std::optional<std::int64_t> c
 }
 
 void Builds::set_complete(BuildState& build, std::int64_t complete_at) {
-  const bool first = !build.finished();
+  const bool was_finished = build.finished();
   // Used later for comparison when the wall clock jumps.
   build.record->completed_ns.store(completion_.on_boot_clock(complete_at), std::memory_order_release);
   STEPSTASH_CRASH_POINT("daemon.finish.clock.stored");
   build.record->complete_at.store(complete_at, std::memory_order_release);  // the fact: one store
   STEPSTASH_CRASH_POINT("daemon.finish.time.stored");
-  if (!first) return;
+  if (was_finished == build.finished()) return;
   for (const auto& [id, node] : build.entries) {
     if (node->is_linked()) catalog_.touch(*node);
   }
@@ -219,7 +219,8 @@ awaitable<void> Builds::load_facts(BuildId build, std::uint64_t question) {
   }
   if (state != nullptr && known && known.value()) {
     // Facts set here since then are newer than those in the database.
-    if (known.value()->complete_at && !state->finished()) {
+    const std::int64_t set_here = state->record->complete_at.load(std::memory_order_relaxed);
+    if (known.value()->complete_at && set_here == shm::kNotComplete) {
       set_complete(*state, *known.value()->complete_at);
     }
     STEPSTASH_CRASH_POINT("daemon.facts.complete_at.stored");
@@ -237,7 +238,8 @@ void Builds::release_if_idle(BuildState& build) {
   if (build.dirty.dirty() || !build.entries.empty() || build.dropping > 0) return;
   shm::BuildRecord& record = *build.record;
   // Without a database, adopt() marks nothing dirty: facts that an earlier daemon accepted may be in the record only.
-  const bool known = build.finished() || record.hold.load(std::memory_order_relaxed) != shm::Hold::unknown ||
+  const bool known = record.complete_at.load(std::memory_order_relaxed) != shm::kNotComplete ||
+                     record.hold.load(std::memory_order_relaxed) != shm::Hold::unknown ||
                      record.drop_upto.load(std::memory_order_relaxed) != 0;
   if (known && !database_.allows(Database::Use::identify)) return;
   catalog_.remove_build(build.id);

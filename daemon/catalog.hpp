@@ -57,7 +57,7 @@ struct BuildState {
   std::uint64_t uncounted_upto = 0;  ///< entries with ids up to here are not in `sums`
 
   bool finished() const noexcept {
-    return record->complete_at.load(std::memory_order_relaxed) != shm::kNotComplete;  // the loop's own stores
+    return shm::is_finished(record->complete_at.load(std::memory_order_relaxed));  // the loop's own stores
   }
   /// The record holds everything the database knew.
   bool facts_loaded() const noexcept { return record->facts_loaded.load(std::memory_order_relaxed) != 0; }

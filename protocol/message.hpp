@@ -96,7 +96,7 @@ struct List {
 
 struct Finish {
   BuildId build = 0;
-  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; none: the daemon's clock
+  std::optional<std::int64_t> complete_at;  ///< seconds since 1970; none: the daemon's clock; INT64_MAX: reopen
 };
 struct Prune {
   std::int64_t older_than = 0;

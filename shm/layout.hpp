@@ -100,7 +100,13 @@ inline constexpr std::uint64_t kUnsettled = std::uint64_t{1} << 63;
 
 // ---- builds --------------------------------------------------------------------------------------------------------
 
+/// complete_at of a build of which nobody has said that it finished.
 inline constexpr std::int64_t kNotComplete = INT64_MIN;
+/// complete_at of a build that was reopened. A fact of its own: where kNotComplete is, the database may know a time.
+inline constexpr std::int64_t kReopened = INT64_MAX;
+constexpr bool is_finished(std::int64_t complete_at) noexcept {
+  return complete_at != kNotComplete && complete_at != kReopened;
+}
 enum class Hold : std::uint32_t { unknown = 0, held = 1, not_held = 2 };
 
 /// One build with data in the segment, or with a fact that the database does not have yet. The table follows the

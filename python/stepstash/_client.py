@@ -91,8 +91,8 @@ def _build(value: SupportsIndex) -> int:
 
 
 def _seconds(what: str, value: SupportsIndex) -> int:
-    """Seconds since 1970, of which one number means "now" to the library."""
-    return _integer(what, value, _abi.NOW + 1, 2**63 - 1)
+    """Seconds since 1970, of which two numbers mean something else to the library."""
+    return _integer(what, value, _abi.NOW + 1, _abi.REOPEN - 1)
 
 
 def _text(what: str, value: str) -> bytes:
@@ -597,6 +597,11 @@ class Client:
         """Records that the build completed `at` whole seconds since 1970 (None: now). Again: moves the time."""
         handle = self._open()
         checked(_library.finish(handle.pointer, _build(build), _abi.NOW if at is None else _seconds("time", at)))
+
+    def reopen(self, build: int) -> None:
+        """The build is not finished any more: its data is not pruned until it is finished again."""
+        handle = self._open()
+        checked(_library.finish(handle.pointer, _build(build), _abi.REOPEN))
 
     def prune(self, older_than: int) -> int:
         """Deletes the data of builds completed strictly before `older_than`; returns how many entries. Held ones

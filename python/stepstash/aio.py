@@ -247,6 +247,10 @@ class AsyncClient:
         """Records that the build completed `at` whole seconds since 1970 (None: now). Again: moves the time."""
         await self._threads.run(self._open().finish, build, at)
 
+    async def reopen(self, build: int) -> None:
+        """The build is not finished any more: its data is not pruned until it is finished again."""
+        await self._threads.run(self._open().reopen, build)
+
     async def prune(self, older_than: int) -> int:
         """Deletes the data of builds completed strictly before `older_than`; returns how many entries. Held ones
         stay."""

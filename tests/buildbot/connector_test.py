@@ -275,6 +275,7 @@ class Retention(WithConnector):
         yield self.connector.setBuildComplete(60, None)
         with stepstash.Client(self.daemon.socket) as client:
             self.assertEqual(client.prune(2**63 - 1), 0)
+            self.assertEqual([build.complete_at for build in client.builds()], [None])
         yield self.connector.setBuildComplete(60, 1000)
         with stepstash.Client(self.daemon.socket) as client:
             self.assertEqual(client.prune(1001), 1)

@@ -246,6 +246,9 @@ BOOST_AUTO_TEST_CASE(durations_need_a_unit_and_fit_the_protocol) {
 
 BOOST_AUTO_TEST_CASE(times_are_whole_seconds_of_either_sign) {
   BOOST_TEST(good({"finish", "42", "--at", "1700000000"}).at.value() == 1'700'000'000);
+  BOOST_TEST(good({"finish", "42", "--reopen"}).reopen);
+  BOOST_TEST(refused({"finish", "42", "--reopen", "--at", "5"}).find("exclude") != std::string::npos);
+  BOOST_TEST(!refused({"finish", "42", "--at", "9223372036854775807"}).empty());  // the library's word for it
   BOOST_TEST(good({"prune", "--older-than=-5"}).at.value() == -5);
   for (const char* text : {"", "now", "1e9", "1.5", "9223372036854775808", "-9223372036854775808"}) {
     BOOST_TEST(!refused({"finish", "42", (std::string("--at=") + text).c_str()}).empty(), "'" << text << "'");

@@ -800,6 +800,31 @@ BOOST_AUTO_TEST_CASE(what_is_said_now_outweighs_what_the_database_remembers) {
   BOOST_TEST(engine.prune(501) == 1u);
 }
 
+BOOST_AUTO_TEST_CASE(a_build_that_is_reopened_stays_until_it_is_finished_again) {
+  persist::Batch batch;
+  batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = {}});
+  disk.commit(batch).value();
+  engine.set(1, "v", "v");
+  // Before the database has told when it finished.
+  engine.store().builds().finish(1, shm::kReopened).value();
+  BOOST_TEST(engine.prune(INT64_MAX) == 0u);
+  BOOST_TEST(!engine.store().builds().page({0}).builds.at(0).complete_at.has_value());
+  engine.flush().value();
+  BOOST_TEST(disk.load_build(1).value()->complete_at.value() == shm::kReopened);
+  engine.store().builds().finish(1, 500).value();
+  BOOST_TEST(engine.prune(501) == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_build_that_is_reopened_is_evicted_as_one_that_never_finished) {
+  engine.set(2, "older", std::string(200 << 10, 'v'));
+  engine.set(1, "newer", std::string(200 << 10, 'v'));
+  engine.flush().value();
+  for (const BuildId build : {2, 1}) engine.store().builds().finish(build, 100).value();
+  engine.store().builds().finish(2, shm::kReopened).value();
+  fill_until_evicted("newer");
+  BOOST_TEST(engine.value(2, "older") != "(evicted)");
+}
+
 BOOST_AUTO_TEST_CASE(a_build_that_the_database_could_not_be_asked_about_is_pruned_once_it_answers) {
   persist::Batch batch;
   batch.builds.push_back({.buildid = 1, .complete_at = 100, .held = {}});

@@ -620,6 +620,9 @@ class Builds(WithDaemon):
         self.client.hold(self.build)
         mine = [build for build in self.client.builds() if build.build == self.build]
         self.assertEqual(mine, [stepstash.Build(self.build, 2, 5, 0, 0, True)])
+        self.client.reopen(self.build)
+        mine = [build for build in self.client.builds() if build.build == self.build]
+        self.assertEqual(mine, [stepstash.Build(self.build, 2, 5, 0, None, True)])
         numbers = [build.build for build in self.client.builds()]
         self.assertEqual(numbers, sorted(numbers))
         self.client.drop(self.build)

@@ -259,6 +259,9 @@ BOOST_AUTO_TEST_CASE(json_is_json) {
   BOOST_TEST(served.cli({"builds"}).out == "6\t1\t12\t0\t-\theld\n7\t1\t5\t0\t-\t-\n");
   served.cli({"drop", "6"});
   served.cli({"finish", "7", "--at", "100"});
+  served.cli({"finish", "7", "--reopen"});
+  BOOST_TEST(json({"prune", "--older-than", "101"}).at("deleted") == 0);
+  served.cli({"finish", "7", "--at", "100"});
   BOOST_TEST(json({"prune", "--older-than", "100"}).at("deleted") == 0);
   BOOST_TEST(json({"prune", "--older-than", "101"}).at("deleted") == 1);
   BOOST_TEST(json({"drop", "7"}).at("deleted") == 0);

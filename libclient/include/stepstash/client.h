@@ -271,9 +271,11 @@ STEPSTASH_API void stepstash_writer_abort(stepstash_writer* writer);
 /* ---- builds -------------------------------------------------------------------------------------------- */
 
 #define STEPSTASH_NOW INT64_MIN
+#define STEPSTASH_REOPEN INT64_MAX
 
 /** Records that the build completed at `complete_at` seconds since 1970 (STEPSTASH_NOW: the daemon's clock). A
- * repeated call changes the time. */
+ * repeated call changes the time; with STEPSTASH_REOPEN the build is not finished any more, and its data is not pruned.
+ */
 STEPSTASH_API STEPSTASH_NODISCARD int stepstash_finish(stepstash_client* client, int64_t build, int64_t complete_at);
 /** Deletes the data of builds completed strictly before `older_than`, atomically for all clients. Stores the number
  * of entries in *count (may be NULL). Keeps held builds. */

@@ -279,6 +279,8 @@ class Client {
 
   /// Without `complete_at`: now, by the daemon's clock.
   void finish(std::int64_t build) { detail::checked(stepstash_finish(client_, build, STEPSTASH_NOW)); }
+  /// The build is not finished any more: its data is not pruned until it is finished again.
+  void reopen(std::int64_t build) { detail::checked(stepstash_finish(client_, build, STEPSTASH_REOPEN)); }
   void finish(std::int64_t build, std::chrono::system_clock::time_point complete_at) {
     const auto since = std::chrono::floor<std::chrono::seconds>(complete_at.time_since_epoch());
     detail::checked(stepstash_finish(client_, build, since.count()));

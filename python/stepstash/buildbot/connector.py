@@ -17,10 +17,6 @@ from stepstash._client import _Bytes
 # Buildbot 4.1 made the rows a dataclass. Its BuildDataDict is a deprecated alias there, so the order matters.
 _Row = getattr(build_data, "BuildDataModel", None) or build_data.BuildDataDict
 
-# The daemon cannot take back that a build has finished. It never prunes a build with this time: a prune deletes what
-# completed strictly before a time, and there is no later one.
-_NEVER = 2**63 - 1
-
 # A call that waits (for room, for a daemon that restarts) occupies a thread until its deadline.
 _THREADS = 8
 
@@ -116,7 +112,7 @@ class BuildDataConnector(base.DBConnectorComponent):
             for build in builds if completed is not None else ():
                 if build.build not in completed:
                     deleted += 0 if build.held else client.drop(build.build)
-                elif completed[build.build] != _complete_at(build):
+                elif completed[build.build] != build.complete_at:
                     _finish(client, build.build, completed[build.build])
             return deleted + client.prune(older_than)
 
@@ -252,10 +248,8 @@ def _bytes_of(view):
     return value
 
 
-def _complete_at(build):
-    """When it completed by the daemon; None: it has not."""
-    return None if build.complete_at == _NEVER else build.complete_at
-
-
 def _finish(client, number, complete_at):
-    client.finish(number, _NEVER if complete_at is None else complete_at)
+    if complete_at is None:
+        client.reopen(number)
+    else:
+        client.finish(number, complete_at)
