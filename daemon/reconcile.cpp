@@ -38,7 +38,7 @@ class Reconciliation {
   /// What the database has under an id.
   struct Stored {
     std::uint64_t revision;
-    std::uint64_t key_hash;
+    std::uint64_t key_id;
     std::uint64_t value_hash;
   };
   struct Clash {
@@ -97,8 +97,8 @@ Result<> Reconciliation::add(const persist::StoredBuild& build) {
 
 Result<> Reconciliation::add(const persist::StoredEntry& row) {
   if (set_aside_ != nullptr) {
-    const std::uint64_t key_hash = shm::key_hash(shm::process_secret(), row.buildid, row.name);
-    stored_.emplace(row.id, Stored{row.revision, key_hash, row.value_hash});
+    const std::uint64_t key_id = shm::key_id(shm::process_secret(), row.buildid, row.name);
+    stored_.emplace(row.id, Stored{row.revision, key_id, row.value_hash});
     revisions_.insert(row.revision);
   }
   highest_ = std::max({highest_, row.id, row.revision});
@@ -122,7 +122,7 @@ void Reconciliation::compare() {
     const auto row = stored_.find(entry.id);
     const bool same_key =
         row != stored_.end() &&
-        row->second.key_hash == shm::key_hash(shm::process_secret(), entry.buildid, shm::entry_name(entry));
+        row->second.key_id == shm::key_id(shm::process_secret(), entry.buildid, shm::entry_name(entry));
     const bool same = same_key && row->second.revision == entry.revision && row->second.value_hash == entry.value_hash;
     if (same) return;
     if (evicted(entry)) {

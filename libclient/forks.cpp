@@ -8,6 +8,7 @@
 
 #include "libclient/client.hpp"
 #include "libclient/fork_epoch.hpp"
+#include "shm/thread_lines.hpp"
 
 namespace stepstash::client {
 namespace {
@@ -54,6 +55,7 @@ void in_parent() noexcept {
 
 void in_child() noexcept {
   inside.store(own());  // the child does not have the other threads
+  shm::ThreadLines::forked();
   each_client([](Client& client) { client.after_fork_in_child(); });
   forking.store(0);
 }

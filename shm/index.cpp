@@ -130,8 +130,9 @@ Result<> IndexWriter::ensure_slot(BuildId build, std::string_view name) {
 Result<HashSecret> IndexWriter::key_table(Offset table) noexcept {
   const HashSecret secret = STEPSTASH_TRY(secret_source());
   auto& head = *reinterpret_cast<TableHeader*>(base_ + table - kTableHeader);
-  head.secret[0].store(secret.k0, std::memory_order_relaxed);  // published by the swap, as is the rest of the header
-  head.secret[1].store(secret.k1, std::memory_order_relaxed);
+  for (std::size_t i = 0; i < secret.words.size(); ++i) {
+    head.secret[i].store(secret.words[i], std::memory_order_relaxed);  // published by the swap, as is all of the header
+  }
   STEPSTASH_CRASH_POINT("shm.index.key_table.secret");
   head.check.store(secret_check(secret), std::memory_order_relaxed);
   STEPSTASH_CRASH_POINT("shm.index.key_table.check");

@@ -148,9 +148,9 @@ static_assert(sizeof(BlockHeader) == 16);
 /// L4: `secret` is complete before the index word names the table and does not change while it does.
 struct TableHeader {
   BlockHeader block;
-  std::atomic<std::uint64_t> secret[2];  // of key_hash (hash.hpp), drawn for this table
+  std::atomic<std::uint64_t> secret[4];  // of key_hash (hash.hpp), drawn for this table
   std::atomic<std::uint64_t> check;      // XXH3-64 of the secret
-  std::uint64_t unused[3];
+  std::uint64_t unused;
 };
 static_assert(sizeof(TableHeader) == 64);
 
@@ -220,6 +220,14 @@ constexpr PageState page_state(PageWord word) noexcept {
   return closed ? PageState::closed : PageState::superseded;
 }
 
+/// P5: who orders a reader's claim of a pin before its second look (reader_fence.hpp). Chosen by the daemon that makes
+/// the page, for as long as the page exists.
+enum class ReaderFence : std::uint32_t {
+  own = 0,      // the reader: a claim is a locked instruction
+  scanned = 1,  // a reader whose process is registered with the kernel may claim by a store: whoever reads the pins
+                // executes fence_readers() before that
+};
+
 /// One page per client, in an object whose name ends in the page's number and the client's uid. Written by the client
 /// (pins, hints, its half of the state) and the daemon (the rest).
 struct alignas(64) PinPage {
@@ -230,7 +238,8 @@ struct alignas(64) PinPage {
   std::int32_t pid;             // of the peer at attach, for diagnosis: 0 where the peer's PID namespace hides it
   std::uint32_t uid;            // of the peer, for the client's messages: the daemon believes the object's name
   std::atomic<PageWord> state;  // P4
-  std::uint32_t unused[4];
+  ReaderFence fence;            // P5
+  std::uint32_t unused[3];
   PinLine lines[kPinLines];
 };
 static_assert(sizeof(PinLine) == 64 && sizeof(PinPage) == kPageBytes && offsetof(PinPage, lines) == 64 &&
@@ -240,9 +249,9 @@ static_assert(std::endian::native == std::endian::little);  // the daemon's half
 /// Changes whenever a size or a place in this header does, so that two programs that differ never share a segment.
 constexpr std::uint32_t layout_fingerprint() noexcept {
   std::uint32_t hash = 2166136261u;  // FNV-1a, 32 bit
-  for (std::uint64_t part :
-       {sizeof(Header), sizeof(BuildRecord), sizeof(BlockHeader), sizeof(TableHeader), sizeof(Entry), sizeof(PinPage),
-        offsetof(Header, index), offsetof(Entry, state), kPinsPerLine, kPinLines, kBlockAlign, kPageBytes}) {
+  for (std::uint64_t part : {sizeof(Header), sizeof(BuildRecord), sizeof(BlockHeader), sizeof(TableHeader),
+                             sizeof(Entry), sizeof(PinPage), offsetof(Header, index), offsetof(TableHeader, check),
+                             offsetof(Entry, state), kPinsPerLine, kPinLines, kBlockAlign, kPageBytes}) {
     for (int shift = 0; shift < 64; shift += 8) hash = (hash ^ static_cast<std::uint8_t>(part >> shift)) * 16777619u;
   }
   return hash;

@@ -15,6 +15,7 @@
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/fence.hpp"
+#include "shm/reader_fence.hpp"
 
 namespace stepstash::shm {
 namespace {
@@ -107,6 +108,7 @@ Result<std::size_t> PinRegistry::adopt(const SegmentId& segment) {
     Page page{std::move(fd), segment, false};
     PinPage content;
     STEPSTASH_TRY(read(page, content));
+    scanned_ = scanned_ || content.fence == ReaderFence::scanned;
     // A client that overwrites these fields loses only its own pins. The uid is not read from here.
     page.current = content.magic == kPinPageMagic && content.layout_version == kLayoutVersion &&
                    content.number == key->number && content.segment_id == segment;
@@ -167,6 +169,8 @@ Result<PinRegistry::NewPage> PinRegistry::create(const SegmentId& segment, std::
     content.segment_id = segment;
     content.pid = pid;
     content.uid = uid;
+    content.fence = can_fence_readers() ? ReaderFence::scanned : ReaderFence::own;
+    scanned_ = scanned_ || content.fence == ReaderFence::scanned;
     Page fresh{std::move(watch), segment, true};
     if (closed(uid)) {
       content.state.store(make_page_half(PageState::closed, 0), std::memory_order_relaxed);
@@ -207,14 +211,20 @@ std::size_t PinRegistry::reap() {
   });
 }
 
+Result<> PinRegistry::fence() const {
+  if (scanned_) STEPSTASH_TRY(fence_readers());
+  full_fence();
+  return success();
+}
+
 Result<> PinRegistry::scan(PinScan& scan, bool hints) {
   scan.serving.clear();
   scan.closed.clear();
   scan.recent.clear();
-  Result<> all = success();
   // The stores that unpublished come first. (The kernel's copy below is not an atomic load. A pin set while it is
   // copied may be seen torn; it is set after this fence, so its reader's second look finds the slot changed.)
-  full_fence();
+  Result<> all = fence();
+  if (!all) return all;
   for (auto& [key, page] : pages_) {
     if (!page.current) continue;  // pins into another segment, which is not reused
     PinPage content;
@@ -286,7 +296,7 @@ Result<> PinRegistry::close(std::uint32_t uid, const BlockSet& entries) {
   // slot unchanged, hence before the state was stored here. It saw the block published with its pin in place, and the
   // pin has counted ever since: the block is still published, or retired and retained. A pin on anything else is
   // forged, or belongs to a reader that will see another slot or another state and release it.
-  full_fence();
+  if (auto fenced = fence(); !fenced) return fenced;
   for (Page* page : told) {
     PinPage content;
     if (auto done = read(*page, content); !done) {

@@ -95,8 +95,9 @@ class PinRegistry {
 
   /// Fills `scan` with the current pins. Call it after the stores that unpublish what is to be freed: a full fence
   /// separates those stores from these reads, and the reader's pin from its second look. If wanted, the hints come from
-  /// the same read. O(pages * kPinsPerPage), whatever the pages contain. Errors: those of pread(2): an unreadable page
-  /// may pin anything; `scan` then has the contents of the others.
+  /// the same read. O(pages * kPinsPerPage), whatever the pages contain. Errors: those of membarrier(2), where it
+  /// worked when the pages were made: every block may be pinned. Those of pread(2): an unreadable page may pin
+  /// anything; `scan` then has the contents of the others.
   Result<> scan(PinScan& scan, bool hints = false);
 
   /// Closes this user's serving pages, and those the user gets later, until open(). `entries`: the blocks in use that
@@ -165,6 +166,9 @@ class PinRegistry {
     std::unique_ptr<std::array<Offset, kPinsPerPage>>
         honoured{};  // closed: the pins in place then that have not changed since
   };
+  /// Orders the stores that came before ahead of the reads of pins that follow, and the readers' pins ahead of their
+  /// second looks (ReaderFence). Errors: those of membarrier(2): then nothing can be concluded from the pins.
+  Result<> fence() const;
   static Offset pin_of(const PinPage& copy, std::size_t i) noexcept {
     return copy.lines[i / kPinsPerLine].pins[i % kPinsPerLine].load(std::memory_order_relaxed);
   }
@@ -186,6 +190,7 @@ class PinRegistry {
   std::string prefix_;
   std::map<Key, Page> pages_;
   std::set<std::uint32_t> closed_;  // users
+  bool scanned_ = false;            // some page has had ReaderFence::scanned
   std::uint32_t next_number_ = 1;
   Key last_hints_;  // the page whose hints were read last
 };

@@ -4,44 +4,82 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "base/crash_point.hpp"
 #include "base/errc.hpp"
 #include "shm/fence.hpp"
 #include "shm/hash.hpp"
+#include "shm/reader_fence.hpp"
+#include "shm/thread_lines.hpp"
 #include "shm/validate.hpp"
 
 namespace stepstash::shm {
 namespace {
 
-/// Spreads threads over the pin page's lines: each starts on a line of its own.
-std::size_t first_line_of_this_thread() noexcept {
-  static std::atomic<std::size_t> next{0};
-  static thread_local const std::size_t line = next.fetch_add(1, std::memory_order_relaxed) % kPinLines;  // a counter
-  return line;
+/// In a line of this thread's own, where others only store 0.
+std::atomic<Offset>* claim_in(PinLine& line, Offset block, ReaderFence fence) noexcept {
+  for (auto& pin : line.pins) {
+    if (pin.load(std::memory_order_relaxed) != 0) continue;  // our own store, or the 0 of whoever released it
+    // The pin comes before the second look in find_entry(). It pairs with the daemon, which stores the slot and then
+    // scans the pins: one of the two sees the other (store buffering, C++ [atomics.order]).
+    if (fence == ReaderFence::scanned) {
+      pin.store(block, std::memory_order_relaxed);
+      std::atomic_signal_fence(std::memory_order_seq_cst);  // the compiler's part; the processor's is the daemon's
+    } else {
+      pin.exchange(block, std::memory_order_seq_cst);  // store and full fence in one
+    }
+    return &pin;
+  }
+  return nullptr;
 }
 
-std::atomic<Offset>* claim_pin(PinPage& page, Offset block) noexcept {
-  const std::size_t first = first_line_of_this_thread();
-  for (std::size_t i = 0; i < kPinLines; ++i) {
-    PinLine& line = page.lines[(first + i) % kPinLines];
-    for (auto& pin : line.pins) {
+/// In a line that all threads share.
+std::atomic<Offset>* claim_shared(PinPage& page, Offset block) noexcept {
+  for (std::size_t i = kOwnLines; i < kPinLines; ++i) {
+    for (auto& pin : page.lines[i].pins) {
       // Relaxed: only a look whether the exchange is worth its price.
       if (pin.load(std::memory_order_relaxed) != 0) continue;
       Offset expected = 0;
-      // Sequentially consistent, as is the load of the slot that follows in find_entry(): it pairs with the daemon,
-      // which stores the slot and then scans the pins. One of the two sees the other (store-buffering, C++
-      // [atomics.order]). On x86 this locked instruction is claim and full fence in one.
       if (pin.compare_exchange_strong(expected, block, std::memory_order_seq_cst, std::memory_order_relaxed)) {
-        STEPSTASH_CRASH_POINT("shm.reader.pin.claimed");
-        line.recent.store(block, std::memory_order_relaxed);  // a hint for eviction; any value is harmless
-        STEPSTASH_CRASH_POINT("shm.reader.hint.stored");
         return &pin;
       }
     }
   }
   return nullptr;
+}
+
+/// For a thread that has no line yet, or whose current one is full.
+std::atomic<Offset>* claim_elsewhere(PinPage& page, Offset block, ReaderFence fence) noexcept {
+  for (std::uint64_t left = thread_lines.mine; left != 0; left &= left - 1) {
+    const auto line = static_cast<std::uint32_t>(std::countr_zero(left));
+    if (auto* pin = claim_in(page.lines[line], block, fence)) {
+      thread_lines.current = line;
+      return pin;
+    }
+  }
+  while (thread_lines.take_another()) {  // it may be full of what its last owner's views still hold
+    if (auto* pin = claim_in(page.lines[thread_lines.current], block, fence)) return pin;
+  }
+  return claim_shared(page, block);
+}
+
+PinLine& line_of(std::atomic<Offset>* pin) noexcept {
+  return *reinterpret_cast<PinLine*>(reinterpret_cast<std::uintptr_t>(pin) & ~std::uintptr_t{sizeof(PinLine) - 1});
+}
+
+std::atomic<Offset>* claim_pin(PinPage& page, Offset block, ReaderFence fence) noexcept {
+  std::atomic<Offset>* pin = nullptr;
+  if (const std::uint32_t line = thread_lines.current; line != ThreadLines::kNone) {
+    pin = claim_in(page.lines[line], block, fence);
+  }
+  if (pin == nullptr) pin = claim_elsewhere(page, block, fence);
+  if (pin == nullptr) return nullptr;
+  STEPSTASH_CRASH_POINT("shm.reader.pin.claimed");
+  line_of(pin).recent.store(block, std::memory_order_relaxed);  // a hint for eviction; any value is harmless
+  STEPSTASH_CRASH_POINT("shm.reader.hint.stored");
+  return pin;
 }
 
 }  // namespace
@@ -57,8 +95,8 @@ void Pinned::release() noexcept {
   *this = {};
 }
 
-Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, BuildId build, std::string_view name,
-                 Pinned& out) noexcept {
+Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, ReaderFence fence, BuildId build,
+                 std::string_view name, Pinned& out) noexcept {
   const auto& header = *reinterpret_cast<const Header*>(segment);
   for (;;) {
     // Acquire pairs with the daemon's store when it starts on another segment.
@@ -88,7 +126,7 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, B
       if (seen == kEmptySlot) break;
       if (!slot_matches(seen, hash)) continue;
 
-      std::atomic<Offset>* pin = claim_pin(page, slot_offset(seen));
+      std::atomic<Offset>* pin = claim_pin(page, slot_offset(seen), fence);
       if (pin == nullptr) return Found::no_pin;
       // Unchanged after the pin became visible: the block was not retired before the pin, and will not be reused
       // while it stands and counts. The word is read again too, for a table that was replaced may hold anything. And
@@ -133,7 +171,9 @@ Reader::Reader(Mapping segment, Mapping pins) noexcept
       pins_(std::move(pins)),
       segment_id_(reinterpret_cast<const Header*>(segment_.data())->segment_id),
       pin_page_(page().number),
-      uid_(page().uid) {}
+      uid_(page().uid),
+      fence_(page().fence == ReaderFence::scanned && registers_fast() && register_reader() ? ReaderFence::scanned
+                                                                                           : ReaderFence::own) {}
 
 Result<Reader> Reader::attach(UniqueFd segment, UniqueFd pins) {
   struct stat status {};
@@ -152,7 +192,7 @@ Result<Reader> Reader::attach(UniqueFd segment, UniqueFd pins) {
 }
 
 Found Reader::find(BuildId build, std::string_view name, Pinned& out) const noexcept {
-  return find_entry(segment_.data(), segment_.size(), *reinterpret_cast<PinPage*>(pins_.data()), build, name, out);
+  return find_entry(segment_.data(), segment_.size(), page(), fence_, build, name, out);
 }
 
 bool Reader::superseded() const noexcept {
@@ -160,15 +200,16 @@ bool Reader::superseded() const noexcept {
 }
 
 void Reader::supersede() noexcept {
-  // Sequentially consistent: before the look at the pins in give_back(). It pairs with find_entry(), which claims a pin
-  // and then loads the state: one of the two sees the other. A bit is added: the daemon's half is the daemon's, who may
-  // be writing it at this very moment.
+  // Sequentially consistent: before the look at the pins in give_back(), which fences this process's readers, too. It
+  // pairs with find_entry(), which claims a pin and then loads the state: one of the two sees the other. A bit is
+  // added: the daemon's half is the daemon's, who may be writing it at this very moment.
   page().state.fetch_or(kPageLeft, std::memory_order_seq_cst);
 }
 
 GivenBack Reader::give_back() noexcept {
   supersede();
   full_fence();
+  if (fence_ == ReaderFence::scanned && !fence_readers()) return GivenBack::refused;
   if (pins_in_use() != 0) return GivenBack::pinned;
   // Nobody gets a pin here any more. Threads that are in find() still read the segment, its zeros at last, and may even
   // claim a pin: in a page that says that it is superseded, at every instant.

@@ -51,9 +51,10 @@ enum class Found {
 };
 
 /// The search itself, over a segment of `bytes` bytes mapped at `segment` and a pin page: what Reader::find does with
-/// its own mappings. The header has been checked. Thread safety: any number of threads.
-Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, BuildId build, std::string_view name,
-                 Pinned& out) noexcept;
+/// its own mappings. The header has been checked. `fence`: who orders the claim of a pin; ReaderFence::scanned only in
+/// a process that is registered. Thread safety: any number of threads.
+Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, ReaderFence fence, BuildId build,
+                 std::string_view name, Pinned& out) noexcept;
 
 /// What came of Reader::give_back().
 enum class GivenBack {
@@ -107,6 +108,7 @@ class Reader {
   SegmentId segment_id_;
   std::uint32_t pin_page_;
   std::uint32_t uid_;
+  ReaderFence fence_;
 };
 
 }  // namespace stepstash::shm

@@ -57,8 +57,12 @@ inline const TableHeader& table_header(const std::byte* base, Offset table) noex
 /// whose index word has since been replaced and that loads the secret of the table's next use: it pairs with the fence
 /// between the swap and that use (IndexWriter::rebuild), so that the reader's second look finds another word.
 inline HashSecret table_secret(const std::byte* base, Offset table) noexcept {
+  HashSecret secret;
   const TableHeader& head = table_header(base, table);
-  return {head.secret[0].load(std::memory_order_acquire), head.secret[1].load(std::memory_order_acquire)};
+  for (std::size_t i = 0; i < secret.words.size(); ++i) {
+    secret.words[i] = head.secret[i].load(std::memory_order_acquire);
+  }
+  return secret;
 }
 
 /// The required value of TableHeader::check.

@@ -286,7 +286,7 @@ void search(int fd, const Image& image, const std::vector<std::pair<BuildId, std
   static volatile std::uint64_t sink = 0;
   const auto look = [&](BuildId build, std::string_view name) {
     shm::Pinned view;
-    const shm::Found found = shm::find_entry(mapping.data(), bytes, page, build, name, view);
+    const shm::Found found = shm::find_entry(mapping.data(), bytes, page, shm::ReaderFence::own, build, name, view);
     if (found != shm::Found::resident && found != shm::Found::evicted) return;
     check(view.entry->buildid == build && view.name() == name, "what is found is what was looked for");
     sink = sink + touch(view.value()) + touch(std::as_bytes(std::span(view.source())));

@@ -75,7 +75,8 @@ void one_input(Stash& stash, const std::uint8_t* data, std::size_t size) {
   const auto* base = reinterpret_cast<const std::byte*>(&stash.segment->header());
   shm::Pinned own;
   for (unsigned i = 0; i < 4; ++i) {
-    const shm::Found found = shm::find_entry(base, stash.segment->mapped_bytes(), page, 1, name_of(i), own);
+    const shm::Found found =
+        shm::find_entry(base, stash.segment->mapped_bytes(), page, shm::ReaderFence::own, 1, name_of(i), own);
     check(found != shm::Found::corrupt, "a page does not make a segment look damaged");
   }
 

@@ -7,7 +7,8 @@
  * it is empty. The thread that attaches stores with a locked instruction each time.
  *
  * Each macro takes out what the step it is named after is there for; model_test.sh demands that spin finds the harm:
- *   NO_READER_FENCE          shm/reader.cpp, claim_pin: the pin is claimed by a sequentially consistent exchange
+ *   NO_READER_FENCE          shm/reader.cpp, claim_in: the pin is claimed by a sequentially consistent exchange
+ *   NO_FENCE_OF_READERS      with SCANNED: shm/reader.cpp, Reader::give_back: fence_readers()
  *   NO_STATE_IN_SECOND_LOOK  shm/reader.cpp, find_entry: the page's state is loaded again, after the claim
  *   SCAN_FIRST               shm/reader.cpp, Reader::give_back: supersede() comes before the look at the pins
  *   NO_LOOK_AFTER_RELEASE    libclient/client_c.cpp, stepstash_release: of_superseded_page(), after the pin's store
@@ -15,6 +16,7 @@
  *   NO_LOOK_AGAIN            libclient/client.cpp, Attachment::give_back: pins_in_use() once more
  *   NO_HALF_OF_ITS_OWN       shm/layout.hpp, PageWord: the daemon writes another half of the state than the client
  * That the kernel may refuse what takes the memory's place is left out: then the memory stays for a while, too.
+ * With SCANNED the page says ReaderFence::scanned: a claim is a plain store.
  * With BEST_EFFORT the kernel has no fence of all threads: then memory may stay for a while, and the rest has to hold.
  */
 
@@ -48,6 +50,9 @@ inline give_back() {
      state = 1;
 #else
      state = 1;                                       /* Reader::supersede */
+#if defined(SCANNED) && !defined(NO_FENCE_OF_READERS)
+     empty(of_reader);                                /* fence_readers() */
+#endif
      seen = pin;                                      /* pins_in_use() */
 #endif
      if
@@ -75,8 +80,8 @@ active proctype reader() {
   :: state != 0 || closed -> goto superseded          /* find_entry: page.state, both halves at once */
   :: else
   fi;
-  of_reader!1;                                        /* claim_pin */
-#ifndef NO_READER_FENCE
+  of_reader!1;                                        /* claim_in */
+#if !defined(NO_READER_FENCE) && !defined(SCANNED)
   empty(of_reader);
 #endif
   if

@@ -13,11 +13,11 @@ trap 'rm -rf "$work"' EXIT
 # clients, look-ups of each, operations of the daemons
 sizes=("1 1 4" "2 1 1")
 if [ "${1:-}" = --thorough ]; then sizes+=("1 2 3" "1 2 4" "2 1 2"); fi
-harms=(NO_READER_FENCE NO_SECOND_LOOK NO_WORD_IN_SECOND_LOOK NO_WORD_AFTER_MISS NO_VERSION NO_WRITER_FENCE NO_SCAN
+harms=(NO_READER_FENCE NO_FENCE_OF_READERS NO_SECOND_LOOK NO_WORD_IN_SECOND_LOOK NO_WORD_AFTER_MISS NO_VERSION NO_WRITER_FENCE NO_SCAN
   SCAN_FIRST NO_SCAN_AFTER_ATTACH NO_ADOPTION REAP_WITHOUT_LOCK NO_STATE_IN_SECOND_LOOK STATE_BEFORE_SLOT NO_CLOSINGS
   NO_CLOSE_FENCE SCAN_BEFORE_CLOSE NO_HONOUR NO_HONOUR_AFTER_OPEN)
 
-former_harms=(NO_READER_FENCE NO_STATE_IN_SECOND_LOOK SCAN_FIRST NO_LOOK_AFTER_RELEASE NO_FENCE_OF_ALL NO_LOOK_AGAIN
+former_harms=(NO_READER_FENCE NO_FENCE_OF_READERS NO_STATE_IN_SECOND_LOOK SCAN_FIRST NO_LOOK_AFTER_RELEASE NO_FENCE_OF_ALL NO_LOOK_AGAIN
   NO_HALF_OF_ITS_OWN)
 
 # explore FLAGS MACRO...: the output of a search over the model with these macros. FLAGS, separated by blanks, are for the
@@ -42,27 +42,28 @@ for macro in $(grep -o '\(NO\|SCAN\|REAP\|STATE\)_[A-Z_]*' "$model" | sort -u); 
   case " ${harms[*]} " in *" $macro "*) ;; *) echo "FAILED: $macro is not tried" && failed=1 ;; esac
 done
 
-for size in "${sizes[@]}"; do
-  read -r clients lookups operations <<< "$size"
-  output=$(explore -O2 READERS="$clients" LOOKUPS="$lookups" OPERATIONS="$operations")
+for size in "${sizes[@]/%/ CLAIMED}" "${sizes[@]/%/ SCANNED}"; do
+  read -r clients lookups operations fence <<< "$size"
+  output=$(explore -O2 READERS="$clients" LOOKUPS="$lookups" OPERATIONS="$operations" "$fence")
   states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' <<< "$output")
   if grep -q 'errors: 0$' <<< "$output" && ! grep -q 'not completed\|max search depth' <<< "$output"; then
-    echo "clients $clients, look-ups $lookups, operations $operations: holds in all of $states states"
+    echo "clients $clients, look-ups $lookups, operations $operations, $fence: holds in all of $states states"
   else
     echo "$output"
-    echo "FAILED: clients $clients, look-ups $lookups, operations $operations"
+    echo "FAILED: clients $clients, look-ups $lookups, operations $operations, $fence"
     failed=1
   fi
 done
 
 for harm in "${harms[@]}"; do
   # A block has to be freed and published anew, and freed again, around the closing of the page.
-  operations=4 flags="-O0 -DREVERSE"
+  operations=4 flags="-O0 -DREVERSE" fence=CLAIMED
   case $harm in
+    NO_FENCE_OF_READERS) fence=SCANNED ;;
     STATE_BEFORE_SLOT) operations=6 flags="-O1 -DREVERSE" ;;
     NO_HONOUR_AFTER_OPEN) flags=-O0 ;; # 1 s; 30 s in reverse
   esac
-  output=$(explore "$flags" READERS=1 LOOKUPS=1 OPERATIONS=$operations "$harm")
+  output=$(explore "$flags" READERS=1 LOOKUPS=1 OPERATIONS=$operations "$fence" "$harm")
   if grep -q 'assertion violated' <<< "$output"; then
     echo "$harm: found: $(sed -n 's/^pan:1: assertion violated \(.*\) (at depth.*/\1/p' <<< "$output")"
   else
@@ -77,19 +78,23 @@ explored=$(dirname "$model")/former.pml
 for macro in $(grep -o '\(NO\|SCAN\)_[A-Z_]*' "$explored" | sort -u); do
   case " ${former_harms[*]} " in *" $macro "*) ;; *) echo "FAILED: $macro is not tried" && failed=1 ;; esac
 done
-for macro in FORMER BEST_EFFORT; do
-  output=$(explore -O0 "$macro")
+for macros in FORMER BEST_EFFORT SCANNED "SCANNED BEST_EFFORT"; do
+  read -r -a macro <<< "$macros"
+  output=$(explore -O0 "${macro[@]}")
   if grep -q 'errors: 0$' <<< "$output" && ! grep -q 'not completed\|max search depth' <<< "$output"; then
-    echo "former segment, $macro: holds in all of $(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' <<< "$output") states"
+    echo "former segment, $macros: holds in all of $(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' <<< "$output") states"
   else
     echo "$output"
-    echo "FAILED: former segment, $macro"
+    echo "FAILED: former segment, $macros"
     failed=1
   fi
 done
 for harm in "${former_harms[@]}"; do
   more=()
-  if [ "$harm" = NO_READER_FENCE ]; then more=(BEST_EFFORT); fi # the fence of all threads would do for it
+  case $harm in # the fence of all threads would do for them
+    NO_READER_FENCE) more=(BEST_EFFORT) ;;
+    NO_FENCE_OF_READERS) more=(BEST_EFFORT SCANNED) ;;
+  esac
   output=$(explore "-O0 -DREVERSE" "$harm" "${more[@]}")
   if grep -q 'assertion violated' <<< "$output"; then
     echo "former segment, $harm: found: $(sed -n 's/^pan:1: assertion violated \(.*\) (at depth.*/\1/p' <<< "$output")"

@@ -11,9 +11,13 @@
  * without that order (arm64) could do besides is left to the acquire and release orders of the code, whose places the
  * comments below give.
  *
+ * With SCANNED the pages say ReaderFence::scanned: a claim is a plain store, and the daemon, before it reads the pins,
+ * makes each client's processor pass a fence.
+ *
  * Each macro below takes out what the step it is named after is there for; model_test.sh demands that spin finds the
  * harm that each of them does:
- *   NO_READER_FENCE        shm/reader.cpp, claim_pin: the pin is claimed by a sequentially consistent exchange
+ *   NO_READER_FENCE        shm/reader.cpp, claim_in: the pin is claimed by a sequentially consistent exchange
+ *   NO_FENCE_OF_READERS    with SCANNED: shm/pins.cpp, PinRegistry::fence: fence_readers()
  *   NO_SECOND_LOOK         shm/reader.cpp, find_entry: slot and word are loaded again
  *   NO_WORD_IN_SECOND_LOOK the same: the word is loaded again, not the slot alone
  *   NO_WORD_AFTER_MISS     shm/reader.cpp, find_entry: a miss counts only with an unchanged word
@@ -132,8 +136,8 @@ inline look_up() {
      fi
 #endif
   :: else ->
-     of_reader[me]!seen;                                                 /* claim_pin: compare_exchange_strong */
-#ifndef NO_READER_FENCE
+     of_reader[me]!seen;                                                 /* claim_in: exchange, or a store */
+#if !defined(NO_READER_FENCE) && !defined(SCANNED)
      empty(of_reader[me]);                                               /* ... sequentially consistent */
 #endif
 #ifdef STATE_BEFORE_SLOT
@@ -196,9 +200,18 @@ again: look_up()
 #define daemon_fence() empty(of_daemon)
 #endif
 
+/* PinRegistry::fence */
+inline pages_fence() {
+  daemon_fence();
+#if defined(SCANNED) && !defined(NO_FENCE_OF_READERS)
+  empty(of_reader[0]); /* one after the other: each passes its fence at some instant of the call */
+  empty(of_reader[READERS - 1])
+#endif
+}
+
 /* PinRegistry::scan: fence, then a copy of each page. What has changed in a closed page counts no longer. */
 inline collect() {
-  daemon_fence();
+  pages_fence();
   atomic { pinned = 0; r = 0 }
   do
   :: r < READERS ->
@@ -246,7 +259,7 @@ inline close_page() {
 #endif
   atomic { closed = closed | (1 << c); closings[c] = CLOSED(closings[c]); of_daemon!3 + c, closings[c] }
 #ifndef NO_CLOSE_FENCE
-  daemon_fence();
+  pages_fence();
 #endif
 #ifndef SCAN_BEFORE_CLOSE
   honour();

@@ -109,7 +109,7 @@ struct Damaged {
     for (const auto& [key, value] : values) {
       shm::Pinned view;
       const Found answer = shm::find_entry(reinterpret_cast<const std::byte*>(&segment.header()), kBytes, page,
-                                           key.first, key.second, view);
+                                           shm::ReaderFence::own, key.first, key.second, view);
       if (answer == Found::resident) check(key.first, key.second, text_of(view.value()), what);
       BOOST_TEST_REQUIRE((answer == Found::resident || answer == Found::evicted || answer == Found::miss), what);
       if (answer != Found::miss) view.release();
@@ -128,7 +128,7 @@ struct Damaged {
     if (!shm::check_header(*reinterpret_cast<const shm::Header*>(guarded), kObjectBytes)) return;
     for (const auto& [key, value] : values) {
       shm::Pinned view;
-      const Found answer = shm::find_entry(guarded, kBytes, page, key.first, key.second, view);
+      const Found answer = shm::find_entry(guarded, kBytes, page, shm::ReaderFence::own, key.first, key.second, view);
       if (answer != Found::resident && answer != Found::evicted) continue;
       unsigned sum = 0;
       for (const std::byte byte : view.value()) sum += std::to_integer<unsigned>(byte);

@@ -15,7 +15,7 @@ BOOST_AUTO_TEST_SUITE(hash)
 
 /// Of the paper's appendix A, and of the authors' reference implementation (vectors_sip64).
 BOOST_AUTO_TEST_CASE(sip_hash_has_the_published_values) {
-  const shm::HashSecret key{0x0706050403020100, 0x0F0E0D0C0B0A0908};
+  const shm::HashSecret key{{0x0706050403020100, 0x0F0E0D0C0B0A0908}};
   std::string bytes;
   for (char i = 8; i < 16; ++i) bytes.push_back(i);
   const std::uint64_t first = 0x0706050403020100;

@@ -64,7 +64,8 @@ struct IndexFixture {
   /// Where a reader finds the key; 0: a miss.
   Offset read(BuildId build, std::string_view name) {
     shm::Pinned view;
-    const Found answer = shm::find_entry(mapping.data(), mapping.size(), page, build, name, view);
+    const Found answer =
+        shm::find_entry(mapping.data(), mapping.size(), page, shm::ReaderFence::own, build, name, view);
     if (answer == Found::miss) return 0;
     BOOST_TEST_REQUIRE((answer == Found::evicted));
     const auto at = static_cast<Offset>(reinterpret_cast<const std::byte*>(view.entry) - mapping.data());
@@ -294,7 +295,7 @@ std::uint64_t furthest(const IndexFixture& one) {
 
 BOOST_AUTO_TEST_CASE(every_table_has_a_secret_of_its_own) {
   IndexFixture one;
-  std::set<std::uint64_t> secrets{one.secret().k0};
+  std::set<std::uint64_t> secrets{one.secret().words[0]};
   std::uint64_t tables = 1;
   shm::IndexWord word = one.header().index.load();
   for (std::uint64_t i = 0; i < 500; ++i) {
@@ -303,7 +304,7 @@ BOOST_AUTO_TEST_CASE(every_table_has_a_secret_of_its_own) {
     if (one.header().index.load() == word) continue;
     word = one.header().index.load();
     ++tables;
-    secrets.insert(one.secret().k0);
+    secrets.insert(one.secret().words[0]);
   }
   BOOST_TEST(tables > 50u);
   BOOST_TEST(secrets.size() == tables);

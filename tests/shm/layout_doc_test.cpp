@@ -49,7 +49,9 @@ class Dump {
 };
 
 /// The secret of the page's table.
-Result<shm::HashSecret> known_secret() noexcept { return shm::HashSecret{0x0706050403020100, 0x0F0E0D0C0B0A0908}; }
+Result<shm::HashSecret> known_secret() noexcept {
+  return shm::HashSecret{{0x0706050403020100, 0x0F0E0D0C0B0A0908, 0x1716151413121110, 0x1F1E1D1C1B1A1918}};
+}
 
 std::string example() {
   shm::IndexWriter::secret_source = known_secret;
@@ -98,8 +100,8 @@ std::string example() {
 
   const shm::TableHeader& table = shm::table_header(base, shm::index_slots_offset(word));
   dump.title("table");
-  dump.word(table.secret[0], "secret", "(16 random bytes; here 00 01 02 ... 0f)");
-  dump.word(table.secret[1], "");
+  dump.word(table.secret[0], "secret", "(32 random bytes; here 00 01 02 ... 1f)");
+  for (const auto* word = table.secret + 1; word != std::end(table.secret); ++word) dump.word(*word, "");
   dump.word(table.check, "check", "(XXH3-64 of the secret)");
   const std::uint64_t hash = shm::key_hash(secret_of(segment), 7, shm::entry_name(*segment.find(7, "report")));
   dump.title("index: key_hash(7, \"report\") is " + hex(hash, 16) + ", slot " +

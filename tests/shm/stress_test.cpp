@@ -17,6 +17,7 @@
 
 #include "shm/fence.hpp"
 #include "shm/hash.hpp"
+#include "shm/reader_fence.hpp"
 #include "shm/validate.hpp"
 #include "tests/support/segment_fixture.hpp"
 
@@ -211,6 +212,12 @@ std::function<bool()> after(std::chrono::milliseconds time, const Tally& tally, 
 }
 constexpr std::chrono::milliseconds kAtMost = std::chrono::minutes(2);
 
+#ifdef __SANITIZE_THREAD__
+constexpr bool kScannedHere = false;
+#else
+constexpr bool kScannedHere = true;
+#endif
+
 /// A copy of shm/reader.cpp's search that waits at its most delicate point, between the look at a slot and the pin,
 /// until the writer has made two more calls; and that can be told to leave out the second look.
 struct SlowSearch {
@@ -275,8 +282,9 @@ struct ClientMappings {
     pins = take(shm::Mapping::map(made.fd.get(), shm::kPageBytes, shm::Mapping::Access::read_write));
   }
   SlowSearch search(const Tally& tally, bool second_look) const {
-    return {segment.data(), segment.size(), *reinterpret_cast<shm::PinPage*>(pins.data()), tally, second_look};
+    return {segment.data(), segment.size(), page(), tally, second_look};
   }
+  shm::PinPage& page() const { return *reinterpret_cast<shm::PinPage*>(pins.data()); }
   shm::Mapping segment;
   shm::Mapping pins;
 };
@@ -316,6 +324,27 @@ BOOST_AUTO_TEST_CASE(threads_that_share_one_client_never_see_a_wrong_byte) {
   BOOST_TEST(client.pins_in_use() == 0u);
 }
 
+BOOST_AUTO_TEST_CASE(readers_whose_claims_the_writer_fences_never_see_a_wrong_byte,
+                     *boost::unit_test::enable_if<kScannedHere>()) {
+  BOOST_REQUIRE(shm::register_reader());
+  Stash stash(1024 * 1024);
+  Tally tally;
+  std::vector<std::unique_ptr<ClientMappings>> clients;
+  std::vector<Search> searches;
+  for (int i = 0; i < kReaders; ++i) {
+    clients.push_back(std::make_unique<ClientMappings>(stash));
+    const ClientMappings& client = *clients.back();
+    searches.push_back({[&client](BuildId build, std::string_view name, shm::Pinned& out) {
+      return shm::find_entry(client.segment.data(), client.segment.size(), client.page(), shm::ReaderFence::scanned,
+                             build, name, out);
+    }});
+  }
+  run(*stash.segment, searches, tally, kAtMost, after(duration(), tally, 1000));
+  BOOST_TEST_MESSAGE(tally.text());
+  BOOST_TEST(tally.wrong() == 0u, tally.text());
+  BOOST_TEST(tally.resident > 1000u);
+}
+
 BOOST_AUTO_TEST_CASE(readers_in_the_writers_own_mapping_are_ordered_with_it) {
   Stash stash(1024 * 1024);
   Tally tally;
@@ -323,7 +352,7 @@ BOOST_AUTO_TEST_CASE(readers_in_the_writers_own_mapping_are_ordered_with_it) {
   auto& page = *reinterpret_cast<shm::PinPage*>(client.pins.data());
   const auto* segment = reinterpret_cast<const std::byte*>(&stash.segment->header());
   const auto find = [&](BuildId build, std::string_view name, shm::Pinned& out) {
-    return shm::find_entry(segment, stash.segment->mapped_bytes(), page, build, name, out);
+    return shm::find_entry(segment, stash.segment->mapped_bytes(), page, shm::ReaderFence::own, build, name, out);
   };
   const Search search{find, /*fence_before_release=*/true};
   run(*stash.segment, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration(), tally, 1000));

@@ -11,7 +11,9 @@
  * for the calling thread, what happened, to what, with which numbers. No function throws or calls exit.
  *
  * Threads. A stepstash_client may be used by any number of threads at once. A stepstash_writer and the lists belong to
- * one thread at a time. A view may be read by any thread and is released once.
+ * one thread at a time. A view may be read by any thread and is released once. A thread takes pins for its views seven
+ * at a time and keeps them until it ends: STEPSTASH_ELIMIT may come before 441 views where many threads have held many.
+ * No function may be called from a signal handler.
  *
  * Lifetime. A client outlives its views, writers and lists.
  *

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shm/reader_fence.hpp"
+
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#if __has_include(<sys/single_threaded.h>)
+#include <sys/single_threaded.h>
+#endif
+
+#include <cerrno>
+
+#include "base/errc.hpp"
+
+namespace stepstash::shm {
+namespace {
+
+long membarrier(int command) noexcept { return ::syscall(SYS_membarrier, command, 0, 0); }
+
+}  // namespace
+
+bool can_fence_readers() noexcept {
+#ifdef __SANITIZE_THREAD__
+  return false;
+#else
+  static const long commands = membarrier(MEMBARRIER_CMD_QUERY);
+  return commands > 0 && (commands & MEMBARRIER_CMD_GLOBAL_EXPEDITED) != 0;
+#endif
+}
+
+Result<> fence_readers() noexcept {
+  if (membarrier(MEMBARRIER_CMD_GLOBAL_EXPEDITED) != 0) return last_errno();
+  return success();
+}
+
+bool register_reader() noexcept {
+  return can_fence_readers() && membarrier(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED) == 0;
+}
+
+bool registers_fast() noexcept {
+#if __has_include(<sys/single_threaded.h>)
+  return __libc_single_threaded != 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace stepstash::shm
