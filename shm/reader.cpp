@@ -50,8 +50,9 @@ std::atomic<Offset>* claim_shared(PinPage& page, Offset block) noexcept {
   return nullptr;
 }
 
-/// For a thread that has no line yet, or whose current one is full.
-std::atomic<Offset>* claim_elsewhere(PinPage& page, Offset block, ReaderFence fence) noexcept {
+/// For a thread that has no line yet, or whose current one is full. Not inlined: find_entry() needs its registers.
+[[gnu::noinline, gnu::cold]] std::atomic<Offset>* claim_elsewhere(PinPage& page, Offset block,
+                                                                  ReaderFence fence) noexcept {
   for (std::uint64_t left = thread_lines.mine; left != 0; left &= left - 1) {
     const auto line = static_cast<std::uint32_t>(std::countr_zero(left));
     if (auto* pin = claim_in(page.lines[line], block, fence)) {
@@ -74,7 +75,8 @@ std::atomic<Offset>* claim_pin(PinPage& page, Offset block, ReaderFence fence) n
   if (const std::uint32_t line = thread_lines.current; line != ThreadLines::kNone) {
     pin = claim_in(page.lines[line], block, fence);
   }
-  if (pin == nullptr) pin = claim_elsewhere(page, block, fence);
+  if (pin == nullptr) [[unlikely]]
+    pin = claim_elsewhere(page, block, fence);
   if (pin == nullptr) return nullptr;
   STEPSTASH_CRASH_POINT("shm.reader.pin.claimed");
   line_of(pin).recent.store(block, std::memory_order_relaxed);  // a hint for eviction; any value is harmless
@@ -101,12 +103,13 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, R
   for (;;) {
     // Acquire pairs with the daemon's store when it starts on another segment.
     const PageWord state = page.state.load(std::memory_order_acquire);
-    if (!page_serves(state)) return page_state(state) == PageState::closed ? Found::closed : Found::superseded;
+    if (!page_serves(state)) [[unlikely]]
+      return page_state(state) == PageState::closed ? Found::closed : Found::superseded;
     // Acquire pairs with IndexWriter's swap: the table behind the word is complete.
     const IndexWord word = header.index.load(std::memory_order_acquire);
     const Offset table = index_slots_offset(word);
     const std::uint64_t slots = std::uint64_t{1} << index_log2_slots(word);
-    if (!table_inside(table, slots, bytes)) {
+    if (!table_inside(table, slots, bytes)) [[unlikely]] {
       // Zeros, where the memory was given back meanwhile (Reader::give_back), which comes after the page's state. A
       // page that was closed meanwhile says nothing about the table.
       const PageState now = page_state(page.state.load(std::memory_order_seq_cst));
@@ -135,7 +138,7 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, R
       // that was published when we looked at the slot. Before the slot it would be too early: closed in between, when
       // the block happened to be free, the pin would count no more, and the slot could be the same again.
       if (here.load(std::memory_order_seq_cst) != seen || header.index.load(std::memory_order_seq_cst) != word ||
-          page.state.load(std::memory_order_seq_cst) != state) {
+          page.state.load(std::memory_order_seq_cst) != state) [[unlikely]] {
         pin->store(0, std::memory_order_release);
         again = true;
         break;
@@ -143,7 +146,7 @@ Found find_entry(const std::byte* segment, std::uint64_t bytes, PinPage& page, R
       STEPSTASH_CRASH_POINT("shm.reader.slot.seen_again");
       const Entry* entry = checked_entry(segment, bytes, slot_offset(seen));
       if (entry != nullptr && entry->buildid == build && entry_name(*entry) == name) {
-        if (deletions) {
+        if (deletions) [[unlikely]] {
           const bool gone = deleted(segment, header, *entry);
           // A deletion that had come to its end before we looked at the record has emptied the slot before that.
           if (gone || here.load(std::memory_order_seq_cst) != seen ||
@@ -191,7 +194,7 @@ Result<Reader> Reader::attach(UniqueFd segment, UniqueFd pins) {
   return Reader(std::move(segment_map), std::move(pins_map));
 }
 
-Found Reader::find(BuildId build, std::string_view name, Pinned& out) const noexcept {
+[[gnu::flatten]] Found Reader::find(BuildId build, std::string_view name, Pinned& out) const noexcept {
   return find_entry(segment_.data(), segment_.size(), page(), fence_, build, name, out);
 }
 

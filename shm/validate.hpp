@@ -57,12 +57,9 @@ inline const TableHeader& table_header(const std::byte* base, Offset table) noex
 /// whose index word has since been replaced and that loads the secret of the table's next use: it pairs with the fence
 /// between the swap and that use (IndexWriter::rebuild), so that the reader's second look finds another word.
 inline HashSecret table_secret(const std::byte* base, Offset table) noexcept {
-  HashSecret secret;
-  const TableHeader& head = table_header(base, table);
-  for (std::size_t i = 0; i < secret.words.size(); ++i) {
-    secret.words[i] = head.secret[i].load(std::memory_order_acquire);
-  }
-  return secret;
+  const auto& words = table_header(base, table).secret;
+  const auto word = [&words](std::size_t i) { return words[i].load(std::memory_order_acquire); };
+  return {{word(0), word(1), word(2), word(3)}};  // no loop: -O2 would keep it, and the words in memory
 }
 
 /// The required value of TableHeader::check.
