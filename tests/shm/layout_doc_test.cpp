@@ -101,7 +101,7 @@ std::string example() {
   const shm::TableHeader& table = shm::table_header(base, shm::index_slots_offset(word));
   dump.title("table");
   dump.word(table.secret[0], "secret", "(32 random bytes; here 00 01 02 ... 1f)");
-  for (const auto* word = table.secret + 1; word != std::end(table.secret); ++word) dump.word(*word, "");
+  for (const auto* more = table.secret + 1; more != std::end(table.secret); ++more) dump.word(*more, "");
   dump.word(table.check, "check", "(XXH3-64 of the secret)");
   const std::uint64_t hash = shm::key_hash(secret_of(segment), 7, shm::entry_name(*segment.find(7, "report")));
   dump.title("index: key_hash(7, \"report\") is " + hex(hash, 16) + ", slot " +
