@@ -8,12 +8,16 @@
 #include <sys/single_threaded.h>
 #endif
 
+#include <atomic>
 #include <cerrno>
 
 #include "base/errc.hpp"
 
 namespace stepstash::shm {
 namespace {
+
+/// This process, or the one that forked it: then it may have to be done again, which is fast where it need not.
+std::atomic<bool> registered{false};
 
 long membarrier(int command) noexcept { return ::syscall(SYS_membarrier, command, 0, 0); }
 
@@ -34,15 +38,16 @@ Result<> fence_readers() noexcept {
 }
 
 bool register_reader() noexcept {
-  return can_fence_readers() && membarrier(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED) == 0;
+  if (!can_fence_readers() || membarrier(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED) != 0) return false;
+  registered.store(true, std::memory_order_relaxed);  // a hint
+  return true;
 }
 
 bool registers_fast() noexcept {
 #if __has_include(<sys/single_threaded.h>)
-  return __libc_single_threaded != 0;
-#else
-  return false;
+  if (__libc_single_threaded != 0) return true;
 #endif
+  return registered.load(std::memory_order_relaxed);
 }
 
 }  // namespace stepstash::shm

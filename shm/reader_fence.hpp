@@ -24,8 +24,8 @@ Result<> fence_readers() noexcept;
 
 /// Registers this process with the kernel; again: no harm. False if that is impossible.
 bool register_reader() noexcept;
-/// Whether register_reader() takes a microsecond: while the process has one thread. With several the kernel takes ten
-/// milliseconds or more, which is what two million gets save.
+/// Whether register_reader() takes microseconds: while the process has one thread, or has been registered. With several
+/// threads the kernel takes ten milliseconds or more, which is what two million gets save.
 bool registers_fast() noexcept;
 
 }  // namespace stepstash::shm

@@ -135,9 +135,11 @@ BOOST_AUTO_TEST_CASE(a_text_is_put_together_once_for_all_who_asked_meanwhile) {
   many(500);
   loop.run();
   // They asked after the first was made, so none of them gets that.
-  BOOST_TEST(got == std::vector<std::string>(500, "2"), boost::test_tools::per_element());
-  BOOST_TEST(text.times_made() == 2u);
-  BOOST_TEST((std::chrono::steady_clock::now() - start >= daemon::SharedText::kPause));
+  BOOST_TEST(got.size() == 500u);
+  BOOST_TEST(std::count(got.begin(), got.end(), "1") == 0);
+  const auto pauses = (std::chrono::steady_clock::now() - start) / daemon::SharedText::kPause;
+  BOOST_TEST(pauses >= 1);
+  BOOST_TEST(text.times_made() <= 1 + static_cast<std::uint64_t>(pauses));  // 2, where nothing holds the test up
 }
 
 BOOST_AUTO_TEST_CASE(who_hangs_up_waits_for_no_text) {

@@ -831,6 +831,32 @@ class Processes(WithDaemon):
         with self.client.get(7, "kept") as kept:
             self.assertEqual(bytes(kept.data), b"v")
 
+    def test_a_thread_that_has_read_may_end_after_the_library_was_closed(self):
+        self.client.set(self.build, "x", b"v")
+        script = (
+            "import _ctypes, ctypes, os, sys, threading\n"
+            "library = ctypes.CDLL(os.environ['STEPSTASH_LIBRARY'])\n"
+            "used, closed = threading.Event(), threading.Event()\n"
+            "def step():\n"
+            "    client, view = ctypes.c_void_p(), (ctypes.c_uint64 * 12)()\n"
+            "    assert library.stepstash_connect(sys.argv[1].encode(), 10000, ctypes.byref(client)) == 0\n"
+            "    assert library.stepstash_get(client, ctypes.c_int64(int(sys.argv[2])), b'x', view) == 0\n"
+            "    library.stepstash_release(view)\n"
+            "    library.stepstash_close(client)\n"
+            "    used.set()\n"
+            "    closed.wait()\n"
+            "thread = threading.Thread(target=step)\n"
+            "thread.start()\n"
+            "used.wait(60)\n"
+            "_ctypes.dlclose(library._handle)\n"
+            "closed.set()\n"
+            "thread.join()\n"
+            "print('ended')\n"
+        )
+        run = [sys.executable, "-c", script, self.daemon.socket, str(self.build)]
+        done = subprocess.run(run, capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "ended\n", ""))
+
     def test_the_resource_tracker_is_never_started(self):
         script = (
             "import sys, stepstash\n"

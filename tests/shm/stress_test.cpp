@@ -212,12 +212,6 @@ std::function<bool()> after(std::chrono::milliseconds time, const Tally& tally, 
 }
 constexpr std::chrono::milliseconds kAtMost = std::chrono::minutes(2);
 
-#ifdef __SANITIZE_THREAD__
-constexpr bool kScannedHere = false;
-#else
-constexpr bool kScannedHere = true;
-#endif
-
 /// A copy of shm/reader.cpp's search that waits at its most delicate point, between the look at a slot and the pin,
 /// until the writer has made two more calls; and that can be told to leave out the second look.
 struct SlowSearch {
@@ -325,7 +319,7 @@ BOOST_AUTO_TEST_CASE(threads_that_share_one_client_never_see_a_wrong_byte) {
 }
 
 BOOST_AUTO_TEST_CASE(readers_whose_claims_the_writer_fences_never_see_a_wrong_byte,
-                     *boost::unit_test::enable_if<kScannedHere>()) {
+                     *boost::unit_test::precondition(kernel_fences_readers)) {
   BOOST_REQUIRE(shm::register_reader());
   Stash stash(1024 * 1024);
   Tally tally;

@@ -122,22 +122,16 @@ BOOST_AUTO_TEST_CASE(a_child_has_the_lines_of_the_threads_that_it_has_not) {
   for (auto& thread : threads) thread.join();
 }
 
-BOOST_AUTO_TEST_CASE(
-    a_process_with_one_thread_leaves_the_fence_to_the_scan,
-    *boost::unit_test::precondition([](boost::unit_test::test_unit_id) -> boost::test_tools::assertion_result {
-      return shm::can_fence_readers();
-    })) {
+BOOST_AUTO_TEST_CASE(a_process_with_one_thread_leaves_the_fence_to_the_scan,
+                     *boost::unit_test::precondition(kernel_fences_readers)) {
   BOOST_TEST(in_child([&] {  // of fork(2): one thread
                return shm::register_reader() && shm::fence_readers().has_value();
              }) == 0);
 }
 
 /// With a filter that the daemon did not have when the pages were made.
-BOOST_AUTO_TEST_CASE(
-    without_the_fence_nothing_is_concluded_from_pins_and_nothing_is_freed,
-    *boost::unit_test::precondition([](boost::unit_test::test_unit_id) -> boost::test_tools::assertion_result {
-      return shm::can_fence_readers();
-    })) {
+BOOST_AUTO_TEST_CASE(without_the_fence_nothing_is_concluded_from_pins_and_nothing_is_freed,
+                     *boost::unit_test::precondition(kernel_fences_readers)) {
   BOOST_TEST(segment->reclaim() == 0u);
   set(1, "y", std::string(10'000, 'y'));
   BOOST_TEST(in_child([&] {

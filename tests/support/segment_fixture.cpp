@@ -14,6 +14,7 @@
 #include <unordered_set>
 
 #include "shm/hash.hpp"
+#include "shm/reader_fence.hpp"
 #include "shm/validate.hpp"
 
 namespace stepstash::test {
@@ -303,6 +304,12 @@ int Child::wait() {
   }
   pid_ = -1;
   return status;
+}
+
+boost::test_tools::assertion_result kernel_fences_readers(boost::unit_test::test_unit_id /*id*/) {
+  boost::test_tools::assertion_result result(shm::can_fence_readers());
+  if (!result) result.message() << "membarrier(2) fences no readers here, or ThreadSanitizer would not know";
+  return result;
 }
 
 }  // namespace stepstash::test

@@ -134,6 +134,9 @@ std::string found(const shm::Reader& reader, BuildId build, std::string_view nam
 /// tables, retired blocks and the reserve is free, to the byte. Returns what is wrong; empty: nothing.
 std::string disorder(const shm::Segment& segment);
 
+/// A precondition: whether the kernel executes readers' fences for the daemon (shm/reader_fence.hpp).
+boost::test_tools::assertion_result kernel_fences_readers(boost::unit_test::test_unit_id id);
+
 /// UBSan, which is enabled together with ASan here, considers every object invalid if it has no descriptor left.
 #ifdef __SANITIZE_ADDRESS__
 inline constexpr bool kMayLackDescriptors = false;
