@@ -2,6 +2,7 @@
 // Who shares the loop with whom: turns of users, and texts that are put together once for many.
 #include "daemon/turns.hpp"
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
