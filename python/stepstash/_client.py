@@ -144,11 +144,18 @@ def _set_result(code: int, result: _abi.SetResult) -> Optional[SetResult]:
     return None if checked(code) == _abi.UNMET else SetResult(result.id, result.revision)
 
 
+class _Buffer(_abi.PyBuffer):
+    """A Py_buffer, released when the last reference goes: no KeyboardInterrupt leaves an object locked."""
+
+    __slots__ = ()
+    __del__ = _abi.method(_abi.release_buffer)
+
+
 class _Bytes:
     """The memory of a bytes-like object, whatever its items are, for the length of a `with`."""
 
     def __init__(self, value: object) -> None:
-        self._buffer = _abi.PyBuffer()
+        self._buffer = _Buffer()
         # TypeError where it has no memory to look at, BufferError where it is not contiguous.
         _abi.get_buffer(value.data if isinstance(value, View) else value, self._buffer, _abi.PYBUF_SIMPLE)
 
@@ -161,11 +168,13 @@ class _Bytes:
 
 class _Handle:
     """Owns a stepstash_client. Client, pins and writers refer to it, and the last of them closes it: the segment stays
-    mapped as long as somebody can look at it."""
+    mapped as long as somebody can look at it. The garbage collector does not see it, as with _Pin: it would close it
+    before a finalizer of the same dead cycle calls the client, or saves it."""
 
     __slots__ = ("pointer",)
 
     def __init__(self, socket: Optional[StrPath], deadline: Optional[float]) -> None:
+        _abi.untrack(self)
         self.pointer = ctypes.c_void_p()
         path = None if socket is None else os.fsencode(socket)
         if path is not None and b"\0" in path:
@@ -195,6 +204,26 @@ class _Pin(_abi.View):
         _abi.untrack(self)
 
     __del__ = _abi.method(_library.release)
+
+
+class _Staged(ctypes.c_void_p):
+    """A stepstash_writer, aborted when the last reference goes. As _Pin, it exists before the library fills it, its
+    finalizer is not written in Python, and the garbage collector does not see it."""
+
+    __slots__ = ("handle",)
+    handle: _Handle
+
+    def __init__(self, handle: _Handle) -> None:
+        super().__init__()
+        self.handle = handle
+        _abi.untrack(self)
+
+    __del__ = _abi.method(_library.writer_abort)
+
+    def take(self) -> Optional[int]:
+        """For who frees it."""
+        pointer, self.value = self.value, None
+        return pointer
 
 
 class _Memory(ctypes.Array):  # type: ignore[type-arg]
@@ -324,59 +353,51 @@ class Writer:
     """A set whose value comes in pieces. Nothing is visible before commit(); the end of a `with` without it aborts.
     One thread at a time."""
 
-    def __init__(self, pointer: ctypes.c_void_p, handle: _Handle) -> None:
-        self._pointer: Optional[ctypes.c_void_p] = pointer
-        self._handle = handle
+    def __init__(self, staged: _Staged) -> None:
+        self._staged = staged
 
     @property
     def closed(self) -> bool:
         """Whether commit() or abort() has ended it."""
-        return self._pointer is None
+        return not self._staged
 
-    def _open(self) -> ctypes.c_void_p:
-        if self._pointer is None:
+    def _open(self) -> _Staged:
+        if not self._staged:
             raise ValueError("the writer is closed")
-        return self._pointer
+        return self._staged
 
     def write(self, data: Union[ReadableBuffer, View]) -> int:
         """Appends a bytes-like object; returns its bytes. An error is final: abort."""
-        pointer = self._open()
+        staged = self._open()
         with _Bytes(data) as (at, count):
-            checked(_library.writer_write(pointer, at, count))
+            checked(_library.writer_write(staged, at, count))
         return count
 
     def readinto(self, file: Any) -> int:
         """Appends what file.readinto() fills directly into the staging ring; returns the bytes, 0 at the end."""
-        pointer, at, room = self._open(), ctypes.c_void_p(), ctypes.c_size_t()
-        checked(_library.writer_buffer(pointer, at, room))
+        staged, at, room = self._open(), ctypes.c_void_p(), ctypes.c_size_t()
+        checked(_library.writer_buffer(staged, at, room))
         with _abi.memory_view(at, room.value, _abi.PYBUF_WRITE) as ring:
             count: Optional[int] = file.readinto(ring)
         if count is None:
             raise BlockingIOError("the file does not block, and has nothing to read now")
-        checked(_library.writer_advance(pointer, count))
+        checked(_library.writer_advance(staged, count))
         return count
 
     def commit(self) -> Optional[SetResult]:
         """Publishes the value. None: a condition did not hold, and nothing was changed."""
-        pointer, self._pointer = self._open(), None
-        result = _abi.SetResult()
-        return _set_result(_library.writer_commit(pointer, result), result)
+        staged, result = self._open(), _abi.SetResult()
+        return _set_result(_library.writer_commit(staged.take(), result), result)
 
     def abort(self) -> None:
         """Forgets the value. After commit(), and again: nothing."""
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            _library.writer_abort(pointer)
+        _library.writer_abort(self._staged.take())
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.abort()
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            self.abort()
 
 
 class Client:
@@ -585,11 +606,12 @@ class Client:
     def _begin(
         self, build: int, name: str, length: Optional[int], source: str, conditions: _Conditions
     ) -> Optional[Writer]:
-        handle, pointer = self._open(), ctypes.c_void_p()
+        handle = self._open()
+        staged = _Staged(handle)
         total = _abi.UNKNOWN_LENGTH if length is None else _integer("length", length, 0, _abi.UNKNOWN_LENGTH - 1)
         key = handle.pointer, _build(build), _text("name", name)
-        code = checked(_library.set_begin(*key, total, _text("source", source), _options(*conditions), pointer))
-        return None if code == _abi.UNMET else Writer(pointer, handle)
+        code = checked(_library.set_begin(*key, total, _text("source", source), _options(*conditions), staged))
+        return None if code == _abi.UNMET else Writer(staged)
 
     # ---- builds ----
 

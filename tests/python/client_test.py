@@ -370,6 +370,29 @@ class Lifetimes(WithDaemon):
         gc.collect()
         self.assertEqual(self.open_views(), 0)
 
+    def test_what_a_finalizer_saves_from_the_collector_can_be_called_on(self):
+        script = (
+            "import gc, sys, stepstash\n"
+            "saved = []\n"
+            "class Saver:\n"
+            "    def __del__(self):\n"
+            "        self.writer.write(bytes(300000))\n"
+            "        saved.append(self)\n"
+            "gc.disable()\n"
+            "saver = Saver()\n"
+            "saver.me = saver\n"
+            "saver.client = stepstash.Client(sys.argv[1])\n"
+            "saver.writer = saver.client.begin(int(sys.argv[2]), 'saved')\n"
+            "del saver\n"
+            "gc.collect()\n"
+            "saved[0].writer.commit()\n"
+            "saved[0].client.set(int(sys.argv[2]), 'after', b'v')\n"
+        )
+        run = [sys.executable, "-c", script, self.daemon.socket, str(self.build)]
+        ended = subprocess.run(run, capture_output=True, text=True)
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        self.assertEqual([one.name for one in self.client.list(self.build)][1:], ["saved", "after"])
+
     def test_a_program_may_end_with_everything_open(self):
         script = (
             "import sys, threading, stepstash\n"
@@ -392,7 +415,9 @@ class Lifetimes(WithDaemon):
         until(lambda: self.open_views() == 0, "the dead processes' pins to go")
         self.assertIsNone(self.client.get(self.build, "never"))
 
-    def test_an_interrupted_get_leaks_no_pin(self):
+    def interrupted(self, call):
+        """Calls it again and again, with an exception of a signal's handler at every point of it."""
+
         class Stop(Exception):
             pass
 
@@ -403,17 +428,35 @@ class Lifetimes(WithDaemon):
         try:
             stopped = 0
             for i in range(300):
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 1e-6)
                 try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 1e-6)
                     for _ in range(2000):
-                        self.client.get(self.build, "x")
+                        call()
                 except Stop:
                     stopped += 1
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, former)
         self.assertGreater(stopped, 100)  # some come while nothing may be raised, and are only reported
+
+    def test_an_interrupted_get_leaks_no_pin(self):
+        self.interrupted(lambda: self.client.get(self.build, "x"))
         self.assertEqual(self.open_views(), 0)
+
+    def test_an_interrupted_set_leaves_nothing_open_and_its_value_unlocked(self):
+        value = bytearray(b"value")
+        self.interrupted(lambda: self.client.set(self.build, "set", value))
+        value.append(0)  # BufferError if a buffer of it is still held
+        view = self.client.get(self.build, "set")
+        self.interrupted(lambda: self.client.set(self.build, "set", view))
+        view.release()
+        self.assertEqual(self.open_views(), 0)
+        # A set in pieces holds a connection and, from 64 KiB on, a ring and the room for the value.
+        self.interrupted(lambda: self.client.begin(self.build, "never", 1 << 20).abort())
+        self.client.set(self.build, "set", MEGABYTE)
+        figures = self.client.stats()
+        self.assertLess(figures["connections"], 8)
+        self.assertLess(figures["segment"]["used_bytes"], 8 << 20)
 
 
 class Writing(WithDaemon):
