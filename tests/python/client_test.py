@@ -19,6 +19,7 @@ import sys
 import tempfile
 import termios
 import threading
+import time
 import tracemalloc
 import unittest
 import zipfile
@@ -620,6 +621,74 @@ class Writing(WithDaemon):
         with self.assertRaises(BlockingIOError):
             self.client.set_file(self.build, "x", Reader())
         self.assertIsNone(self.client.get(self.build, "x"))
+
+    def test_what_reads_something_else_than_its_descriptor_is_asked_itself(self):
+        class Upper(io.FileIO):
+            def readinto(self, room):
+                count = super().readinto(room)
+                room[:count] = bytes(room[:count]).upper()
+                return count
+
+        with tempfile.NamedTemporaryFile() as made:
+            made.write(b"content")
+            made.flush()
+            for file in (Upper(made.name), io.BufferedReader(Upper(made.name))):
+                with file:
+                    self.client.set(self.build, "x", file)
+                self.assertEqual(self.value("x"), b"CONTENT")
+
+    def test_a_count_that_readinto_cannot_have_read_is_refused(self):
+        class Reader:
+            def readinto(self, _):
+                return self.count
+
+        reader = Reader()
+        for reader.count, error in ((-1, ValueError), (1 << 40, ValueError), ((1 << 64) + 3, ValueError), ("3", TypeError)):
+            with self.assertRaises(error):
+                self.client.set_file(self.build, "x", reader)
+        self.assertIsNone(self.client.get(self.build, "x"))
+
+    def test_a_writer_reads_a_file_of_the_announced_length_to_its_end_and_no_longer_one(self):
+        for length in (0, 5, len(MEGABYTE)):
+            with self.client.begin(self.build, "x", length) as writer:
+                file = io.BytesIO(MEGABYTE[:length])
+                while writer.readinto(file):
+                    pass
+                writer.commit()
+            self.assertEqual(self.value("x"), MEGABYTE[:length])
+        with self.client.begin(self.build, "y", 5) as writer, self.assertRaises(stepstash.InvalidArgument):
+            file = io.BytesIO(b"123456")
+            while writer.readinto(file):
+                pass
+
+    def test_an_interrupt_ends_a_wait_and_a_set_of_what_never_comes(self):
+        class Stop(Exception):
+            pass
+
+        def interrupt(*_):
+            raise Stop
+
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        end = os.fdopen(writing, "wb", buffering=0)
+        self.addCleanup(end.close)
+        watchdog = threading.Timer(25, end.close)  # so that a failing test ends
+        watchdog.start()
+        self.addCleanup(watchdog.cancel)
+        former = signal.signal(signal.SIGALRM, interrupt)
+        self.addCleanup(signal.signal, signal.SIGALRM, former)
+        with open(reading, "rb", buffering=0, closefd=False) as raw:
+            calls = (
+                lambda: self.client.wait(self.build, "never", 25),
+                lambda: self.client.set_file(self.build, "x", reading),
+                lambda: self.client.set_file(self.build, "x", raw),
+            )
+            for call in calls:
+                started = time.monotonic()
+                with self.assertRaises(Stop):
+                    signal.setitimer(signal.ITIMER_REAL, 0.05)
+                    call()
+                self.assertLess(time.monotonic() - started, 20)
 
     def test_nothing_of_a_writer_is_visible_before_its_commit(self):
         with self.client.begin(self.build, "x", len(MEGABYTE)) as writer:
