@@ -357,6 +357,18 @@ class Independence(WithConnector):
         yield defer.gatherResults(calls)
 
     @defer.inlineCallbacks
+    def test_more_values_may_be_read_at_once_than_a_client_has_views(self):
+        yield self.connector.setBuildData(30, "x", b"v", "s")
+        free = threading.Event()
+        busy = [self.connector._in_thread(lambda _: free.wait(60), waits=False) for _ in range(8)]  # all threads
+        calls = [self.connector.getBuildData(30, "x") for _ in range(450)]
+        yield self.connector.getAllBuildDataNoValues(30)  # behind those calls that are taken for ones that wait
+        free.set()
+        rows = yield defer.gatherResults(calls)
+        self.assertEqual([fields(row)["value"] for row in rows], [b"v"] * 450)
+        yield defer.gatherResults(busy)
+
+    @defer.inlineCallbacks
     def test_the_reactor_goes_on_while_a_value_is_copied(self):
         yield self.connector.setBuildData(30, "x", MEBIBYTE * 100, "s")
 

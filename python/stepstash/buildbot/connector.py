@@ -69,10 +69,20 @@ class BuildDataConnector(base.DBConnectorComponent):
         return self._in_thread(thd)
 
     def getBuildData(self, buildid, name):
-        known, view = self._resident(buildid, name)
-        if known:
-            return self._in_thread(lambda _: _row_with_value(view), waits=False)
-        return self._in_thread(lambda client: _row_with_value(_unless_impossible(client.get, buildid, name)))
+        def thd(client):
+            view = _unless_impossible(client.get, buildid, name)
+            if view is None:
+                return None
+            with view:
+                return _Row(
+                    buildid=view.build,
+                    name=view.name,
+                    value=_bytes_of(view),
+                    length=view.length,
+                    source=view.source,
+                )
+
+        return self._in_thread(thd, waits=not self._resident(buildid, name))
 
     def getBuildDataNoValue(self, buildid, name):
         def thd(client):
@@ -198,14 +208,18 @@ class BuildDataConnector(base.DBConnectorComponent):
             return self._client
 
     def _resident(self, buildid, name):
-        """Whether it is known without the daemon, and the view of it: the daemon may be asked in all other cases."""
+        """Whether the daemon need not be asked, as far as one can tell before a thread is free. Keeps no view until
+        then: a client has a limited number of them."""
         number = _number(buildid) if isinstance(buildid, (int, str)) else None
         if self._closed or self._client is None or number is None:
-            return False, None
+            return False
         try:
-            return self._client._resident(number, name)
+            known, view = self._client._resident(number, name)
         except (stepstash.Error, TypeError):
-            return False, None  # to be raised where the Deferred fails
+            return False  # to be raised where the Deferred fails
+        if view is not None:
+            view.release()
+        return known
 
     @defer.inlineCallbacks
     def _completion_times(self, numbers):
@@ -246,15 +260,6 @@ def _unless_impossible(read, buildid, name, all_names=False):
         return read(number, name)
     except stepstash.InvalidArgument:
         return None
-
-
-def _row_with_value(view):
-    if view is None:
-        return None
-    with view:
-        return _Row(
-            buildid=view.build, name=view.name, value=_bytes_of(view), length=view.length, source=view.source
-        )
 
 
 def _row_without_value(entry):
