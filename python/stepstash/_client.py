@@ -10,7 +10,10 @@ import math
 import operator
 import os
 import select
+import stat
 import sys
+import threading
+import time
 from functools import partial
 from typing import (
     TYPE_CHECKING,
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, StrPath
 
 _library = _abi.library
+
+# Milliseconds that wait() stays in the library, where no signal's handler of Python runs.
+_LONGEST_CALL = 500
 _Conditions = Tuple[bool, bool, int, Optional[float]]  # durable, if_absent, if_revision, deadline: as for _options()
 
 
@@ -133,6 +139,14 @@ def _waiting(file: Any, read: Callable[[], Any]) -> Any:
         poll.poll()
 
 
+def _at_once(descriptor: int) -> bool:
+    """Not so for a pipe, a socket or a terminal: Python waits for them, since its signals' handlers run meanwhile."""
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return True  # the library says what is wrong with it
+
+
 def _options(durable: bool, if_absent: bool, if_revision: int, deadline: Optional[float]) -> _abi.SetOptions:
     revision = _integer("if_revision", if_revision, 0, 2**64 - 1)
     return _abi.SetOptions(
@@ -144,11 +158,18 @@ def _set_result(code: int, result: _abi.SetResult) -> Optional[SetResult]:
     return None if checked(code) == _abi.UNMET else SetResult(result.id, result.revision)
 
 
+class _Buffer(_abi.PyBuffer):
+    """A Py_buffer, released when the last reference goes: no KeyboardInterrupt leaves an object locked."""
+
+    __slots__ = ()
+    __del__ = _abi.method(_abi.release_buffer)
+
+
 class _Bytes:
     """The memory of a bytes-like object, whatever its items are, for the length of a `with`."""
 
     def __init__(self, value: object) -> None:
-        self._buffer = _abi.PyBuffer()
+        self._buffer = _Buffer()
         # TypeError where it has no memory to look at, BufferError where it is not contiguous.
         _abi.get_buffer(value.data if isinstance(value, View) else value, self._buffer, _abi.PYBUF_SIMPLE)
 
@@ -161,11 +182,13 @@ class _Bytes:
 
 class _Handle:
     """Owns a stepstash_client. Client, pins and writers refer to it, and the last of them closes it: the segment stays
-    mapped as long as somebody can look at it."""
+    mapped as long as somebody can look at it. The garbage collector does not see it, as with _Pin: it would close it
+    before a finalizer of the same dead cycle calls the client, or saves it."""
 
     __slots__ = ("pointer",)
 
     def __init__(self, socket: Optional[StrPath], deadline: Optional[float]) -> None:
+        _abi.untrack(self)
         self.pointer = ctypes.c_void_p()
         path = None if socket is None else os.fsencode(socket)
         if path is not None and b"\0" in path:
@@ -195,6 +218,26 @@ class _Pin(_abi.View):
         _abi.untrack(self)
 
     __del__ = _abi.method(_library.release)
+
+
+class _Staged(ctypes.c_void_p):
+    """A stepstash_writer, aborted when the last reference goes. As _Pin, it exists before the library fills it, its
+    finalizer is not written in Python, and the garbage collector does not see it."""
+
+    __slots__ = ("handle",)
+    handle: _Handle
+
+    def __init__(self, handle: _Handle) -> None:
+        super().__init__()
+        self.handle = handle
+        _abi.untrack(self)
+
+    __del__ = _abi.method(_library.writer_abort)
+
+    def take(self) -> Optional[int]:
+        """For who frees it."""
+        pointer, self.value = self.value, None
+        return pointer
 
 
 class _Memory(ctypes.Array):  # type: ignore[type-arg]
@@ -324,59 +367,65 @@ class Writer:
     """A set whose value comes in pieces. Nothing is visible before commit(); the end of a `with` without it aborts.
     One thread at a time."""
 
-    def __init__(self, pointer: ctypes.c_void_p, handle: _Handle) -> None:
-        self._pointer: Optional[ctypes.c_void_p] = pointer
-        self._handle = handle
+    def __init__(self, staged: _Staged, length: Optional[int]) -> None:
+        self._staged = staged
+        self._missing = length  # None: not known
 
     @property
     def closed(self) -> bool:
         """Whether commit() or abort() has ended it."""
-        return self._pointer is None
+        return not self._staged
 
-    def _open(self) -> ctypes.c_void_p:
-        if self._pointer is None:
+    def _open(self) -> _Staged:
+        if not self._staged:
             raise ValueError("the writer is closed")
-        return self._pointer
+        return self._staged
 
     def write(self, data: Union[ReadableBuffer, View]) -> int:
         """Appends a bytes-like object; returns its bytes. An error is final: abort."""
-        pointer = self._open()
+        staged = self._open()
         with _Bytes(data) as (at, count):
-            checked(_library.writer_write(pointer, at, count))
-        return count
+            checked(_library.writer_write(staged, at, count))
+        return self._came(count)
 
     def readinto(self, file: Any) -> int:
         """Appends what file.readinto() fills directly into the staging ring; returns the bytes, 0 at the end."""
-        pointer, at, room = self._open(), ctypes.c_void_p(), ctypes.c_size_t()
-        checked(_library.writer_buffer(pointer, at, room))
+        staged, at, room = self._open(), ctypes.c_void_p(), ctypes.c_size_t()
+        # The library has no room beyond what was announced, not even to see the end.
+        if self._missing == 0 and self._filled(file, bytearray(1)) == 0:
+            return 0
+        checked(_library.writer_buffer(staged, at, room))
         with _abi.memory_view(at, room.value, _abi.PYBUF_WRITE) as ring:
-            count: Optional[int] = file.readinto(ring)
+            count = self._filled(file, ring)
+        checked(_library.writer_advance(staged, count))
+        return self._came(count)
+
+    @staticmethod
+    def _filled(file: Any, room: Any) -> int:
+        count = file.readinto(room)
         if count is None:
             raise BlockingIOError("the file does not block, and has nothing to read now")
-        checked(_library.writer_advance(pointer, count))
+        return _integer("readinto()'s count", count, 0, len(room))
+
+    def _came(self, count: int) -> int:
+        if self._missing is not None:
+            self._missing -= count
         return count
 
     def commit(self) -> Optional[SetResult]:
         """Publishes the value. None: a condition did not hold, and nothing was changed."""
-        pointer, self._pointer = self._open(), None
-        result = _abi.SetResult()
-        return _set_result(_library.writer_commit(pointer, result), result)
+        staged, result = self._open(), _abi.SetResult()
+        return _set_result(_library.writer_commit(staged.take(), result), result)
 
     def abort(self) -> None:
         """Forgets the value. After commit(), and again: nothing."""
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            _library.writer_abort(pointer)
+        _library.writer_abort(self._staged.take())
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.abort()
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            self.abort()
 
 
 class Client:
@@ -427,9 +476,20 @@ class Client:
 
     def wait(self, build: int, name: str, timeout: float) -> Optional[View]:
         """As get, but waits up to `timeout` seconds for the name to appear; None when it did not."""
-        handle = self._open()
-        pin, build, key = _Pin(handle), _build(build), _text("name", name)
-        code = _library.wait(handle.pointer, build, key, _milliseconds(timeout), pin)
+        handle, until = self._open(), time.monotonic() + timeout
+        pin, build, key, left = _Pin(handle), _build(build), _text("name", name), _milliseconds(timeout)
+        # Signals' handlers run between calls, on the main thread alone.
+        piece = _LONGEST_CALL if threading.current_thread() is threading.main_thread() else left
+        while left > piece:
+            started = time.monotonic()
+            code = _library.wait(handle.pointer, build, key, piece, pin)
+            if code not in (_abi.EDEADLINE, _abi.EUNAVAILABLE):
+                break
+            if code == _abi.EUNAVAILABLE:  # at once, it may be
+                time.sleep(max(0, started + piece / 1000 - time.monotonic()))
+            left = _milliseconds(until - time.monotonic())
+        else:
+            code = _library.wait(handle.pointer, build, key, left, pin)
         if code == _abi.EDEADLINE:
             return None
         checked(code)
@@ -529,13 +589,16 @@ class Client:
     def _set_file(self, build: int, name: str, file: Any, source: str, conditions: _Conditions) -> Optional[SetResult]:
         if isinstance(file, io.TextIOBase):
             raise TypeError("the file is open in text mode: open it with 'rb'")
-        if isinstance(file, int) or isinstance(file, io.FileIO):
+        # Not their subclasses, which may read something else than the descriptor does.
+        if isinstance(file, int) or type(file) is io.FileIO:
             handle, result = self._open(), _abi.SetResult()
             fd = _integer("descriptor", file if isinstance(file, int) else file.fileno(), 0, 2**31 - 1)
-            key = handle.pointer, _build(build), _text("name", name)
-            code = _library.set_fd(*key, fd, _text("source", source), _options(*conditions), result)
-            return _set_result(code, result)
-        if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO) and file.seekable():
+            if _at_once(fd):
+                key = handle.pointer, _build(build), _text("name", name)
+                code = _library.set_fd(*key, fd, _text("source", source), _options(*conditions), result)
+                return _set_result(code, result)
+            file = io.FileIO(fd, closefd=False)
+        if type(file) is io.BufferedReader and type(file.raw) is io.FileIO and file.seekable():
             # Its descriptor stands behind what it has read ahead.
             os.lseek(file.fileno(), file.tell(), os.SEEK_SET)
             try:
@@ -585,11 +648,12 @@ class Client:
     def _begin(
         self, build: int, name: str, length: Optional[int], source: str, conditions: _Conditions
     ) -> Optional[Writer]:
-        handle, pointer = self._open(), ctypes.c_void_p()
+        handle = self._open()
+        staged = _Staged(handle)
         total = _abi.UNKNOWN_LENGTH if length is None else _integer("length", length, 0, _abi.UNKNOWN_LENGTH - 1)
         key = handle.pointer, _build(build), _text("name", name)
-        code = checked(_library.set_begin(*key, total, _text("source", source), _options(*conditions), pointer))
-        return None if code == _abi.UNMET else Writer(pointer, handle)
+        code = checked(_library.set_begin(*key, total, _text("source", source), _options(*conditions), staged))
+        return None if code == _abi.UNMET else Writer(staged, length)
 
     # ---- builds ----
 

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, AsyncIterable, Callable, Dict, Iterable, List, Optional, TypeVar, Union
 
-from ._client import Build, Client, Entry, Readable, SetResult, View, Writer
+from ._client import Build, Client, Entry, Readable, SetResult, View, Writer, _milliseconds
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, StrPath
@@ -58,6 +59,17 @@ class _Threads:
             future.add_done_callback(self._dispose)  # at once, if it has ended already
             raise
 
+    def forget(self, call: Callable[[], Any]) -> None:
+        """Runs what nobody awaits, also after close(), without a pool that nobody would close again."""
+        pool = self._pool if self._process == os.getpid() else None
+        try:
+            if pool is not None:
+                pool.submit(call)
+            else:
+                threading.Thread(target=call, name="stepstash", daemon=True).start()
+        except RuntimeError:  # closed by another thread, or the interpreter ends
+            call()
+
     def _dispose(self, future: Future[Any]) -> None:
         """Gives back what nobody awaits any more."""
         if not future.cancelled() and future.exception() is None:
@@ -65,7 +77,7 @@ class _Threads:
             if isinstance(result, View):
                 result.release()
             elif isinstance(result, Writer):
-                self.submit(result.abort)  # asks the daemon
+                self.forget(result.abort)  # asks the daemon
 
     def close(self) -> None:
         """Returns at once. Calls that run go on to their end."""
@@ -75,7 +87,7 @@ class _Threads:
 
 
 class AsyncWriter:
-    """A set whose value comes in pieces, as Writer. One task at a time."""
+    """A set whose value comes in pieces, as Writer. One call at a time; one that is cancelled is final, as an error."""
 
     def __init__(self, writer: Writer, threads: _Threads) -> None:
         self._writer = writer
@@ -83,6 +95,10 @@ class AsyncWriter:
         self._last: Optional[Future[Any]] = None
 
     async def _run(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        last = self._last
+        if last is not None and (not last.done() or last.cancelled()):
+            # Two threads must not use a writer at once, and a value must not lack the piece that was cancelled.
+            raise RuntimeError("a call of this writer is under way or was cancelled: abort it")
         self._last = self._threads.submit(call, *arguments)
         future: Future[_T] = self._last
         return await asyncio.wrap_future(future)
@@ -98,9 +114,9 @@ class AsyncWriter:
     def abort(self) -> None:
         """Forgets the value, on a thread. After commit(), and again: nothing."""
         if self._last is None:
-            self._threads.submit(self._writer.abort)
+            self._threads.forget(self._writer.abort)
         elif not self._writer.closed:  # a write that was cancelled may still run: one thread at a time
-            self._last.add_done_callback(lambda _: self._threads.submit(self._writer.abort))
+            self._last.add_done_callback(lambda _: self._threads.forget(self._writer.abort))
 
     async def __aenter__(self) -> AsyncWriter:
         return self
@@ -121,15 +137,22 @@ class AsyncClient:
         self._place = socket, deadline
         self._threads = _Threads(threads)
         self._client: Optional[Client] = None
+        self._closed = 0  # how often
 
     async def connect(self) -> None:
         """Connects, unless it is connected."""
         if self._client is None:
-            self._client = await self._threads.run(Client, *self._place)
+            closed = self._closed
+            client = await self._threads.run(Client, *self._place)
+            if self._closed != closed:
+                client.close()
+                raise ValueError("the client was closed while it connected")
+            if self._client is None:  # another task may have been faster
+                self._client = client
 
     def close(self) -> None:
         """Closes the connection, at once. Views stay valid, and calls that run go on to their end."""
-        client, self._client = self._client, None
+        client, self._client, self._closed = self._client, None, self._closed + 1
         if client is not None:
             client.close()
         self._threads.close()
@@ -158,6 +181,7 @@ class AsyncClient:
     async def wait(self, build: int, name: str, timeout: float) -> Optional[View]:
         """As get, but waits up to `timeout` seconds for the name to appear; None when it did not. Looks for it every
         50 ms, and takes no thread."""
+        _milliseconds(timeout)  # refuses what is not a number
         until = time.monotonic() + timeout
         pause = _FIRST_LOOK
         while True:

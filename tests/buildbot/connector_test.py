@@ -2,6 +2,7 @@
 """The connector against a real daemon: what docs/buildbot.md promises, one behaviour each."""
 
 import array
+import io
 import os
 import signal
 import subprocess
@@ -143,7 +144,8 @@ class Failures(WithConnector):
     @defer.inlineCallbacks
     def test_a_value_that_is_not_bytes_is_a_type_error(self):
         yield self.fails(TypeError, "bytes-like", 30, "x", "text", "s")
-        yield self.fails(TypeError, "bytes-like", 30, "x", None, "s")
+        for value in (None, {}, [], [b"pieces"], iter([b"pieces"]), io.BytesIO(b"file")):
+            yield self.fails(TypeError, "bytes-like", 30, "x", value, "s")
         self.assertIsNone((yield self.connector.getBuildData(30, "x")))
 
     @defer.inlineCallbacks
@@ -175,6 +177,20 @@ class Failures(WithConnector):
             failure = yield self.assertFailure(call, stepstash.Unavailable)
             self.assertIn(".none", str(failure))
         self.assertLess(time.monotonic() - started, 6)  # all together: one after the other they would take 8 s
+
+    @defer.inlineCallbacks
+    def test_calls_to_a_daemon_that_takes_connections_and_does_not_answer_end_together(self):
+        lonely = BuildDataConnector(self.database.db, self.daemon.socket, deadline=1)
+        self.addCleanup(lonely.close)
+        self.daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            for call in [lonely.setBuildData(30, str(i), b"x", "s") for i in range(8)]:
+                failure = yield self.assertFailure(call, stepstash.Unavailable)
+                self.assertIn("no answer", str(failure))
+            self.assertLess(time.monotonic() - started, 6)
+        finally:
+            self.daemon.process.send_signal(signal.SIGCONT)
 
     @defer.inlineCallbacks
     def test_after_close_a_call_fails(self):
@@ -260,6 +276,21 @@ class Retention(WithConnector):
         self.assertEqual((yield self.connector.deleteOldBuildData(1000003)), 3)
 
     @defer.inlineCallbacks
+    def test_a_build_that_is_held_while_the_database_is_asked_stays(self):
+        yield self.connector.setBuildData(999, "orphan", b"value", "source")
+        ask = self.connector._completion_times
+
+        @defer.inlineCallbacks
+        def busy(numbers):
+            with stepstash.Client(self.daemon.socket) as client:
+                client.hold(999)
+            return (yield ask(numbers))
+
+        self.patch(self.connector, "_completion_times", busy)
+        self.assertEqual((yield self.connector.deleteOldBuildData(1000)), 0)
+        self.assertEqual((yield self.names(999)), ["orphan"])
+
+    @defer.inlineCallbacks
     def test_more_builds_than_one_query_looks_up(self):
         for number in range(1, 1203):
             yield self.connector.setBuildData(number, "x", b"v", "s")
@@ -308,6 +339,34 @@ class Independence(WithConnector):
         finally:
             self.daemon.process.send_signal(signal.SIGCONT)
         yield call
+
+    @defer.inlineCallbacks
+    def test_values_in_memory_are_read_however_many_calls_wait(self):
+        yield self.connector.setBuildData(30, "small", b"v", "s")
+        self.daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            calls = [self.connector.setBuildData(30, str(i), MEBIBYTE, "s") for i in range(12)]
+            calls += [self.connector.getAllBuildDataNoValues(30) for _ in range(12)]
+            reads = [self.connector.getBuildData(30, "small"), self.connector.getBuildDataNoValue(30, "small")]
+            reads.append(self.connector.getBuildData(30, "absent"))
+            rows = yield defer.gatherResults(reads).addTimeout(5, reactor)
+            self.assertEqual([row and fields(row)["value"] for row in rows], [b"v", None, None])
+            self.assertFalse(any(call.called for call in calls))
+        finally:
+            self.daemon.process.send_signal(signal.SIGCONT)
+        yield defer.gatherResults(calls)
+
+    @defer.inlineCallbacks
+    def test_more_values_may_be_read_at_once_than_a_client_has_views(self):
+        yield self.connector.setBuildData(30, "x", b"v", "s")
+        free = threading.Event()
+        busy = [self.connector._in_thread(lambda _: free.wait(60), waits=False) for _ in range(8)]  # all threads
+        calls = [self.connector.getBuildData(30, "x") for _ in range(450)]
+        yield self.connector.getAllBuildDataNoValues(30)  # behind those calls that are taken for ones that wait
+        free.set()
+        rows = yield defer.gatherResults(calls)
+        self.assertEqual([fields(row)["value"] for row in rows], [b"v"] * 450)
+        yield defer.gatherResults(busy)
 
     @defer.inlineCallbacks
     def test_the_reactor_goes_on_while_a_value_is_copied(self):

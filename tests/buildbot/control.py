@@ -70,6 +70,9 @@ class Control(service.BuildbotService):
         )
         return requests[builderid]
 
+    def do_stop(self, build):
+        return self.master.data.control("stop", {"reason": "the test"}, ("builds", build))
+
     def do_get(self, path):
         return self.master.data.get(tuple(path))
 

@@ -60,6 +60,26 @@ c["schedulers"] = [schedulers.ForceScheduler(name="force", builderNames=["builde
 c["builders"] = [util.BuilderConfig(name="builder", workernames=["worker"], factory=factory)]
 """
 
+PLACES = """
+def shell(script):
+    return steps.ShellCommand(command=["sh", "-ec", script], haltOnFailure=True)
+
+factory = util.BuildFactory([
+    shell("echo content > in; cp in ./-; mkdir home; cp in home/tilde"),
+    steps.BuildDataFromWorkerFile(workersrc="-", data_name="dash"),
+    steps.BuildDataToWorkerFile(data_name="dash", workerdest="new/directory/out"),
+    shell("cmp in new/directory/out; rm ./-"),
+    steps.BuildDataToWorkerFile(data_name="dash", workerdest="-"),
+    shell("cmp in ./-"),
+    steps.BuildDataFromWorkerFile(workersrc="~/tilde", data_name="tilde"),
+    steps.BuildDataFromWorkerFile(workersrc="in", data_name="large", maxsize=3, flunkOnFailure=False, haltOnFailure=False),
+    steps.BuildDataToWorkerFile(data_name="dash", workerdest="large", maxsize=3, flunkOnFailure=False, haltOnFailure=False),
+])
+c["schedulers"] = [schedulers.ForceScheduler(name="force", builderNames=["builder"])]
+c["builders"] = [util.BuilderConfig(name="builder", workernames=["worker"], factory=factory)]
+c["services"].append(util.StepstashService(socket_path=SOCKET))
+"""
+
 
 class Master(unittest.TestCase):
     def setUp(self):
@@ -188,3 +208,55 @@ class Master(unittest.TestCase):
         self.start(STEPS + 'c["services"].append(util.StepstashService())\n', STEPSTASH_SOCKET=self.daemon.socket)
         self.buildbot.start_worker(PATH="/usr/bin:/bin")  # nor has it the command
         self.assertEqual(self.steps_of_a_build()[:2], ["-file: through the master"] * 2)
+
+    def command_of_the_worker(self, script):
+        """A directory for PATH, with another `stepstash` than the real one, which is $REAL in it."""
+        directory = self.buildbot.directory / "bin"
+        directory.mkdir()
+        command = directory / "stepstash"
+        command.write_text(f"#!/bin/sh\nREAL={BUILD / 'cli' / 'stepstash'}\n{script}\n")
+        command.chmod(0o755)
+        return f"{directory}:/usr/bin:/bin"
+
+    def test_what_the_workers_command_cannot_do_the_transfer_does(self):
+        self.start(PLACES)
+        home = self.buildbot.directory / "worker" / "builder" / "build" / "home"
+        self.buildbot.start_worker(HOME=str(home))
+        build = self.buildbot.run_build("builder")
+        self.assertEqual(build["results"], 0, (build["steps"], self.buildbot.log()))
+        ways = [text.partition(" (")[0] for text in build["steps"] if "by the worker" in text or "through the master" in text]
+        here, there = "by the worker itself", "through the master"
+        self.assertEqual(ways[:3], [f"dash: {here}", f"dash: {there}", f"dash: {here}"])
+        self.assertEqual(ways[3:], [f"tilde: {there}", f"large: {there}", f"dash: {there}"])
+        names = [(entry.name, entry.length) for entry in self.client.list(build["buildid"])]
+        self.assertEqual(names, [("dash", 8), ("tilde", 8)])
+
+    def test_a_worker_that_may_read_but_not_set_transfers(self):
+        self.start(STEPS + 'c["services"].append(util.StepstashService(socket_path=SOCKET))\n')
+        path = self.command_of_the_worker('[ "$1" = set ] || exec $REAL "$@"; echo "not permitted" >&2; exit 77')
+        self.buildbot.start_worker(PATH=path)
+        ways = self.steps_of_a_build()
+        self.assertEqual(ways[:2], ["-file: through the master", "-file: by the worker itself"])
+
+    def test_a_command_of_the_worker_that_is_only_called_stepstash_is_left_alone(self):
+        self.start(STEPS + 'c["services"].append(util.StepstashService(socket_path=SOCKET))\n')
+        self.buildbot.start_worker(PATH=self.command_of_the_worker('[ "$1" != stats ] || echo "[7]"'))
+        self.assertEqual(self.steps_of_a_build()[:2], ["-file: through the master"] * 2)
+
+    def test_a_build_that_is_stopped_does_not_go_on_with_the_transfer(self):
+        self.start(STEPS + 'c["services"].append(util.StepstashService(socket_path=SOCKET))\n')
+        gate = self.buildbot.gate
+        path = self.command_of_the_worker(f'[ "$1" = $(cat {gate}) ] || exec $REAL "$@"; touch {gate}.reached; exec sleep 100')
+        for command in ("stats", "set"):
+            gate.write_text(command)
+            if self.buildbot.worker is None:
+                self.buildbot.start_worker(PATH=path)
+            build = self.buildbot.started_build(self.buildbot.ask("force", "builder"))
+            reached = gate.with_suffix(".reached")
+            until(reached.exists, "the worker's command", 60)
+            self.buildbot.ask("stop", build)
+            finished = self.buildbot.finished_build(build)
+            self.assertEqual(finished["results"], 6, finished)  # cancelled
+            self.assertFalse([text for text in finished["steps"] if "through the master" in text], finished["steps"])
+            self.assertEqual(self.client.list(build), [])
+            reached.unlink()

@@ -32,9 +32,12 @@ class Database:
         master = _Master(db_url)
         self.db = DBConnector(".")
         if hasattr(self.db, "set_master"):  # Buildbot 4
-            from buildbot.config.master import DBConfig
+            if hasattr(self.db, "configured_url"):  # until 4.2
+                self.db.configured_url = db_url
+            else:
+                from buildbot.config.master import DBConfig
 
-            self.db.configured_db_config = DBConfig(db_url)
+                self.db.configured_db_config = DBConfig(db_url)
             yield self.db.set_master(master)
         else:
             yield self.db.setServiceParent(master)

@@ -6,6 +6,8 @@ import gc
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -206,9 +208,57 @@ class AsyncTest(unittest.IsolatedAsyncioTestCase):
         self.assertIsNone(await self.client.get(self.build, "x"))
         await self.client.set(self.build, "x", MEGABYTE)
 
+    async def test_calls_of_a_writer_at_one_time_are_refused_and_one_that_was_cancelled_is_final(self):
+        writer = await self.client.begin(self.build, "x")
+        done = await asyncio.gather(*(writer.write(MEGABYTE) for _ in range(8)), return_exceptions=True)
+        self.assertEqual([type(one) for one in done], [int] + [RuntimeError] * 7)
+        await writer.commit()
+        self.assertEqual((await self.client.stat(self.build, "x")).length, len(MEGABYTE))
+
+        async with await self.client.begin(self.build, "y") as writer:
+            await writer.write(b"first")
+            go_on = threading.Event()
+            busy = [asyncio.ensure_future(self.client._threads.run(go_on.wait, 20)) for _ in range(2)]  # both threads
+            await asyncio.sleep(0)
+            second = asyncio.ensure_future(writer.write(b"second"))
+            await asyncio.sleep(0)
+            second.cancel()  # in the queue: its bytes will never come
+            await asyncio.gather(second, return_exceptions=True)
+            go_on.set()
+            await asyncio.gather(*busy)
+            with self.assertRaises(RuntimeError):
+                await writer.write(b"third")
+            with self.assertRaises(RuntimeError):
+                await writer.commit()
+        self.assertIsNone(await self.client.get(self.build, "y"))
+
+    async def test_a_writer_that_is_aborted_after_the_client_was_closed_leaves_no_thread(self):
+        writer = await self.client.begin(self.build, "x")
+        await writer.write(MEGABYTE)
+        self.client.close()
+        writer.abort()
+        await self.eventually(lambda: writer._writer.closed)
+        await self.eventually(lambda: threading.active_count() == 1)
+        self.assertIsNone(self.control.get(self.build, "x"))
+
+    async def test_what_is_closed_while_it_connects_is_not_connected_afterwards(self):
+        client = AsyncClient(self.daemon.socket)
+        connecting = asyncio.ensure_future(client.connect())
+        await asyncio.sleep(0)
+        client.close()
+        with self.assertRaises(ValueError):
+            await connecting
+        with self.assertRaises(ValueError):
+            await client.get(self.build, "x")
+        await asyncio.gather(client.connect(), client.connect())
+        self.assertIsNone(await client.get(self.build, "x"))
+        client.close()
+
     async def test_errors_are_those_of_the_client(self):
         with self.assertRaisesRegex(stepstash.InvalidArgument, "9223372036854775807"):
             await self.client.get(0, "x")
+        with self.assertRaises(stepstash.InvalidArgument):
+            await asyncio.wait_for(self.client.wait(self.build, "x", float("nan")), 2)
         with self.assertRaisesRegex(stepstash.TooLarge, "70000000.*67108864"):
             await self.client.set(self.build, "x", bytes(70_000_000))
         with self.assertRaisesRegex(stepstash.Unavailable, "-none"):
@@ -219,6 +269,25 @@ class AsyncTest(unittest.IsolatedAsyncioTestCase):
             await self.client.get(self.build, "x")
         with self.assertRaises(ValueError):
             await AsyncClient(self.daemon.socket).get(self.build, "x")
+
+
+class ExitTest(unittest.TestCase):
+    def test_a_writer_may_be_aborted_when_the_interpreter_ends(self):
+        daemon = Daemon()
+        self.addCleanup(daemon.stop)
+        script = (
+            "import asyncio, atexit, sys\n"
+            "from stepstash.aio import AsyncClient\n"
+            "async def main():\n"
+            "    client = AsyncClient(sys.argv[1])\n"
+            "    await client.connect()\n"
+            "    writer = await client.begin(1, 'x')\n"
+            "    await writer.write(bytes(300000))\n"
+            "    atexit.register(writer.abort)\n"
+            "asyncio.run(main())\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", script, daemon.socket], capture_output=True, text=True)
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
 
 
 class ForkTest(unittest.TestCase):

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import termios
 import threading
+import time
 import tracemalloc
 import unittest
 import zipfile
@@ -370,6 +371,29 @@ class Lifetimes(WithDaemon):
         gc.collect()
         self.assertEqual(self.open_views(), 0)
 
+    def test_what_a_finalizer_saves_from_the_collector_can_be_called_on(self):
+        script = (
+            "import gc, sys, stepstash\n"
+            "saved = []\n"
+            "class Saver:\n"
+            "    def __del__(self):\n"
+            "        self.writer.write(bytes(300000))\n"
+            "        saved.append(self)\n"
+            "gc.disable()\n"
+            "saver = Saver()\n"
+            "saver.me = saver\n"
+            "saver.client = stepstash.Client(sys.argv[1])\n"
+            "saver.writer = saver.client.begin(int(sys.argv[2]), 'saved')\n"
+            "del saver\n"
+            "gc.collect()\n"
+            "saved[0].writer.commit()\n"
+            "saved[0].client.set(int(sys.argv[2]), 'after', b'v')\n"
+        )
+        run = [sys.executable, "-c", script, self.daemon.socket, str(self.build)]
+        ended = subprocess.run(run, capture_output=True, text=True)
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        self.assertEqual([one.name for one in self.client.list(self.build)][1:], ["saved", "after"])
+
     def test_a_program_may_end_with_everything_open(self):
         script = (
             "import sys, threading, stepstash\n"
@@ -392,7 +416,9 @@ class Lifetimes(WithDaemon):
         until(lambda: self.open_views() == 0, "the dead processes' pins to go")
         self.assertIsNone(self.client.get(self.build, "never"))
 
-    def test_an_interrupted_get_leaks_no_pin(self):
+    def interrupted(self, call):
+        """Calls it again and again, with an exception of a signal's handler at every point of it."""
+
         class Stop(Exception):
             pass
 
@@ -403,17 +429,35 @@ class Lifetimes(WithDaemon):
         try:
             stopped = 0
             for i in range(300):
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 1e-6)
                 try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 1e-6)
                     for _ in range(2000):
-                        self.client.get(self.build, "x")
+                        call()
                 except Stop:
                     stopped += 1
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, former)
         self.assertGreater(stopped, 100)  # some come while nothing may be raised, and are only reported
+
+    def test_an_interrupted_get_leaks_no_pin(self):
+        self.interrupted(lambda: self.client.get(self.build, "x"))
         self.assertEqual(self.open_views(), 0)
+
+    def test_an_interrupted_set_leaves_nothing_open_and_its_value_unlocked(self):
+        value = bytearray(b"value")
+        self.interrupted(lambda: self.client.set(self.build, "set", value))
+        value.append(0)  # BufferError if a buffer of it is still held
+        view = self.client.get(self.build, "set")
+        self.interrupted(lambda: self.client.set(self.build, "set", view))
+        view.release()
+        self.assertEqual(self.open_views(), 0)
+        # A set in pieces holds a connection and, from 64 KiB on, a ring and the room for the value.
+        self.interrupted(lambda: self.client.begin(self.build, "never", 1 << 20).abort())
+        self.client.set(self.build, "set", MEGABYTE)
+        figures = self.client.stats()
+        self.assertLess(figures["connections"], 8)
+        self.assertLess(figures["segment"]["used_bytes"], 8 << 20)
 
 
 class Writing(WithDaemon):
@@ -577,6 +621,74 @@ class Writing(WithDaemon):
         with self.assertRaises(BlockingIOError):
             self.client.set_file(self.build, "x", Reader())
         self.assertIsNone(self.client.get(self.build, "x"))
+
+    def test_what_reads_something_else_than_its_descriptor_is_asked_itself(self):
+        class Upper(io.FileIO):
+            def readinto(self, room):
+                count = super().readinto(room)
+                room[:count] = bytes(room[:count]).upper()
+                return count
+
+        with tempfile.NamedTemporaryFile() as made:
+            made.write(b"content")
+            made.flush()
+            for file in (Upper(made.name), io.BufferedReader(Upper(made.name))):
+                with file:
+                    self.client.set(self.build, "x", file)
+                self.assertEqual(self.value("x"), b"CONTENT")
+
+    def test_a_count_that_readinto_cannot_have_read_is_refused(self):
+        class Reader:
+            def readinto(self, _):
+                return self.count
+
+        reader = Reader()
+        for reader.count, error in ((-1, ValueError), (1 << 40, ValueError), ((1 << 64) + 3, ValueError), ("3", TypeError)):
+            with self.assertRaises(error):
+                self.client.set_file(self.build, "x", reader)
+        self.assertIsNone(self.client.get(self.build, "x"))
+
+    def test_a_writer_reads_a_file_of_the_announced_length_to_its_end_and_no_longer_one(self):
+        for length in (0, 5, len(MEGABYTE)):
+            with self.client.begin(self.build, "x", length) as writer:
+                file = io.BytesIO(MEGABYTE[:length])
+                while writer.readinto(file):
+                    pass
+                writer.commit()
+            self.assertEqual(self.value("x"), MEGABYTE[:length])
+        with self.client.begin(self.build, "y", 5) as writer, self.assertRaises(stepstash.InvalidArgument):
+            file = io.BytesIO(b"123456")
+            while writer.readinto(file):
+                pass
+
+    def test_an_interrupt_ends_a_wait_and_a_set_of_what_never_comes(self):
+        class Stop(Exception):
+            pass
+
+        def interrupt(*_):
+            raise Stop
+
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        end = os.fdopen(writing, "wb", buffering=0)
+        self.addCleanup(end.close)
+        watchdog = threading.Timer(25, end.close)  # so that a failing test ends
+        watchdog.start()
+        self.addCleanup(watchdog.cancel)
+        former = signal.signal(signal.SIGALRM, interrupt)
+        self.addCleanup(signal.signal, signal.SIGALRM, former)
+        with open(reading, "rb", buffering=0, closefd=False) as raw:
+            calls = (
+                lambda: self.client.wait(self.build, "never", 25),
+                lambda: self.client.set_file(self.build, "x", reading),
+                lambda: self.client.set_file(self.build, "x", raw),
+            )
+            for call in calls:
+                started = time.monotonic()
+                with self.assertRaises(Stop):
+                    signal.setitimer(signal.ITIMER_REAL, 0.05)
+                    call()
+                self.assertLess(time.monotonic() - started, 20)
 
     def test_nothing_of_a_writer_is_visible_before_its_commit(self):
         with self.client.begin(self.build, "x", len(MEGABYTE)) as writer:

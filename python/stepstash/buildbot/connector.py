@@ -17,7 +17,7 @@ from stepstash._client import _Bytes
 # Buildbot 4.1 made the rows a dataclass. Its BuildDataDict is a deprecated alias there, so the order matters.
 _Row = getattr(build_data, "BuildDataModel", None) or build_data.BuildDataDict
 
-# A call that waits (for room, for a daemon that restarts) occupies a thread until its deadline.
+# Of each pool. A call that waits (for room, for a daemon that restarts) occupies a thread until its deadline.
 _THREADS = 8
 
 # Builds that one query looks up. The master's other queries run in between: on SQLite Buildbot has one database thread.
@@ -35,9 +35,10 @@ _copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 class BuildDataConnector(base.DBConnectorComponent):
     """In the place of `master.db.build_data`: the same methods, arguments and rows.
 
-    Every method returns a Deferred and calls the daemon on a thread of this object's own pool, so that neither the
-    reactor nor the master's database threads wait for it. Of the master's database it reads one thing: when builds
-    completed, in deleteOldBuildData.
+    Every method returns a Deferred and calls the daemon on a thread of this object's own, so that neither the reactor
+    nor the master's database threads wait for it. What needs no daemon, since it is in the segment, has a pool of its
+    own: calls that wait do not hold it up. Of the master's database it reads one thing: when builds completed, in
+    deleteOldBuildData.
 
     `db` is the master's DBConnector. `socket_path` None means $STEPSTASH_SOCKET, or the usual places. `deadline`, in
     seconds, bounds each call to the daemon; it also waits that long for one that restarts.
@@ -51,9 +52,9 @@ class BuildDataConnector(base.DBConnectorComponent):
         self._deadline = deadline
         self._client = None
         self._connecting = threading.Lock()
-        self._pool = None
+        self._refused = None
+        self._pools = {}  # by whether its calls may wait for the daemon: the pool, and what stops it at shutdown
         self._closed = False
-        self._at_shutdown = None
 
     # ---- Buildbot's methods ----
 
@@ -62,7 +63,8 @@ class BuildDataConnector(base.DBConnectorComponent):
             number = _number(buildid)
             if number is None:
                 raise ValueError(f"{buildid!r} is not the number of a build")
-            client.set(number, name, value, source)
+            with memoryview(value):  # the client would take a list or a dict, too: as pieces
+                client.set(number, name, value, source)
 
         return self._in_thread(thd)
 
@@ -80,14 +82,14 @@ class BuildDataConnector(base.DBConnectorComponent):
                     source=view.source,
                 )
 
-        return self._in_thread(thd)
+        return self._in_thread(thd, waits=not self._resident(buildid, name))
 
     def getBuildDataNoValue(self, buildid, name):
         def thd(client):
             entry = _unless_impossible(client.stat, buildid, name)
             return None if entry is None else _row_without_value(entry)
 
-        return self._in_thread(thd)
+        return self._in_thread(thd, waits=self._client is None)
 
     def getAllBuildDataNoValues(self, buildid, name=None):
         """Sorted by name. `name` selects one, as Buildbot's documentation has it; no version of its code does."""
@@ -109,9 +111,10 @@ class BuildDataConnector(base.DBConnectorComponent):
 
         def thd(client):
             deleted = 0
+            held = {build.build for build in client.builds() if build.held}  # now: the database may have been busy
             for build in builds if completed is not None else ():
                 if build.build not in completed:
-                    deleted += 0 if build.held else client.drop(build.build)
+                    deleted += 0 if build.build in held else client.drop(build.build)
                 elif completed[build.build] != build.complete_at:
                     _finish(client, build.build, completed[build.build])
             return deleted + client.prune(older_than)
@@ -158,9 +161,10 @@ class BuildDataConnector(base.DBConnectorComponent):
     def close(self):
         """Waits for the calls under way. Later ones fail. Again: nothing."""
         self._closed = True
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            reactor.removeSystemEventTrigger(self._at_shutdown)
+        pools, self._pools = self._pools, {}
+        for _, at_shutdown in pools.values():
+            reactor.removeSystemEventTrigger(at_shutdown)
+        for pool, _ in pools.values():
             yield threads.deferToThread(pool.stop)  # it joins the threads
         self._client = None  # views that are still referred to keep the segment mapped
 
@@ -172,28 +176,50 @@ class BuildDataConnector(base.DBConnectorComponent):
 
     # ---- inside ----
 
-    def _in_thread(self, thd):
+    def _in_thread(self, thd, waits=True):
         if self._closed:
             return defer.fail(ValueError("the connector to stepstash is closed"))
-        if self._pool is None:
-            self._pool = ThreadPool(0, _THREADS, "stepstash")
-            self._pool.start()
+        if waits not in self._pools:
+            pool = ThreadPool(0, _THREADS, "stepstash")
+            pool.start()
             # Threads that wait for work would keep a master alive that ends without close().
-            self._at_shutdown = reactor.addSystemEventTrigger("during", "shutdown", self._pool.stop)
-        return threads.deferToThreadPool(reactor, self._pool, lambda: thd(self._connected()))
+            self._pools[waits] = pool, reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+        pool, _ = self._pools[waits]
+        return threads.deferToThreadPool(reactor, pool, lambda: thd(self._connected()))
 
     def _connected(self):
         """The client. The first call connects; afterwards the client reconnects by itself."""
-        give_up = time.monotonic() + self._deadline
+        if self._client is not None:
+            return self._client
+        started = time.monotonic()
+        give_up = started + self._deadline
         with self._connecting:
             while self._client is None:
+                if self._refused is not None and self._refused[0] > started and time.monotonic() > give_up:
+                    # Another thread has tried all the while: the calls of a deadline end together.
+                    raise stepstash.Unavailable(self._refused[1])
                 try:
                     self._client = stepstash.Client(self.socket_path, self._deadline)
-                except stepstash.Unavailable:  # at once where nobody listens, but a later call would wait, too
+                except stepstash.Unavailable as error:  # at once where nobody listens, but a later call would wait, too
+                    self._refused = time.monotonic(), str(error)
                     if time.monotonic() > give_up:
                         raise
                     time.sleep(0.05)
             return self._client
+
+    def _resident(self, buildid, name):
+        """Whether the daemon need not be asked, as far as one can tell before a thread is free. Keeps no view until
+        then: a client has a limited number of them."""
+        number = _number(buildid) if isinstance(buildid, (int, str)) else None
+        if self._closed or self._client is None or number is None:
+            return False
+        try:
+            known, view = self._client._resident(number, name)
+        except (stepstash.Error, TypeError):
+            return False  # to be raised where the Deferred fails
+        if view is not None:
+            view.release()
+        return known
 
     @defer.inlineCallbacks
     def _completion_times(self, numbers):

@@ -9,7 +9,7 @@ import tempfile
 from buildbot.plugins import util
 from buildbot.process import remotecommand
 from buildbot.process.buildstep import BuildStep
-from buildbot.process.results import FAILURE, SUCCESS
+from buildbot.process.results import CANCELLED, FAILURE, SUCCESS
 from buildbot.steps import transfer
 from twisted.internet import defer, threads
 
@@ -72,24 +72,36 @@ class GetBuildData(BuildStep):
 
 class _WithWorkersDaemon:
     """For a transfer step: where the worker reaches the master's own daemon, a command there does it, and the value does
-    not go through the master."""
+    not go through the master. What the command cannot do, Buildbot's transfer does, or says why not: it makes
+    directories, knows `~` and a largest size, and needs no rights of the worker's user."""
+
+    _interrupted = False
+
+    def interrupt(self, reason):
+        self._interrupted = True  # a transfer step goes on when its command has ended
+        return super().interrupt(reason)
 
     @defer.inlineCallbacks
-    def _transferred(self, command, through_master):
-        """`command` is the whole command line for the worker. `through_master` takes the connector and a path for a file
-        on the master."""
+    def _transferred(self, command, answers, through_master):
+        """`command` is the whole command line for the worker, `answers` are the exit statuses with which it has done or
+        knows it. `through_master` takes the connector and a path for a file on the master."""
         connector = self.master.db.build_data
         if not isinstance(connector, BuildDataConnector):
             yield self.addCompleteLog("stderr", "this step needs StepstashService in c['services']")
             return FAILURE
         environment = {} if connector.socket_path is None else {"STEPSTASH_SOCKET": connector.socket_path}
+        done = None
         if (yield self._same_daemon(connector, environment)):
-            way = "by the worker itself"
-            yield self.addLog("stdio")
+            log = yield self.addLog("stepstash")
             remote = remotecommand.RemoteShellCommand(self.workdir, command, env=environment, logEnviron=False)
-            remote.useLog(self.getLog("stdio"), False, "stdio")
+            remote.useLog(log, True, "stdio")
             yield self.runCommand(remote)
-            results = remote.results()
+            done = remote.rc
+        if self._interrupted:
+            return CANCELLED
+        if done in answers:
+            way = "by the worker itself"
+            results = SUCCESS if done == 0 else FAILURE
         else:
             way = "through the master"
             directory = tempfile.mkdtemp(prefix="stepstash-", dir=self.master.basedir)
@@ -104,6 +116,8 @@ class _WithWorkersDaemon:
     def _same_daemon(self, connector, environment):
         """Whether `stepstash` on the worker reaches the very process that the master does. Not so on another host, with
         another socket, without the command, or without the right to read the figures."""
+        if self.maxsize is not None:
+            return False
         ours = yield connector.check()
         probe = remotecommand.RemoteShellCommand(
             self.workdir,
@@ -116,10 +130,14 @@ class _WithWorkersDaemon:
         )
         yield self.runCommand(probe)
         try:
-            theirs = json.loads(probe.stdout) if probe.rc == 0 else None
-        except ValueError:
-            theirs = None
-        return theirs is not None and _identity(theirs) == _identity(ours)
+            return probe.rc == 0 and _identity(json.loads(probe.stdout)) == _identity(ours)
+        except (ValueError, LookupError, TypeError):  # a command of another version, or that is only called so
+            return False
+
+
+def _file(path):
+    """On a command line, where "-" is none."""
+    return "./-" if path == "-" else path
 
 
 def _identity(stats):
@@ -128,7 +146,8 @@ def _identity(stats):
 
 
 class BuildDataFromWorkerFile(_WithWorkersDaemon, transfer.FileUpload):
-    """Sets a build datum to the content of a file on the worker. Further arguments are those of FileUpload."""
+    """Sets a build datum to the content of a file on the worker. Further arguments are those of FileUpload; `maxsize`
+    makes it go through the master."""
 
     name = "build data from file"
     renderables = ["data_name", "source"]
@@ -139,7 +158,7 @@ class BuildDataFromWorkerFile(_WithWorkersDaemon, transfer.FileUpload):
 
     def run(self):
         command = ["stepstash", "set", "--build", str(self.build.buildid), "--source", self.source, "--"]
-        return self._transferred([*command, self.data_name, self.workersrc], self._through_master)
+        return self._transferred([*command, self.data_name, _file(self.workersrc)], {0}, self._through_master)
 
     @defer.inlineCallbacks
     def _through_master(self, connector, path):
@@ -152,7 +171,7 @@ class BuildDataFromWorkerFile(_WithWorkersDaemon, transfer.FileUpload):
 
 class BuildDataToWorkerFile(_WithWorkersDaemon, transfer.FileDownload):
     """Writes a build datum into a file on the worker. Fails if there is none. Further arguments are those of
-    FileDownload; `mode` makes it go through the master."""
+    FileDownload; `mode` and `maxsize` make it go through the master."""
 
     name = "build data to file"
     renderables = ["data_name"]
@@ -162,8 +181,8 @@ class BuildDataToWorkerFile(_WithWorkersDaemon, transfer.FileDownload):
         self.data_name = data_name
 
     def run(self):
-        command = ["stepstash", "get", "--build", str(self.build.buildid), "--output", self.workerdest, "--"]
-        return self._transferred([*command, self.data_name], self._through_master)
+        command = ["stepstash", "get", "--build", str(self.build.buildid), "--output", _file(self.workerdest)]
+        return self._transferred([*command, "--", self.data_name], {0, 1}, self._through_master)
 
     @defer.inlineCallbacks
     def _same_daemon(self, connector, environment):
