@@ -110,14 +110,17 @@ class BuildDataConnector(base.DBConnectorComponent):
         completed = yield self._completion_times([build.build for build in builds])
 
         def thd(client):
-            deleted = 0
-            held = {build.build for build in client.builds() if build.held}  # now: the database may have been busy
+            unknown = []
             for build in builds if completed is not None else ():
                 if build.build not in completed:
-                    deleted += 0 if build.build in held else client.drop(build.build)
+                    unknown.append(build.build)
                 elif completed[build.build] != build.complete_at:
                     _finish(client, build.build, completed[build.build])
-            return deleted + client.prune(older_than)
+            deleted = client.prune(older_than)  # also says whether this user may prune, before the unknown are finished
+            # Not drop(), which deletes what is held, too. `build.held` is of some time ago.
+            for number in unknown:
+                client.finish(number, older_than - 1)
+            return deleted + (client.prune(older_than) if unknown else 0)
 
         deleted = yield self._in_thread(thd)
         return deleted
