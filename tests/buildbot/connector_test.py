@@ -446,6 +446,27 @@ class Independence(WithConnector):
             yield call
 
 
+class Shutdown(WithDaemon):
+    def test_a_connector_may_be_closed_and_called_whenever_the_reactor_ends(self):
+        self.start_daemon()
+        script = (
+            "import sys, types\n"
+            "from stepstash.buildbot import BuildDataConnector\n"
+            "from twisted.internet import reactor\n"
+            "connector = BuildDataConnector(types.SimpleNamespace(master=None), sys.argv[1])\n"
+            "def end():\n"
+            "    connector.close().addErrback(lambda failure: print(failure.value))\n"
+            "    connector.getBuildData(30, 'x').addErrback(lambda failure: print(failure.type.__name__))\n"
+            "reactor.addSystemEventTrigger(sys.argv[2], 'shutdown', end)\n"
+            "connector.setBuildData(30, 'x', b'v', 's').addCallback(lambda _: reactor.stop())\n"
+            "reactor.run()\n"
+        )
+        for phase in ("before", "during", "after"):
+            run = [sys.executable, "-c", script, self.daemon.socket, phase]
+            ended = subprocess.run(run, capture_output=True, text=True, timeout=60)
+            self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "ValueError\n", ""), phase)
+
+
 class Imports(unittest.TestCase):
     def test_the_package_itself_imports_neither_buildbot_nor_twisted(self):
         program = "import sys, stepstash; sys.exit(any(m.split('.')[0] in ('buildbot', 'twisted') for m in sys.modules))"

@@ -110,14 +110,17 @@ class BuildDataConnector(base.DBConnectorComponent):
         completed = yield self._completion_times([build.build for build in builds])
 
         def thd(client):
-            deleted = 0
-            held = {build.build for build in client.builds() if build.held}  # now: the database may have been busy
+            unknown = []
             for build in builds if completed is not None else ():
                 if build.build not in completed:
-                    deleted += 0 if build.build in held else client.drop(build.build)
+                    unknown.append(build.build)
                 elif completed[build.build] != build.complete_at:
                     _finish(client, build.build, completed[build.build])
-            return deleted + client.prune(older_than)
+            deleted = client.prune(older_than)  # also says whether this user may prune, before the unknown are finished
+            # Not drop(), which deletes what is held, too. `build.held` is of some time ago.
+            for number in unknown:
+                client.finish(number, older_than - 1)
+            return deleted + (client.prune(older_than) if unknown else 0)
 
         deleted = yield self._in_thread(thd)
         return deleted
@@ -165,7 +168,7 @@ class BuildDataConnector(base.DBConnectorComponent):
         for _, at_shutdown in pools.values():
             reactor.removeSystemEventTrigger(at_shutdown)
         for pool, _ in pools.values():
-            yield threads.deferToThread(pool.stop)  # it joins the threads
+            yield _stopped(pool)
         self._client = None  # views that are still referred to keep the segment mapped
 
     def stopService(self):
@@ -183,9 +186,15 @@ class BuildDataConnector(base.DBConnectorComponent):
             pool = ThreadPool(0, _THREADS, "stepstash")
             pool.start()
             # Threads that wait for work would keep a master alive that ends without close().
-            self._pools[waits] = pool, reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+            self._pools[waits] = pool, reactor.addSystemEventTrigger("during", "shutdown", self._shut_down)
         pool, _ = self._pools[waits]
         return threads.deferToThreadPool(reactor, pool, lambda: thd(self._connected()))
+
+    def _shut_down(self):
+        self._closed = True
+        pools, self._pools = self._pools, {}
+        for pool, _ in pools.values():
+            pool.stop()
 
     def _connected(self):
         """The client. The first call connects; afterwards the client reconnects by itself."""
@@ -238,6 +247,18 @@ class BuildDataConnector(base.DBConnectorComponent):
             rows = yield pool.do(thd, numbers[first : first + _BUILDS_AT_ONCE])
             completed.update(rows)
         return completed
+
+
+def _stopped(pool):
+    """Stops it, which joins its threads, on a thread that is not the reactor's: those end with the reactor."""
+    stopped = defer.Deferred()
+
+    def thd():
+        pool.stop()
+        reactor.callFromThread(stopped.callback, None)
+
+    threading.Thread(target=thd).start()
+    return stopped
 
 
 def _number(buildid):
