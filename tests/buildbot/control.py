@@ -7,12 +7,23 @@
 import collections
 import datetime
 import hashlib
+import importlib.util
 import json
+import sys
 import threading
+import types
 
 from buildbot.util import datetime2epoch, service
 from twisted.internet import defer, endpoints, protocol, reactor
 from twisted.protocols import basic
+
+
+# Buildbot 4.2.1 takes every master for one under test (buildbot/monkeypatches), and then imports this wherever it reads
+# a log; Debian 13's package lacks it.
+if importlib.util.find_spec("buildbot.test") is None:
+    for name in ("buildbot.test", "buildbot.test.fake", "buildbot.test.fake.reactor"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].NonThreadPool = type("NonThreadPool", (), {})
 
 
 def plain(value):
