@@ -12,6 +12,11 @@ set(source "${CPACK_STEPSTASH_SOURCE}")
 set(binary "${CPACK_STEPSTASH_BINARY}")
 set(staged "${CPACK_TEMPORARY_INSTALL_DIRECTORY}")
 
+file(GLOB library "${staged}/lib/usr/lib/*-linux-*/libstepstash.so.0")
+if(NOT library)
+  message(FATAL_ERROR "this tree was not configured for packages, with a prefix of /usr: scripts/packages does it")
+endif()
+
 # The time is SOURCE_DATE_EPOCH where that is set (scripts/packages), so that packages of one state are the same.
 string(TIMESTAMP date "%a, %d %b %Y %H:%M:%S +0000" UTC)
 string(TIMESTAMP year "%Y" UTC)
@@ -37,6 +42,11 @@ foreach(component package IN ZIP_LISTS CPACK_COMPONENTS_ALL CPACK_STEPSTASH_PACK
     configure_file("${source}/packaging/${package}/lintian-overrides" "${usr}/share/lintian/overrides/${package}" COPYONLY)
   endif()
 endforeach()
+
+file(GLOB programs "${staged}/daemon/usr/sbin/*" "${staged}/cli/usr/bin/*" "${staged}/lib/usr/lib/*/*.so.*")
+list(FILTER programs EXCLUDE REGEX "\\.so\\.[0-9]+$")  # a link
+execute_process(
+  COMMAND strip --strip-unneeded --remove-section=.comment --remove-section=.note ${programs} COMMAND_ERROR_IS_FATAL ANY)
 
 # The example is all comments: as the configuration, it says what there is to set and changes nothing.
 file(MAKE_DIRECTORY "${staged}/daemon/etc/stepstash")
