@@ -30,6 +30,10 @@ finish() {
     echo "--- the journal:"
     inside journalctl --no-pager -o short-monotonic -u 'stepstashd*' | tail -40 || true
   fi
+  # The reader and the writer of an upgrade end first: a box does not stop while somebody outside waits for a process in it.
+  rm -f "$scratch/upgrading"
+  exec 9>&-
+  wait
   "$box_script" stop "$box" || true
   rm -rf "$scratch"
 }
@@ -219,6 +223,8 @@ print(bytes(view.data).decode(), end="")' < "$scratch/go" > "$scratch/reader" &
   wait $reader
   is "the view was valid all the time" first "$(tail -n 1 "$scratch/reader")"
 
+  # By the administrator: an enabled service is one that a package would start, unless it asks what was running.
+  inside systemctl enable stepstashd.service 2> /dev/null
   inside systemctl stop stepstashd.service 2> /dev/null
   install_daemon
   is "an upgrade does not start a daemon that was stopped" "active inactive" \
@@ -238,7 +244,6 @@ print(bytes(view.data).decode(), end="")' < "$scratch/go" > "$scratch/reader" &
   install_all
   is "after another installation it is all there" first "$(stepstash get 7 report)"
   is "in the same memory" "$segment" "$(inode)"
-  inside systemctl enable stepstashd.service 2> /dev/null # by the administrator
 
   # shellcheck disable=SC2086
   dpkg_inside -P $names
@@ -302,6 +307,7 @@ is "who has a directory" "700 stepstash" "$(stat -c '%a %U' /var/lib/stepstash)"
 
 useradd --no-create-home --groups stepstash builder
 runuser -u stepstash -- sh -c 'umask 077; RUNTIME_DIRECTORY=/run/stepstash STATE_DIRECTORY=/var/lib/stepstash exec stepstashd --config /etc/stepstash/stepstashd.conf --socket-group stepstash' > /opt/daemon 2>&1 &
+trap '[ $? -eq 0 ] || cat /opt/daemon' EXIT
 answers() { runuser -u builder -- stepstash stats > /dev/null 2>&1; }
 await "an answer of the daemon" answers
 echo bare | runuser -u builder -- stepstash set 7 report -
