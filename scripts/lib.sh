@@ -14,7 +14,7 @@ missing_packages() {
     esac
     case " $* " in *" $group "*) ;; *) continue ;; esac
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || echo "$package"
-  done < scripts/packages.txt
+  done < scripts/packages.txt | awk '!seen[$0]++' # one may be in several groups
 }
 
 # install_packages GROUP...: installs what is missing, as root or through sudo; says what to do when it can do neither.
