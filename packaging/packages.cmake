@@ -53,7 +53,8 @@ file(MAKE_DIRECTORY "${staged}/daemon/etc/stepstash")
 file(RENAME "${staged}/daemon/usr/share/doc/stepstash/stepstashd.conf.example" "${staged}/daemon/etc/stepstash/stepstashd.conf")
 file(REMOVE_RECURSE "${staged}/daemon/usr/share/doc/stepstash")
 
-# Fails when the library has other symbols than the list.
+# Fails when the library has other symbols than the list. dpkg-gensymbols of Debian 13 wants a source package around it.
+file(WRITE "${binary}/debian/control" "Source: stepstash\n\nPackage: libstepstash0\nArchitecture: any\n")
 execute_process(
   COMMAND dpkg-gensymbols -q -c4 -plibstepstash0 -v${CPACK_STEPSTASH_UPSTREAM_VERSION} -P${staged}/lib
     -I${source}/packaging/libstepstash0/symbols.in -O${binary}/libstepstash0/symbols
