@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Shell functions that quickstart and test share. Sourced by bash from the project's root; prints to the caller's stdout.
+# Shell functions that quickstart, test and the scripts here share. Sourced by bash; prints to the caller's stdout. The
+# caller's working directory is the project's root, but for the trees.
 
 # missing_packages GROUP...: those of the groups in scripts/packages.txt that are not installed, one per line.
 missing_packages() {
@@ -13,7 +14,7 @@ missing_packages() {
     esac
     case " $* " in *" $group "*) ;; *) continue ;; esac
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || echo "$package"
-  done < scripts/packages.txt
+  done < scripts/packages.txt | awk '!seen[$0]++' # one may be in several groups
 }
 
 # install_packages GROUP...: installs what is missing, as root or through sudo; says what to do when it can do neither.
@@ -70,4 +71,36 @@ quietly() {
 build_preset() {
   quietly "configuring build/$1" cmake --preset "$1" &&
     quietly "building build/$1" cmake --build --preset "$1" --target "${2:-all}"
+}
+
+# host_mirror: the first address under which apt here finds a Debian, in either format of its sources.
+host_mirror() {
+  local mirror
+  mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2> /dev/null |
+    sed -nE 's/^deb +(\[[^]]*\] +)?([^ ]+) .*/\2/p; s/^URIs: *([^ ]+).*/\1/p' | grep -E '/debian/?$' | head -1) || true
+  echo "${mirror:-http://deb.debian.org/debian}"
+}
+
+# make_tree TREE RELEASE MIRROR [PACKAGE,...]: a minimal Debian in TREE, unless it is there already, that finds the network
+# as this machine does. One that was left half made is completed.
+make_tree() {
+  local tree=$1 release=$2 mirror=$3 log
+  if [ ! -e "$tree/etc/stepstash-tree-complete" ]; then
+    log=$(mktemp)
+    if ! debootstrap --variant=minbase ${4:+--include="$4"} "$release" "$tree" "$mirror" > "$log" 2>&1; then
+      tail -n 20 "$log" "$tree/debootstrap/debootstrap.log" >&2 || true
+      rm -f "$log"
+      echo "debootstrap failed; its output is above" >&2
+      return 1
+    fi
+    rm -f "$log"
+    touch "$tree/etc/stepstash-tree-complete"
+  fi
+  # How names are found, and how apt is told to fetch.
+  local file
+  for file in /etc/resolv.conf /etc/hosts; do
+    if [ -e $file ]; then cp -L --remove-destination $file "$tree$file"; fi
+  done
+  printf 'deb %s %s main\n' "$mirror" "$release" > "$tree/etc/apt/sources.list"
+  apt-config dump --no-empty Acquire > "$tree/etc/apt/apt.conf.d/90host" 2> /dev/null || true
 }
