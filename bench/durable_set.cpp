@@ -17,7 +17,7 @@ struct DurableLmdb : Lmdb {
 template <class Peer>
 void durable_set(benchmark::State& state, std::size_t bytes) {
   Peer peer;
-  Payload payload(bytes);
+  Payload& payload = payload_of(bytes);
   const Key key(1, "durable-" + std::to_string(bytes));
   peer.set(key, payload.next());
   for (auto _ : state) peer.set(key, payload.next());

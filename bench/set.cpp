@@ -26,7 +26,7 @@ template <class Peer>
 void set(benchmark::State& state, std::size_t bytes) {
   if (skipped<Peer>(state)) return;
   Peer peer;
-  Payload payload(bytes);
+  Payload& payload = payload_of(bytes);
   const Key key(1, "set-" + std::to_string(bytes));
   peer.set(key, payload.next());  // memory is touched for the first time here, and not in the figure
   Latencies latencies;

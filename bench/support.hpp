@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -61,6 +62,18 @@ class Payload {
   std::array<std::vector<char>, 2> buffers_;
   std::size_t turn_ = 0;
 };
+
+/// Payloads of one size at a time, for making those of 256 MiB takes longer than setting them. For the main thread.
+inline Payload& payload_of(std::size_t bytes) {
+  static std::size_t made = 0;
+  static std::optional<Payload> payload;
+  if (made != bytes) {
+    payload.reset();
+    payload.emplace(bytes);
+    made = bytes;
+  }
+  return *payload;
+}
 
 /// How often each latency occurred, in bins of 1.6 %: millions of gets need no memory, and an add costs 2 ns.
 class Latencies {
