@@ -94,7 +94,8 @@ class Lmdb {
   MDB_txn* reading_ = nullptr;
 };
 
-/// A file in /dev/shm: opened and mapped to get it; to set it, written beside and renamed, so that nobody sees half.
+/// A file in /dev/shm: opened and mapped to get it; to set it, written under another name and renamed, so that nobody
+/// sees half.
 class File {
  public:
   static constexpr const char* kName = "file";

@@ -15,6 +15,7 @@ in which text is Markdown.
 """
 
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -36,9 +37,14 @@ class Figure:
         self.median, self.least, self.greatest = statistics.median(values), min(values), max(values)
 
     def text(self, unit):
-        if self.least == self.greatest:
-            return unit(self.median)
-        return f"{unit(self.median)} ({unit(self.least)} – {unit(self.greatest)})"
+        """The median, and in brackets the least and the greatest, without a unit where it is the same."""
+        median, least, greatest = (unit(value) for value in (self.median, self.least, self.greatest))
+        if least == greatest:
+            return median
+        name = median.partition(" ")[2]
+        if all(text.partition(" ")[2] == name for text in (least, greatest)):
+            least, greatest = least.partition(" ")[0], greatest.partition(" ")[0]
+        return f"{median} ({least} – {greatest})"
 
 
 class Measured:
@@ -92,23 +98,37 @@ class Aim:
         return [self.what, self.unit(value), wanted, "met" if met else "**missed**"]
 
 
-def times(value):
-    return f"{value:.2f} ×"
+def digits(value):
+    """Three digits that count; 12,300 and not 1.23e+04."""
+    if value == 0:
+        return "0"
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{round(value, 2 - math.floor(math.log10(abs(value)))):,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def scaled(value, *units):
+    for size, name in units[:-1]:
+        if value >= size:
+            return f"{digits(value / size)} {name}"
+    size, name = units[-1]
+    return f"{digits(value / size)} {name}"
 
 
 def time(ns):
-    for size, name in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
-        if ns >= size:
-            return f"{ns / size:.3g} {name}"
-    return f"{ns:.3g} ns"
+    return scaled(ns, (1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
 
 
 def rate(bytes_per_second):
-    return f"{bytes_per_second / 1e9:.3g} GB/s"
+    return scaled(bytes_per_second, (1e9, "GB/s"), (1e6, "MB/s"))
 
 
-def millions(items):
-    return f"{items / 1e6:.3g} M/s"
+def per_second(items):
+    return scaled(items, (1e9, "G/s"), (1e6, "M/s"), (1e3, "k/s"))
+
+
+def times(value):
+    return f"{value:.2f}"
 
 
 def count(value):
@@ -128,7 +148,7 @@ def ratio(row, size, over, under, what="time"):
     return lambda m: m.median(f"{row}/{over}/{size}", what) / m.median(f"{row}/{under}/{size}", what)
 
 
-def worst_over_sizes(function, values):
+def of_all(function, values):
     return lambda m: function([value(m) for value in values])
 
 
@@ -152,43 +172,41 @@ SETS = (64 * KIB, MIB, 64 * MIB, 256 * MIB)
 
 AIMS = [
     Aim("warm get of a hot key, the slowest of three sizes",
-        worst_over_sizes(max, [own(f"warm_get/stepstash/{size}") for size in GETS]), "≤", 9, time),
-    Aim("LMDB's warm get in gets of stepstash, the worst of three sizes",
-        worst_over_sizes(min, [ratio("warm_get", size, "lmdb", "stepstash") for size in GETS]), "≥", 8, times),
-    *(Aim(f"gets/s, random of 10,000, {readers} reader{'s' * (readers > 1)}, in those of LMDB",
+        of_all(max, [own(f"warm_get/stepstash/{size}") for size in GETS]), "≤", 9, time),
+    Aim("the same: LMDB's time / stepstash's, the least of three sizes",
+        of_all(min, [ratio("warm_get", size, "lmdb", "stepstash") for size in GETS]), "≥", 8, times),
+    *(Aim(f"gets/s, random of 10,000, {readers} reader{'s' * (readers > 1)}: stepstash / LMDB",
           ratio("random_get", readers, "stepstash", "lmdb", "items"), "≥", 8, times) for readers in (1, 2, 8)),
     Aim("get, random of 10^6", with_a_million(own("random_of_many/stepstash/many")), "≤", 100, time),
-    Aim("scan of 64 MiB, in the bandwidth of memory", ratio("scan", 64 * MIB, "stepstash", "memory", "bytes"), "≥", 0.95,
-        times),
-    *(Aim(f"new process that gets {size_text(size)}, in one that maps a file",
-          ratio("new_process", size, "stepstash", "file"), "≤", 1.25, times) for size in (KIB, MIB)),
-    *(Aim(f"the same, {size_text(size)}, in one that uses LMDB", ratio("new_process", size, "stepstash", "lmdb"), "≤", 1,
-          times) for size in (KIB, MIB)),
-    Aim("new process that reads 64 MiB, in the best of file and LMDB",
+    Aim("scan of 64 MiB: bandwidth / that of own memory", ratio("scan", 64 * MIB, "stepstash", "memory", "bytes"), "≥",
+        0.95, times),
+    *(Aim(f"new process, {size_text(size)}: time / that of {title}", ratio("new_process", size, "stepstash", peer), "≤",
+          bound, times)
+      for size in (KIB, MIB) for peer, title, bound in (("file", "a mapped file", 1.25), ("lmdb", "LMDB", 1))),
+    Aim("new process, 64 MiB: time / that of the best of file and LMDB",
         lambda m: m.median(f"new_process/stepstash/{64 * MIB}")
         / min(m.median(f"new_process/{peer}/{64 * MIB}") for peer in ("file", "lmdb")), "≤", 1.05, times),
-    Aim("set of 1 MiB, in the bandwidth of LMDB", ratio("set", MIB, "stepstash", "lmdb", "bytes"), "≥", 1, times),
-    *(Aim(f"set of {size_text(size)}, in that of memcpy", ratio("set", size, "stepstash", "memcpy", "bytes"), "≥", 0.75,
-          times) for size in (64 * MIB, 256 * MIB)),
-    *(Aim(f"the worst of many sets of {size_text(size)}, in their median",
+    Aim("set of 1 MiB: bandwidth / that of LMDB", ratio("set", MIB, "stepstash", "lmdb", "bytes"), "≥", 1, times),
+    *(Aim(f"set of {size_text(size)}: bandwidth / that of memcpy", ratio("set", size, "stepstash", "memcpy", "bytes"),
+          "≥", 0.75, times) for size in (64 * MIB, 256 * MIB)),
+    *(Aim(f"set of {size_text(size)}: the worst of many / their median",
           lambda m, size=size: m.figures[f"set/stepstash/{size}", "worst_ns"].greatest
           / m.median(f"set/stepstash/{size}", "p50_ns"), "≤", 5, times) for size in (64 * MIB, 256 * MIB)),
-    Aim("set of 1 KiB, in one of memcached", ratio("set", KIB, "stepstash", "memcached"), "≤", 1.2, times),
-    *(Aim(f"durable set of {size_text(size)}, in one of SQLite as Buildbot uses it",
-          ratio("durable_set", size, "stepstash", "sqlite"), "≤", bound, times)
-      for size, bound in ((KIB, 1.1), (MIB, 1.1), (64 * MIB, 0.6))),
-    Aim("99 % of gets beside a writer take at most",
-        own(f"tail_beside_writer/stepstash/{MIB}", "p99_ns"), "≤", 60, time),
-    Aim("the writer's bandwidth, in that of LMDB",
-        ratio("tail_beside_writer", MIB, "stepstash", "lmdb", "writer_bytes_per_second"), "≥", 1, times),
+    Aim("set of 1 KiB: time / that of memcached", ratio("set", KIB, "stepstash", "memcached"), "≤", 1.2, times),
+    *(Aim(f"durable set of {size_text(size)}: time / that of SQLite", ratio("durable_set", size, "stepstash", "sqlite"),
+          "≤", bound, times) for size, bound in ((KIB, 1.1), (MIB, 1.1), (64 * MIB, 0.6))),
+    Aim("get under a writer at full speed: 99 % take at most", own(f"tail_under_writer/stepstash/{MIB}", "p99_ns"), "≤",
+        60, time),
+    Aim("writer next to a spinning reader: bandwidth / that of LMDB",
+        ratio("tail_under_writer", MIB, "stepstash", "lmdb", "writer_bytes_per_second"), "≥", 1, times),
     Aim("start with 10^6 entries after SIGKILL", with_a_million(own("start_after_kill/stepstash/many")), "≤", 0.7e9,
         time),
     Aim("start with 10^6 entries without the segment", with_a_million(own("start_without_segment/stepstash/many")), "≤",
         0.7e9, time),
     Aim("daemon's memory for each entry", own("memory/stepstash/many", "daemon_bytes"), "≤", 100, bytes_of),
-    Aim("segment for each entry, beside its name, source and value", own("memory/stepstash/many", "segment_bytes"), "≤",
-        128, bytes_of),
-    Aim("builds in a segment of 1 GiB, of those tried", lambda m: m.median("builds/stepstash/many", "builds")
+    Aim("segment for each entry, without its name, source and value", own("memory/stepstash/many", "segment_bytes"),
+        "≤", 128, bytes_of),
+    Aim("builds that fit a segment of 1 GiB / those tried", lambda m: m.median("builds/stepstash/many", "builds")
         / m.median("builds/stepstash/many", "tried"), "≥", 1, times),
 ]
 
@@ -209,6 +227,7 @@ def markdown(header, rows):
 
 def plain(header, rows):
     rows = [[str(cell).replace("**", "").replace("`", "") for cell in row] for row in (header, *rows)]
+    rows = rows if any(rows[0]) else rows[1:]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
@@ -219,7 +238,7 @@ def in_stepstash(measured, row, peer, size, what):
     figure = measured.get(f"{row}/{peer}/{size}", what)
     if peer == "stepstash" or not ours or not figure:
         return ""
-    return f", {figure.median / ours.median:.3g} ×"
+    return f", {digits(figure.median / ours.median)} ×"
 
 
 def table(measured, row, what, unit, columns, titles):
@@ -246,7 +265,8 @@ def new_process_table(measured):
             figure, floor = measured.get(f"new_process/{peer}/{size}"), measured.get(f"new_process/true/{size}")
             faults = measured.get(f"new_process/{peer}/{size}", "page_faults")
             if figure and floor:
-                cells[i] = f"{figure.text(time)}; {figure.median / floor.median:.2f}; {faults.median:,.0f}"
+                cells[i] = f"{figure.text(time)}, {figure.median / floor.median:.2f} × `true`, "
+                cells[i] += f"{faults.median:,.0f} page faults"
     return header, rows
 
 
@@ -265,9 +285,9 @@ def worst_table(measured):
 
 QUANTILES = {"p50_ns": "half", "p99_ns": "99 %", "p99.9_ns": "99.9 %", "p99.99_ns": "99.99 %", "worst_ns": "worst"}
 TAILS = {
-    "tail_in_peace/clock": "the clock (floor)", "tail_in_peace/stepstash": "stepstash, in peace",
-    "tail_beside_writer/stepstash": "stepstash, beside a writer", "tail_in_peace/lmdb": "LMDB, in peace",
-    "tail_beside_writer/lmdb": "LMDB, beside a writer",
+    "tail_idle/clock": "the clock (floor)", "tail_idle/stepstash": "stepstash, idle",
+    "tail_under_writer/stepstash": "stepstash, under a writer", "tail_idle/lmdb": "LMDB, idle",
+    "tail_under_writer/lmdb": "LMDB, under a writer",
 }
 
 
@@ -284,9 +304,9 @@ def tail_table(measured):
 def growth_table(measured):
     lines = [
         ("the daemon's memory for each entry", "memory/stepstash/many", "daemon_bytes", bytes_of),
-        ("the segment for each entry, beside its name, source and value", "memory/stepstash/many", "segment_bytes",
+        ("the segment for each entry, without its name, source and value", "memory/stepstash/many", "segment_bytes",
          bytes_of),
-        ("sets, by four clients at once", "memory/stepstash/many", "items", millions),
+        ("sets, by four clients at once", "memory/stepstash/many", "items", per_second),
         ("get of a random entry, stepstash", "random_of_many/stepstash/many", "time", time),
         ("get of a random entry, LMDB", "random_of_many/lmdb/many", "time", time),
         ("start after SIGKILL", "start_after_kill/stepstash/many", "time", time),
@@ -332,29 +352,29 @@ def sections(measured):
            "unmapped.", *table(measured, "warm_get", "time", time, GETS, sizes))
     yield ("Many keys, many readers", "10,000 values of 4 KiB in random order, by 1, 2 and 8 threads at once; gets per "
            "second of all together. More threads than processors take turns.",
-           *table(measured, "random_get", "items", millions, (1, 2, 8), ["1 reader", "2 readers", "8 readers"]))
+           *table(measured, "random_get", "items", per_second, (1, 2, 8), ["1 reader", "2 readers", "8 readers"]))
     yield ("Scan", "All bytes of 64 MiB are read in place, by one thread that has read them before.",
            *table(measured, "scan", "bytes", rate, [64 * MIB], ["64 MiB"]))
-    yield ("A new process", "What a step is: a process starts, gets one value, reads a byte of each page, and ends. Each "
-           "cell has the time, the same in runs of `true`, and the page faults. The program with `libstepstash.so` and its "
+    yield ("A new process", "What a step is: a process starts, gets one value, reads a byte of each page, and ends. "
+           "`true` is a process that does nothing. The program with `libstepstash.so` and its "
            "peers are in bench/new_process; the command writes to /dev/null, which reads nothing.",
            *new_process_table(measured))
     yield ("Set", "The same name again and again, each time with other bytes; nobody waits for a disk. LMDB lies in "
-           "/dev/shm and has NOSYNC; a file is written beside and renamed. stepstash also writes to its database in the "
-           "meantime, which takes a part of the processors and which no peer does.",
+           "/dev/shm and has NOSYNC; a file is written under another name and renamed. stepstash also writes to its "
+           "database in the meantime, which takes a part of the processors and which no peer does.",
            *table(measured, "set", "bytes", rate, SETS, [size_text(size) for size in SETS]))
     yield ("The worst set", "Of the same runs: half of the sets took no longer than the median, and one the worst.",
            *worst_table(measured))
     yield ("Set of 1 KiB", "A round trip to the daemon, or to a server; LMDB and files have nobody to ask.",
            *table(measured, "set", "time", time, [KIB], ["1 KiB"]))
-    yield ("Durable set", "The call returns when the value survives a loss of power: stepstash with `durable`, SQLite with "
-           "its write-ahead log and `synchronous = FULL`, LMDB with its default. All three on the same disk.",
+    yield ("Durable set", "The call returns when the value survives a loss of power: stepstash with `durable`, SQLite "
+           "with its write-ahead log and `synchronous = FULL`, LMDB with its default. All three on the same disk.",
            *table(measured, "durable_set", "time", time, GETS, sizes))
-    yield ("The tail", "A get of a value of 1 MiB, each measured by itself, so each includes a look at the clock; in peace, "
+    yield ("The tail", "A get of a value of 1 MiB, each measured by itself, so each includes reading the clock; idle, "
            "and while a thread replaces that very value as fast as it can.", *tail_table(measured))
-    yield ("Growth", ("100,000" if measured.context.get("quick") == "yes" else "A million") + " entries of 100 bytes, a "
-           "thousand to a build, in a daemon of their own; then a daemon with a segment of 1 GiB, and one value of a byte in "
-           "each of many builds.", *growth_table(measured))
+    many = "100,000" if measured.context.get("quick") == "yes" else "A million"
+    yield ("Growth", f"{many} entries of 100 bytes, a thousand to a build, in a daemon of their own; then a daemon with a "
+           "segment of 1 GiB, and one value of a byte in each of many builds.", *growth_table(measured))
     yield ("Python", "A get of 1 KiB in a `with` block.", *python_table(measured))
     for path in sorted((ROOT / "bench" / "results").glob("*.json")):
         extra = json.loads(path.read_text())
@@ -369,7 +389,7 @@ PLOTS = {
 }
 
 INTRODUCTION = """\
-Written by `bench/run --write`: every figure comes from one run, on one machine, beside what a step would use instead.
+Written by `bench/run --write`: every figure comes from one run, on one machine, next to what a step would use instead.
 Times differ from machine to machine; the ratios between peers hold better. Run it on yours:
 
 ```console
@@ -378,19 +398,21 @@ $ bench/run --quick    # below one
 ```
 
 Each figure is the median of {repetitions} repetitions, with the least and the greatest in brackets. Where it says
-*3 ×*, a peer has three times the figure of stepstash, whether that is a time (stepstash is faster) or a rate (the peer is).
+*3 ×*, a peer has three times the figure of stepstash, whether that is a time (stepstash is faster) or a rate (the
+peer is).
 All peers and stepstash run one after another in one program, [Google Benchmark](https://github.com/google/benchmark);
 the servers are their own processes behind unix sockets. stepstash is used through its C ABI, with the default of every
 setting except the segment's size, 2 GiB, and its database on a disk."""
 
 
 def page(measured):
-    parts = ["# How fast is it, and beside what?", paragraphs(INTRODUCTION.format(repetitions=measured.context["repetitions"]))]
+    introduction = INTRODUCTION.format(repetitions=measured.context["repetitions"])
+    parts = ["# How fast is it, compared with what?", paragraphs(introduction)]
     aims = [aim.row(measured) for aim in AIMS]
     missed = sum("missed" in row[3] for row in aims)
     met = sum(row[3] == "met" for row in aims)
-    parts += ["## Aims", paragraphs(f"What stepstash is to reach, as ratios within one run where that can be: {met} met, "
-                                    f"{missed} missed. A missed aim is work to do, and stays here until it is done."),
+    parts += ["## Aims", paragraphs("What stepstash is to reach, as ratios within one run where that can be: "
+                                    f"{met} met, {missed} missed. A missed aim is work to do, and stays here until it is done."),
               markdown(["aim", "measured", "wanted", ""], aims)]
     parts += ["## Measured on", markdown(*environment(measured))]
     for title, text, header, rows in sections(measured):
@@ -495,7 +517,7 @@ def draw(measured, directory):
             continue
         peer = name.split("/")[1]
         axes.plot(range(len(figures)), [figure.median for figure in figures], label=title, marker="o", markersize=4,
-                  color=COLOURS.get(peer, "black"), linestyle="-" if "beside" in name else ":")
+                  color=COLOURS.get(peer, "black"), linestyle="-" if "writer" in name else ":")
     axes.set_yscale("log")
     axes.set_xticks(range(len(QUANTILES)), QUANTILES.values())
     axes.set_yticks([10, 100, 1e3, 1e4, 1e5, 1e6, 1e7], ["10 ns", "100 ns", "1 µs", "10 µs", "100 µs", "1 ms", "10 ms"])

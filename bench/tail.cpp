@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// How long a get takes at worst, of a value of 1 MiB: in peace, and while a thread replaces that value as fast as it
-/// can; and how fast that is beside a reader that never rests. Each latency includes a look at the clock.
+/// How long a get takes at worst, of a value of 1 MiB: idle, and while a thread replaces that value as fast as it
+/// can; and how fast that is next to a reader that never rests. Each latency includes reading the clock.
 #include <atomic>
 #include <optional>
 #include <thread>
@@ -11,7 +11,7 @@
 namespace stepstash::bench {
 namespace {
 
-/// What the clock alone takes.
+/// What reading the clock takes.
 class Clock {
  public:
   static constexpr const char* kName = "clock";
@@ -77,7 +77,7 @@ void tail(benchmark::State& state, bool writing) {
 
 template <class Peer>
 void add(bool writing, const Plan& plan) {
-  const std::string name = std::string(writing ? "tail_beside_writer/" : "tail_in_peace/") + Peer::kName + "/1048576";
+  const std::string name = std::string(writing ? "tail_under_writer/" : "tail_idle/") + Peer::kName + "/1048576";
   benchmark::RegisterBenchmark(name.c_str(), tail<Peer>, writing)->UseRealTime()->MinTime(plan.quick ? 0.1 : 0.5);
 }
 

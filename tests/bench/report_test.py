@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/report.py: medians are medians, a missed aim is called missed, and nothing that was not measured is called met."""
+"""bench/report.py: medians are medians, a missed aim is called missed, and what was not measured is not met."""
 
 import pathlib
 import sys
@@ -29,7 +29,13 @@ class FiguresTest(unittest.TestCase):
         figures = measured(*(run("set/lmdb/1024/min_time:0.8/real_time", time, "us") for time in (9.0, 2.0, 3.0)))
         figure = figures.get("set/lmdb/1024")
         self.assertEqual((figure.least, figure.median, figure.greatest), (2000, 3000, 9000))
-        self.assertEqual(figure.text(report.time), "3 µs (2 µs – 9 µs)")
+        self.assertEqual(figure.text(report.time), "3 µs (2 – 9)")
+
+    def test_figures_have_three_digits_that_count(self):
+        texts = [report.time(value) for value in (0.5, 1.8, 17.94, 999.9, 1000, 12345.0, 2.5e9)]
+        self.assertEqual(texts, ["0.5 ns", "1.8 ns", "17.9 ns", "1,000 ns", "1 µs", "12.3 µs", "2.5 s"])
+        texts = [report.digits(value) for value in (0, 0.00123, 13214, 7e6)]
+        self.assertEqual(texts, ["0", "0.00123", "13,200", "7,000,000"])
 
     def test_aggregates_of_google_benchmark_are_no_repetitions(self):
         aggregate = {**run("a/b/1", 100.0), "run_type": "aggregate"}
@@ -44,7 +50,7 @@ class FiguresTest(unittest.TestCase):
 
 
 class AimsTest(unittest.TestCase):
-    AIM = "set of 1 KiB, in one of memcached"
+    AIM = "set of 1 KiB: time / that of memcached"
 
     def test_an_aim_is_met_up_to_its_bound(self):
         for ours, verdict in ((12.0, "met"), (12.1, "**missed**")):
@@ -71,7 +77,7 @@ class PageTest(unittest.TestCase):
     def test_the_page_has_the_missed_aims(self):
         page = report.page(measured(run("set/stepstash/1024", 20.0), run("set/memcached/1024", 10.0)))
         self.assertIn("0 met, 1 missed", " ".join(page.split()))
-        self.assertIn("| set of 1 KiB, in one of memcached | 2.00 × | ≤ 1.20 × | **missed** |", page)
+        self.assertIn(f"| {AimsTest.AIM} | 2.00 | ≤ 1.20 | **missed** |", page)
 
 
 if __name__ == "__main__":
