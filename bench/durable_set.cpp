@@ -25,7 +25,7 @@ void durable_set(benchmark::State& state, std::size_t bytes) {
 }
 
 template <class Peer>
-void add(std::size_t bytes) {
+void add_durable_set(std::size_t bytes) {
   benchmark::RegisterBenchmark(row_name("durable_set", Peer::kName, bytes).c_str(), durable_set<Peer>, bytes)
       ->UseRealTime()
       ->Unit(benchmark::kMicrosecond);
@@ -35,9 +35,9 @@ void add(std::size_t bytes) {
 
 void register_durable_set(const Plan&) {
   for (const std::size_t bytes : {kKiB, kMiB, 64 * kMiB}) {
-    add<DurableStepstash>(bytes);
-    add<Sqlite>(bytes);
-    add<DurableLmdb>(bytes);
+    add_durable_set<DurableStepstash>(bytes);
+    add_durable_set<Sqlite>(bytes);
+    add_durable_set<DurableLmdb>(bytes);
   }
 }
 

@@ -57,7 +57,7 @@ void of_command(benchmark::State& state, std::size_t bytes) {
               {BENCH_STEPSTASH, "--socket", World::get().daemon.socket(), "get", "1", key.name, "-o", "/dev/null"});
 }
 
-void add(const char* peer, void (*row)(benchmark::State&, std::size_t), std::size_t bytes) {
+void add_new_process(const char* peer, void (*row)(benchmark::State&, std::size_t), std::size_t bytes) {
   benchmark::RegisterBenchmark(row_name("new_process", peer, bytes).c_str(), row, bytes)
       ->UseRealTime()
       ->Unit(benchmark::kMicrosecond);
@@ -67,11 +67,11 @@ void add(const char* peer, void (*row)(benchmark::State&, std::size_t), std::siz
 
 void register_new_process(const Plan&) {
   for (const std::size_t bytes : {kKiB, kMiB, 64 * kMiB}) {
-    add("true", of_true, bytes);
-    add(Stepstash::kName, of_peer<Stepstash>, bytes);
-    add("command", of_command, bytes);
-    add(File::kName, of_peer<File>, bytes);
-    add(Lmdb::kName, of_peer<Lmdb>, bytes);
+    add_new_process("true", of_true, bytes);
+    add_new_process(Stepstash::kName, of_peer<Stepstash>, bytes);
+    add_new_process("command", of_command, bytes);
+    add_new_process(File::kName, of_peer<File>, bytes);
+    add_new_process(Lmdb::kName, of_peer<Lmdb>, bytes);
   }
 }
 

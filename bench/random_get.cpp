@@ -51,7 +51,7 @@ void random_get(benchmark::State& state) {
 }
 
 /// The floor: where the bytes are is known, and is read from an array.
-void pointer(benchmark::State& state) {
+void random_pointer(benchmark::State& state) {
   static const std::vector<Key>& keys = shuffled_keys();
   std::size_t at = first_of(state);
   for (auto _ : state) {
@@ -62,7 +62,7 @@ void pointer(benchmark::State& state) {
 }
 
 template <class Peer>
-void add(std::size_t readers) {
+void add_random_get(std::size_t readers) {
   benchmark::RegisterBenchmark(row_name("random_get", Peer::kName, readers).c_str(), random_get<Peer>)
       ->Threads(static_cast<int>(readers))
       ->UseRealTime();
@@ -72,13 +72,13 @@ void add(std::size_t readers) {
 
 void register_random_get(const Plan&) {
   for (const std::size_t readers : {1, 2, 8}) {
-    benchmark::RegisterBenchmark(row_name("random_get", "pointer", readers).c_str(), pointer)
+    benchmark::RegisterBenchmark(row_name("random_get", "pointer", readers).c_str(), random_pointer)
         ->Threads(static_cast<int>(readers))
         ->UseRealTime();
-    add<Stepstash>(readers);
-    add<Lmdb>(readers);
-    add<Redis>(readers);
-    add<Memcached>(readers);
+    add_random_get<Stepstash>(readers);
+    add_random_get<Lmdb>(readers);
+    add_random_get<Redis>(readers);
+    add_random_get<Memcached>(readers);
   }
 }
 

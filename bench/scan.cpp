@@ -32,7 +32,7 @@ void scan(benchmark::State& state) {
 }
 
 template <class Row>
-void add(const char* peer, Row row) {
+void add_scan(const char* peer, Row row) {
   benchmark::RegisterBenchmark(row_name("scan", peer, kBytes).c_str(), row)
       ->UseRealTime()
       ->Unit(benchmark::kMicrosecond);
@@ -41,9 +41,9 @@ void add(const char* peer, Row row) {
 }  // namespace
 
 void register_scan(const Plan&) {
-  add("memory", of_memory);
-  add(Stepstash::kName, scan<Stepstash>);
-  add(Lmdb::kName, scan<Lmdb>);
+  add_scan("memory", of_memory);
+  add_scan(Stepstash::kName, scan<Stepstash>);
+  add_scan(Lmdb::kName, scan<Lmdb>);
 }
 
 }  // namespace stepstash::bench

@@ -45,7 +45,7 @@ void set(benchmark::State& state, std::size_t bytes) {
 }
 
 template <class Peer>
-void add(std::size_t bytes, const Plan& plan) {
+void add_set(std::size_t bytes, const Plan& plan) {
   auto* row = benchmark::RegisterBenchmark(row_name("set", Peer::kName, bytes).c_str(), set<Peer>, bytes)
                   ->UseRealTime()
                   ->Unit(benchmark::kMicrosecond);
@@ -57,12 +57,12 @@ void add(std::size_t bytes, const Plan& plan) {
 
 void register_set(const Plan& plan) {
   for (const std::size_t bytes : {kKiB, 64 * kKiB, kMiB, 64 * kMiB, 256 * kMiB}) {
-    add<Memcpy>(bytes, plan);
-    add<Stepstash>(bytes, plan);
-    add<Lmdb>(bytes, plan);
-    add<File>(bytes, plan);
-    add<Redis>(bytes, plan);
-    add<Memcached>(bytes, plan);
+    add_set<Memcpy>(bytes, plan);
+    add_set<Stepstash>(bytes, plan);
+    add_set<Lmdb>(bytes, plan);
+    add_set<File>(bytes, plan);
+    add_set<Redis>(bytes, plan);
+    add_set<Memcached>(bytes, plan);
   }
 }
 

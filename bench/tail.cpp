@@ -76,7 +76,7 @@ void tail(benchmark::State& state, bool writing) {
 }
 
 template <class Peer>
-void add(bool writing, const Plan& plan) {
+void add_tail(bool writing, const Plan& plan) {
   const std::string name = std::string(writing ? "tail_under_writer/" : "tail_idle/") + Peer::kName + "/1048576";
   benchmark::RegisterBenchmark(name.c_str(), tail<Peer>, writing)->UseRealTime()->MinTime(plan.quick ? 0.1 : 0.5);
 }
@@ -84,10 +84,10 @@ void add(bool writing, const Plan& plan) {
 }  // namespace
 
 void register_tail(const Plan& plan) {
-  add<Clock>(false, plan);
+  add_tail<Clock>(false, plan);
   for (const bool writing : {false, true}) {
-    add<Stepstash>(writing, plan);
-    add<Lmdb>(writing, plan);
+    add_tail<Stepstash>(writing, plan);
+    add_tail<Lmdb>(writing, plan);
   }
 }
 

@@ -15,14 +15,14 @@ void warm_get(benchmark::State& state, std::size_t bytes) {
   for (auto _ : state) peer.get(key);
 }
 
-void pointer(benchmark::State& state) {
+void warm_pointer(benchmark::State& state) {
   static const char byte = 0;
   const char* volatile where = &byte;
   for (auto _ : state) benchmark::DoNotOptimize(static_cast<const char*>(where));
 }
 
 template <class Peer>
-void add(std::size_t bytes) {
+void add_warm_get(std::size_t bytes) {
   benchmark::RegisterBenchmark(row_name("warm_get", Peer::kName, bytes).c_str(), warm_get<Peer>, bytes)->UseRealTime();
 }
 
@@ -30,13 +30,13 @@ void add(std::size_t bytes) {
 
 void register_warm_get(const Plan&) {
   for (const std::size_t bytes : {kKiB, kMiB, 64 * kMiB}) {
-    benchmark::RegisterBenchmark(row_name("warm_get", "pointer", bytes).c_str(), pointer)->UseRealTime();
-    add<Stepstash>(bytes);
-    add<Lmdb>(bytes);
-    add<File>(bytes);
-    add<Redis>(bytes);
-    add<Memcached>(bytes);
-    add<Sqlite>(bytes);
+    benchmark::RegisterBenchmark(row_name("warm_get", "pointer", bytes).c_str(), warm_pointer)->UseRealTime();
+    add_warm_get<Stepstash>(bytes);
+    add_warm_get<Lmdb>(bytes);
+    add_warm_get<File>(bytes);
+    add_warm_get<Redis>(bytes);
+    add_warm_get<Memcached>(bytes);
+    add_warm_get<Sqlite>(bytes);
   }
 }
 
