@@ -11,9 +11,9 @@ void python_get(benchmark::State& state) {
   Stepstash peer;
   const Key key(1, "python");
   set_once(peer, key, kKiB);
-  const std::string command = "PYTHONPATH='" BENCH_PYTHON "' STEPSTASH_LIBRARY='" BENCH_LIBRARY "' STEPSTASH_SOCKET='" +
-                              World::get().daemon.socket() +
-                              "' python3 -B '" BENCH_PYTHON "/../bench/python_get.py' 1 python";
+  const std::string command =
+      "PYTHONPATH='" BENCH_SOURCE "/python' STEPSTASH_LIBRARY='" BENCH_LIBRARY "' STEPSTASH_SOCKET='" +
+      World::get().daemon.socket() + "' python3 -B '" BENCH_SOURCE "/bench/python_get.py' 1 python";
   for (auto _ : state) {
     const std::string seconds = first_line_of(command);
     if (seconds.empty()) {
