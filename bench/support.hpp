@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <optional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -66,10 +66,10 @@ class Payload {
 /// Payloads of one size at a time, for making those of 256 MiB takes longer than setting them. For the main thread.
 inline Payload& payload_of(std::size_t bytes) {
   static std::size_t made = 0;
-  static std::optional<Payload> payload;
+  static std::unique_ptr<Payload> payload;
   if (made != bytes) {
     payload.reset();
-    payload.emplace(bytes);
+    payload = std::make_unique<Payload>(bytes);
     made = bytes;
   }
   return *payload;
