@@ -169,6 +169,7 @@ void register_growth(const Plan& plan) {
   benchmark::RegisterBenchmark(name("random_of_many", "lmdb").c_str(), random_of_many_in_lmdb, count)->UseRealTime();
   benchmark::RegisterBenchmark(name("start_after_kill", "stepstash").c_str(), start_after_kill, count)
       ->Iterations(1)
+      ->Repetitions(plan.quick ? 1 : 3)
       ->UseManualTime()
       ->Unit(benchmark::kMillisecond);
   benchmark::RegisterBenchmark(name("start_without_segment", "stepstash").c_str(), start_without_segment, count)

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints what stepstash-bench measured, and which aims were met; with --write makes docs/performance.md of it.
 
-    bench/report.py [--write] FIGURES.json
+    bench/report.py [--write] [--others=PERCENT] FIGURES.json
 
-FIGURES.json is the output of Google Benchmark. A benchmark is called ROW/PEER/SIZE; its repetitions become a median, a
+PERCENT is what other processes used of the processors meanwhile: bench/run knows it. FIGURES.json is the output of
+Google Benchmark. A benchmark is called ROW/PEER/SIZE; its repetitions become a median, a
 least and a greatest.
 
 What another program has measured becomes a section of the report, too: a file *.json in bench/results, with
@@ -156,8 +157,8 @@ def own(name, what="time"):
     return lambda m: m.median(name, what)
 
 
-def with_a_million(value):
-    """Only of a whole run: --quick has fewer entries, and a start of those says nothing."""
+def of_a_whole_run(value):
+    """--quick has fewer entries, and too few sets for the worst of many."""
 
     def of(measured):
         if measured.context.get("quick") == "yes":
@@ -177,7 +178,7 @@ AIMS = [
         of_all(min, [ratio("warm_get", size, "lmdb", "stepstash") for size in GETS]), "≥", 8, times),
     *(Aim(f"gets/s, random of 10,000, {readers} reader{'s' * (readers > 1)}: stepstash / LMDB",
           ratio("random_get", readers, "stepstash", "lmdb", "items"), "≥", 8, times) for readers in (1, 2, 8)),
-    Aim("get, random of 10^6", with_a_million(own("random_of_many/stepstash/many")), "≤", 100, time),
+    Aim("get, random of 10^6", of_a_whole_run(own("random_of_many/stepstash/many")), "≤", 100, time),
     Aim("scan of 64 MiB: bandwidth / that of own memory", ratio("scan", 64 * MIB, "stepstash", "memory", "bytes"), "≥",
         0.95, times),
     *(Aim(f"new process, {size_text(size)}: time / that of {title}", ratio("new_process", size, "stepstash", peer), "≤",
@@ -190,8 +191,9 @@ AIMS = [
     *(Aim(f"set of {size_text(size)}: bandwidth / that of memcpy", ratio("set", size, "stepstash", "memcpy", "bytes"),
           "≥", 0.75, times) for size in (64 * MIB, 256 * MIB)),
     *(Aim(f"set of {size_text(size)}: the worst of many / their median",
-          lambda m, size=size: m.figures[f"set/stepstash/{size}", "worst_ns"].greatest
-          / m.median(f"set/stepstash/{size}", "p50_ns"), "≤", 5, times) for size in (64 * MIB, 256 * MIB)),
+          of_a_whole_run(lambda m, size=size: m.figures[f"set/stepstash/{size}", "worst_ns"].greatest
+                         / m.median(f"set/stepstash/{size}", "p50_ns")), "≤", 5, times)
+      for size in (64 * MIB, 256 * MIB)),
     Aim("set of 1 KiB: time / that of memcached", ratio("set", KIB, "stepstash", "memcached"), "≤", 1.2, times),
     *(Aim(f"durable set of {size_text(size)}: time / that of SQLite", ratio("durable_set", size, "stepstash", "sqlite"),
           "≤", bound, times) for size, bound in ((KIB, 1.1), (MIB, 1.1), (64 * MIB, 0.6))),
@@ -199,9 +201,9 @@ AIMS = [
         60, time),
     Aim("writer next to a spinning reader: bandwidth / that of LMDB",
         ratio("tail_under_writer", MIB, "stepstash", "lmdb", "writer_bytes_per_second"), "≥", 1, times),
-    Aim("start with 10^6 entries after SIGKILL", with_a_million(own("start_after_kill/stepstash/many")), "≤", 0.7e9,
+    Aim("start with 10^6 entries after SIGKILL", of_a_whole_run(own("start_after_kill/stepstash/many")), "≤", 0.7e9,
         time),
-    Aim("start with 10^6 entries without the segment", with_a_million(own("start_without_segment/stepstash/many")), "≤",
+    Aim("start with 10^6 entries without the segment", of_a_whole_run(own("start_without_segment/stepstash/many")), "≤",
         0.7e9, time),
     Aim("daemon's memory for each entry", own("memory/stepstash/many", "daemon_bytes"), "≤", 100, bytes_of),
     Aim("segment for each entry, without its name, source and value", own("memory/stepstash/many", "segment_bytes"),
@@ -336,11 +338,20 @@ def environment(measured):
 
     context = measured.context
     known = {"date", "host_name", "executable", "num_cpus", "mhz_per_cpu", "cpu_scaling_enabled", "caches", "load_avg",
-             "library_build_type", "quick", "processor"}
+             "library_build_type", "quick", "processor", "others"}
     rows = [["date", context["date"]], ["commit", git("describe", "--always", "--dirty", "--exclude=*")],
             ["processors", f"{context['num_cpus']} × {context.get('processor', '')}"],
-            ["load at the start", ", ".join(f"{load:.1f}" for load in context.get("load_avg", []))]]
+            ["used by other processes", f"{context.get('others', '?')} % of the processors"]]
     return ["", ""], rows + [[key, value] for key, value in context.items() if key not in known]
+
+
+def busy(measured):
+    """A warning, if the figures deserve one."""
+    others = measured.context.get("others", 0)
+    if others <= 5:
+        return ""
+    return (f"Other processes used {others} % of the processors in the meantime. So times are too long, the worst ones "
+            "above all, and small ratios say little.")
 
 
 def sections(measured):
@@ -373,8 +384,8 @@ def sections(measured):
     yield ("The tail", "A get of a value of 1 MiB, each measured by itself, so each includes reading the clock; idle, "
            "and while a thread replaces that very value as fast as it can.", *tail_table(measured))
     many = "100,000" if measured.context.get("quick") == "yes" else "A million"
-    yield ("Growth", f"{many} entries of 100 bytes, a thousand to a build, in a daemon of their own; then a daemon with a "
-           "segment of 1 GiB, and one value of a byte in each of many builds.", *growth_table(measured))
+    yield ("Growth", f"{many} entries of 100 bytes, a thousand to a build, in a daemon of their own; then a daemon with "
+           "a segment of 1 GiB, and one value of a byte in each of many builds.", *growth_table(measured))
     yield ("Python", "A get of 1 KiB in a `with` block.", *python_table(measured))
     for path in sorted((ROOT / "bench" / "results").glob("*.json")):
         extra = json.loads(path.read_text())
@@ -412,8 +423,11 @@ def page(measured):
     missed = sum("missed" in row[3] for row in aims)
     met = sum(row[3] == "met" for row in aims)
     parts += ["## Aims", paragraphs("What stepstash is to reach, as ratios within one run where that can be: "
-                                    f"{met} met, {missed} missed. A missed aim is work to do, and stays here until it is done."),
+                                    f"{met} met, {missed} missed. A missed aim is work to do, and stays here until "
+                                    "it is done."),
               markdown(["aim", "measured", "wanted", ""], aims)]
+    if busy(measured):
+        parts.insert(2, paragraphs(f"**{busy(measured)}**"))
     parts += ["## Measured on", markdown(*environment(measured))]
     for title, text, header, rows in sections(measured):
         if not rows:
@@ -440,6 +454,8 @@ def report(measured):
         yield f"skipped: {reason}"
     aims = [aim.row(measured) for aim in AIMS]
     yield "aims\n" + plain(["aim", "measured", "wanted", ""], aims)
+    if busy(measured):
+        yield busy(measured)
     yield f"{sum(row[3] == 'met' for row in aims)} met, {sum('missed' in row[3] for row in aims)} missed"
 
 
@@ -530,10 +546,13 @@ def main():
     arguments = sys.argv[1:]
     write = "--write" in arguments
     files = [argument for argument in arguments if not argument.startswith("-")]
-    if len(files) != 1 or set(arguments) - {"--write", *files}:
+    others = [argument for argument in arguments if re.fullmatch(r"--others=\d+", argument)]
+    if len(files) != 1 or set(arguments) - {"--write", *others, *files}:
         print(__doc__.strip())
         sys.exit(0 if {"--help", "-h"} & set(arguments) else 64)
     measured = Measured(json.loads(pathlib.Path(files[0]).read_text()))
+    if others:
+        measured.context["others"] = int(others[-1].partition("=")[2])
     print("\n\n".join(report(measured)))
     if write:
         (ROOT / "docs" / "performance").mkdir(exist_ok=True)
