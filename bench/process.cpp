@@ -41,6 +41,11 @@ Process& Process::operator=(Process&& other) noexcept {
 }
 Process::~Process() { end(SIGKILL); }
 
+bool Process::running() {
+  if (pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) != 0) pid_ = -1;
+  return pid_ > 0;
+}
+
 void Process::end(int signal) {
   if (pid_ <= 0) return;
   ::kill(pid_, signal);

@@ -20,6 +20,8 @@ class Process {
   Process& operator=(Process&& other) noexcept;
   ~Process();
 
+  /// Whether it has not ended by itself.
+  bool running();
   pid_t pid() const noexcept { return pid_; }
   /// Sends the signal and waits for the end. Nothing if it does not run.
   void end(int signal);

@@ -217,8 +217,8 @@ AIMS = [
 
 PEERS = {
     "stepstash": "stepstash", "command": "command `stepstash get`", "lmdb": "LMDB", "file": "file in /dev/shm",
-    "redis": "Redis", "memcached": "memcached", "sqlite": "SQLite as Buildbot uses it", "pointer": "pointer (floor)",
-    "memcpy": "memcpy (floor)", "true": "`true` (floor)", "memory": "own memory (floor)", "clock": "the clock (floor)",
+    "redis": "Redis", "memcached": "memcached", "sqlite": "SQLite as Buildbot uses it", "pointer": "pointer (bound)",
+    "memcpy": "memcpy (bound)", "true": "`true` (bound)", "memory": "own memory (bound)", "clock": "the clock (bound)",
 }
 
 
@@ -287,7 +287,7 @@ def worst_table(measured):
 
 QUANTILES = {"p50_ns": "half", "p99_ns": "99 %", "p99.9_ns": "99.9 %", "p99.99_ns": "99.99 %", "worst_ns": "worst"}
 TAILS = {
-    "tail_idle/clock": "the clock (floor)", "tail_idle/stepstash": "stepstash, idle",
+    "tail_idle/clock": "the clock (bound)", "tail_idle/stepstash": "stepstash, idle",
     "tail_under_writer/stepstash": "stepstash, under a writer", "tail_idle/lmdb": "LMDB, idle",
     "tail_under_writer/lmdb": "LMDB, under a writer",
 }
@@ -513,7 +513,7 @@ def draw(measured, directory):
     sized(axes, SETS)
     axes.set_yscale("log")
     axes.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
-    axes.set_ylabel("GB/s set")
+    axes.set_ylabel("GB/s")
     save(figure, axes, "set.svg")
 
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
