@@ -344,6 +344,12 @@ def environment(measured):
             ["used by other processes", f"{context.get('others', '?')} % of the processors"]]
     return ["", ""], rows + [[key, value] for key, value in context.items() if key not in known]
 
+NOT_MEASURED = """\
+A tmpfs with huge pages, on which reads by a new process and sets into fresh memory are several times as fast, for
+stepstash and for peers; values that were evicted and come back from the database; Redis with a log that is synced at
+each set; clients on other machines. What another program has measured becomes a section of this page: a file in
+bench/results, as `bench/report.py --help` describes it."""
+
 
 def busy(measured):
     """A warning, if the figures deserve one."""
@@ -435,6 +441,7 @@ def page(measured):
         parts += [f"## {title}", paragraphs(text), markdown(header, rows)]
         if title in PLOTS:
             parts.append(f"![{PLOTS[title][1]}](performance/{PLOTS[title][0]})")
+    parts += ["## Not measured", paragraphs(NOT_MEASURED)]
     return "\n\n".join(parts) + "\n"
 
 
