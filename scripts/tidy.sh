@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs clang-tidy 14 with the checks of .clang-tidy over what is shipped (not over the tests, which no check there is
 # about), by the compile commands of build/dev. With a file: over that one. Six files of a folder are read as one, since
-# most of the time goes to the headers of Boost; sets of files that have not changed since they passed are skipped.
+# most of the time goes to the headers of Boost; sets of files that have not changed since they passed are skipped. bench/ is
+# checked where build/dev has it (cmake --preset dev -DSTEPSTASH_BENCH=ON), for it needs packages that nothing else does.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 [ -e build/dev/compile_commands.json ] || cmake --preset dev > /dev/null
@@ -30,7 +31,7 @@ END
 
 # Every header of ours: a change in any of them has all files checked again, which is cheaper than finding out which
 # files it concerns.
-headers() { find base cli daemon libclient persist protocol shm -name '*.hpp' -o -name '*.h' | sort; }
+headers() { find base bench cli daemon libclient persist protocol shm -name '*.hpp' -o -name '*.h' | sort; }
 
 check() {
   local stamp flags
@@ -48,7 +49,9 @@ check() {
 if [ $# -gt 0 ]; then
   check "$@"
 else
-  for folder in base cli daemon libclient persist protocol shm; do
+  folders=(base cli daemon libclient persist protocol shm)
+  if grep -q '/bench/main\.cpp"' build/dev/compile_commands.json; then folders+=(bench); fi
+  for folder in "${folders[@]}"; do
     find $folder -name '*.cpp' | sort | xargs -n 6
   done | xargs -d '\n' -P "$(nproc)" -I{} sh -c "$0 {}"
 fi

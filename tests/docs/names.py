@@ -12,7 +12,7 @@ import sys
 import unittest
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = "base protocol shm persist daemon libclient cli python tests scripts systemd packaging docs .ci".split()
+FOLDERS = "base protocol shm persist daemon libclient cli python tests bench scripts systemd packaging docs .ci".split()
 ROOT_FILES = "CMakeLists.txt CMakePresets.json quickstart test README.md CONTRIBUTING.md LICENSE".split()
 SUFFIXES = r"\.(?:cpp|hpp|h|c|py|pml|md|txt|sh|in)"
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
