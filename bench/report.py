@@ -20,7 +20,6 @@ import math
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import textwrap
 
@@ -332,14 +331,10 @@ def python_table(measured):
 
 
 def environment(measured):
-    def git(*arguments):
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else "unknown"
-
     context = measured.context
     known = {"date", "host_name", "executable", "num_cpus", "mhz_per_cpu", "cpu_scaling_enabled", "caches", "load_avg",
-             "library_build_type", "quick", "processor", "others"}
-    rows = [["date", context["date"]], ["commit", git("describe", "--always", "--dirty", "--exclude=*")],
+             "library_build_type", "quick", "processor", "others", "commit"}
+    rows = [["date", context["date"]], ["commit", context.get("commit", "unknown")],
             ["processors", f"{context['num_cpus']} × {context.get('processor', '')}"],
             ["used by other processes", f"{context.get('others', '?')} % of the processors"]]
     return ["", ""], rows + [[key, value] for key, value in context.items() if key not in known]
@@ -357,7 +352,8 @@ def busy(measured):
     if others <= 5:
         return ""
     return (f"Other processes used {others} % of the processors in the meantime. So times are too long, the worst ones "
-            "above all, and small ratios say little.")
+            "above all, and small ratios say little. What waits for a disk or for a server then also waits for a "
+            "processor: those ratios say nothing.")
 
 
 def sections(measured):
