@@ -209,8 +209,19 @@ class AsyncTest(unittest.IsolatedAsyncioTestCase):
         await self.client.set(self.build, "x", MEGABYTE)
 
     async def test_calls_of_a_writer_at_one_time_are_refused_and_one_that_was_cancelled_is_final(self):
+        def occupy():
+            """Both threads, until go_on."""
+            return [asyncio.ensure_future(self.client._threads.run(go_on.wait, 20)) for _ in range(2)]
+
         writer = await self.client.begin(self.build, "x")
-        done = await asyncio.gather(*(writer.write(MEGABYTE) for _ in range(8)), return_exceptions=True)
+        go_on = threading.Event()
+        busy = occupy()
+        await asyncio.sleep(0)
+        writes = [asyncio.ensure_future(writer.write(MEGABYTE)) for _ in range(8)]
+        await asyncio.sleep(0)  # all have begun
+        go_on.set()
+        done = await asyncio.gather(*writes, return_exceptions=True)
+        await asyncio.gather(*busy)
         self.assertEqual([type(one) for one in done], [int] + [RuntimeError] * 7)
         await writer.commit()
         self.assertEqual((await self.client.stat(self.build, "x")).length, len(MEGABYTE))
@@ -218,7 +229,7 @@ class AsyncTest(unittest.IsolatedAsyncioTestCase):
         async with await self.client.begin(self.build, "y") as writer:
             await writer.write(b"first")
             go_on = threading.Event()
-            busy = [asyncio.ensure_future(self.client._threads.run(go_on.wait, 20)) for _ in range(2)]  # both threads
+            busy = occupy()
             await asyncio.sleep(0)
             second = asyncio.ensure_future(writer.write(b"second"))
             await asyncio.sleep(0)
