@@ -224,8 +224,7 @@ constexpr PageState page_state(PageWord word) noexcept {
 /// the page, for as long as the page exists.
 enum class ReaderFence : std::uint32_t {
   own = 0,      // the reader: a claim is a locked instruction
-  scanned = 1,  // a reader whose process is registered with the kernel may claim by a store: whoever reads the pins
-                // executes fence_readers() before that
+  scanned = 1,  // a reader in a registered process claims by a plain store; fence_readers() runs before pins are read
 };
 
 /// One page per client, in an object whose name ends in the page's number and the client's uid. Written by the client

@@ -21,7 +21,7 @@ namespace {
 /// In a line of this thread's own, where others only store 0.
 std::atomic<Offset>* claim_in(PinLine& line, Offset block, ReaderFence fence) noexcept {
   for (auto& pin : line.pins) {
-    if (pin.load(std::memory_order_relaxed) != 0) continue;  // our own store, or the 0 of whoever released it
+    if (pin.load(std::memory_order_relaxed) != 0) continue;  // only this thread claims here, so a 0 is a free pin
     // The pin comes before the second look in find_entry(). It pairs with the daemon, which stores the slot and then
     // scans the pins: one of the two sees the other (store buffering, C++ [atomics.order]).
     if (fence == ReaderFence::scanned) {

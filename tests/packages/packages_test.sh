@@ -8,8 +8,8 @@ set -euo pipefail
 work=$1
 here=$(dirname "$(readlink -f "$0")")
 project=$(dirname "$(dirname "$here")")
-box_script=$project/tests/system/systemd_box.sh
 . "$project/scripts/lib.sh"
+. "$project/tests/system/box_checks.sh"
 
 cannot() {
   echo "packages_test: $*" >&2
@@ -26,10 +26,7 @@ scratch=$(mktemp -d "${TMPDIR:-/tmp}/stepstash-packages.XXXXXX")
 box=$scratch/box
 finish() {
   local status=$?
-  if [ $status -ne 0 ] && [ $status -ne 77 ] && [ -e "$box/pid" ]; then
-    echo "--- the journal:"
-    inside journalctl --no-pager -o short-monotonic -u 'stepstashd*' | tail -40 || true
-  fi
+  explain $status
   # The reader and the writer of an upgrade end first: a box does not stop while somebody outside waits for a process in it.
   rm -f "$scratch/upgrading"
   exec 9>&-
@@ -39,29 +36,10 @@ finish() {
 }
 trap finish EXIT
 
-said() { printf 'ok: %s\n' "$*"; }
-fail() {
-  printf 'FAILED: %s\n' "$*" >&2
-  exit 1
-}
-# is WHAT EXPECTED ACTUAL
-is() {
-  [ "$2" = "$3" ] || fail "$1: expected \"$2\", got \"$3\""
-  said "$1"
-}
 # same WHAT EXPECTED ACTUAL: files of lines
 same() {
   diff -u "$2" "$3" >&2 || fail "$1 (- expected, + got)"
   said "$1"
-}
-# await WHAT COMMAND...: until it succeeds, 20 s at most.
-await() {
-  local what=$1 deadline=$((SECONDS + 20))
-  shift
-  until "$@"; do
-    [ $SECONDS -lt $deadline ] || fail "$what did not happen within 20 s"
-    sleep 0.02 # between two looks
-  done
 }
 
 # ---- making them ----------------------------------------------------------------------------------------------------
@@ -145,10 +123,8 @@ is "lintian finds neither an error nor a warning" "" "$(grep '^[EW]:' "$scratch/
 
 # Whatever of ours lies where packages and daemons put something.
 ours() { "$@" find /etc /run /usr/bin /usr/sbin /usr/lib /usr/share /usr/include /var/lib /var/cache /dev/shm -xdev -name '*stepstash*' 2> /dev/null | sort; }
-inside() { "$box_script" run "$box" "$@"; }
 as_builder() { inside runuser -u builder -- "$@"; }
 stepstash() { as_builder stepstash "$@"; }
-property() { inside systemctl show --property "$1" --value stepstashd.service; }
 active() { inside systemctl is-active "$@" | tr '\n' ' '; }
 inode() { inside stat -c %i /dev/shm/stepstash.d/segment; }
 # dpkg_inside ARGUMENT...: without waiting for the disk, for the box is thrown away.

@@ -52,6 +52,11 @@ class WithDaemon(unittest.TestCase):
     def open_views(self):
         return self.client.stats()["open_views"]
 
+    def program(self, script):
+        """Another Python that has run `script`: argv[1] is the socket, argv[2] the build."""
+        command = [sys.executable, "-c", script, self.daemon.socket, str(self.build)]
+        return subprocess.run(command, capture_output=True, text=True)
+
     def value(self, name):
         with self.client.get(self.build, name) as view:
             return bytes(view.data)
@@ -389,8 +394,7 @@ class Lifetimes(WithDaemon):
             "saved[0].writer.commit()\n"
             "saved[0].client.set(int(sys.argv[2]), 'after', b'v')\n"
         )
-        run = [sys.executable, "-c", script, self.daemon.socket, str(self.build)]
-        ended = subprocess.run(run, capture_output=True, text=True)
+        ended = self.program(script)
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
         self.assertEqual([one.name for one in self.client.list(self.build)][1:], ["saved", "after"])
 
@@ -409,9 +413,7 @@ class Lifetimes(WithDaemon):
             "for _ in range(3): threading.Thread(target=forever, daemon=True).start()\n"
         )
         for _ in range(5):
-            run = subprocess.run(
-                [sys.executable, "-c", script, self.daemon.socket, str(self.build)], capture_output=True, text=True
-            )
+            run = self.program(script)
             self.assertEqual((run.returncode, run.stderr), (0, ""))
         until(lambda: self.open_views() == 0, "the dead processes' pins to go")
         self.assertIsNone(self.client.get(self.build, "never"))
@@ -965,8 +967,7 @@ class Processes(WithDaemon):
             "thread.join()\n"
             "print('ended')\n"
         )
-        run = [sys.executable, "-c", script, self.daemon.socket, str(self.build)]
-        done = subprocess.run(run, capture_output=True, text=True)
+        done = self.program(script)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "ended\n", ""))
 
     def test_the_resource_tracker_is_never_started(self):
@@ -977,7 +978,7 @@ class Processes(WithDaemon):
             "view = c.get(1, 'tracked')\n"
             "print('multiprocessing' in sys.modules or '_posixshmem' in sys.modules)\n"
         )
-        run = subprocess.run([sys.executable, "-c", script, self.daemon.socket], capture_output=True, text=True)
+        run = self.program(script)
         self.assertEqual((run.returncode, run.stdout, run.stderr), (0, "False\n", ""))
         # It ended with an open view: segment and value are there, and the pin goes with the process.
         self.assertTrue(pathlib.Path("/dev/shm", self.daemon.segment + ".d", "segment").exists())

@@ -283,6 +283,13 @@ struct ClientMappings {
   shm::Mapping pins;
 };
 
+/// Nothing wrong was seen, and more than `resident` values.
+void expect_right(const Tally& tally, std::uint64_t resident) {
+  BOOST_TEST_MESSAGE(tally.text());
+  BOOST_TEST(tally.wrong() == 0u, tally.text());
+  BOOST_TEST(tally.resident > resident);
+}
+
 BOOST_AUTO_TEST_SUITE(stress)
 
 BOOST_AUTO_TEST_CASE(readers_with_mappings_of_their_own_never_see_a_wrong_byte) {
@@ -296,9 +303,7 @@ BOOST_AUTO_TEST_CASE(readers_with_mappings_of_their_own_never_see_a_wrong_byte) 
         {[&](BuildId build, std::string_view name, shm::Pinned& out) { return client.find(build, name, out); }});
   }
   run(*stash.segment, searches, tally, kAtMost, after(duration(), tally, 1000));
-  BOOST_TEST_MESSAGE(tally.text());
-  BOOST_TEST(tally.wrong() == 0u, tally.text());
-  BOOST_TEST(tally.resident > 1000u);
+  expect_right(tally, 1000);
   BOOST_TEST(tally.evicted > 0u);
   BOOST_TEST(tally.misses > 0u);
   BOOST_TEST(disorder(*stash.segment) == "");
@@ -312,9 +317,7 @@ BOOST_AUTO_TEST_CASE(threads_that_share_one_client_never_see_a_wrong_byte) {
   const Search search{
       [&](BuildId build, std::string_view name, shm::Pinned& out) { return client.find(build, name, out); }};
   run(*stash.segment, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration() / 2, tally, 1000));
-  BOOST_TEST_MESSAGE(tally.text());
-  BOOST_TEST(tally.wrong() == 0u, tally.text());
-  BOOST_TEST(tally.resident > 1000u);
+  expect_right(tally, 1000);
   BOOST_TEST(client.pins_in_use() == 0u);
 }
 
@@ -334,9 +337,7 @@ BOOST_AUTO_TEST_CASE(readers_whose_claims_the_writer_fences_never_see_a_wrong_by
     }});
   }
   run(*stash.segment, searches, tally, kAtMost, after(duration(), tally, 1000));
-  BOOST_TEST_MESSAGE(tally.text());
-  BOOST_TEST(tally.wrong() == 0u, tally.text());
-  BOOST_TEST(tally.resident > 1000u);
+  expect_right(tally, 1000);
 }
 
 BOOST_AUTO_TEST_CASE(readers_in_the_writers_own_mapping_are_ordered_with_it) {
@@ -350,9 +351,7 @@ BOOST_AUTO_TEST_CASE(readers_in_the_writers_own_mapping_are_ordered_with_it) {
   };
   const Search search{find, /*fence_before_release=*/true};
   run(*stash.segment, std::vector<Search>(kReaders, search), tally, kAtMost, after(duration(), tally, 1000));
-  BOOST_TEST_MESSAGE(tally.text());
-  BOOST_TEST(tally.wrong() == 0u, tally.text());
-  BOOST_TEST(tally.resident > 1000u);
+  expect_right(tally, 1000);
 }
 
 /// The test of the test: what it is there to find, it finds. Not under ThreadSanitizer, where that reader is so slow
@@ -386,9 +385,7 @@ BOOST_AUTO_TEST_CASE(a_reader_that_waits_before_the_pin_is_right_with_the_second
     searches.push_back({clients.back()->search(tally, /*second_look=*/true)});
   }
   run(*stash.segment, searches, tally, kAtMost, after(duration() / 2, tally, 100));
-  BOOST_TEST_MESSAGE(tally.text());
-  BOOST_TEST(tally.wrong() == 0u, tally.text());
-  BOOST_TEST(tally.resident > 100u);
+  expect_right(tally, 100);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -8,41 +8,17 @@ here=$(dirname "$(readlink -f "$0")")
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/stepstash-systemd.XXXXXX")
 box=$scratch/box
 layer=$scratch/layer
+. "$here/box_checks.sh"
 
 finish() {
   local status=$?
-  if [ $status -ne 0 ] && [ $status -ne 77 ] && [ -e "$box/pid" ]; then
-    echo "--- the journal:"
-    inside journalctl --no-pager -o short-monotonic -u 'stepstashd*' | tail -60 || true
-  fi
-  "$here/systemd_box.sh" stop "$box" || true
+  explain $status
+  "$box_script" stop "$box" || true
   rm -rf "$scratch"
 }
 trap finish EXIT
 
-inside() { "$here/systemd_box.sh" run "$box" "$@"; }
 stepstash() { inside stepstash "$@"; }
-property() { inside systemctl show --property "$1" --value stepstashd.service; }
-
-said() { printf 'ok: %s\n' "$*"; }
-fail() {
-  printf 'FAILED: %s\n' "$*" >&2
-  exit 1
-}
-# is WHAT EXPECTED ACTUAL
-is() {
-  [ "$2" = "$3" ] || fail "$1: expected \"$2\", got \"$3\""
-  said "$1"
-}
-# await WHAT COMMAND...: until it succeeds, 20 s at most.
-await() {
-  local what=$1 deadline=$((SECONDS + 20))
-  shift
-  until "$@"; do
-    [ $SECONDS -lt $deadline ] || fail "$what did not happen within 20 s"
-    sleep 0.02 # between two looks
-  done
-}
 value() { stepstash get "$1" "$2" -o - | cat; }
 started_anew() { [ "$(property ActiveState)" = active ] && [ "$(property MainPID)" != "$1" ] && [ "$(property MainPID)" != 0 ]; }
 inode() { inside stat -c %i /dev/shm/stepstash.d/segment; }
@@ -57,7 +33,7 @@ mkdir -p "$layer/etc/stepstash"
 # An hour between flushes: what is found again after SIGKILL cannot have come from the database.
 printf '%s\n' 'segment_size = "64MiB"' 'flush_interval = "1h"' > "$layer/etc/stepstash/stepstashd.conf"
 status=0
-"$here/systemd_box.sh" start "$box" "$layer" || status=$?
+"$box_script" start "$box" "$layer" || status=$?
 [ $status -eq 0 ] || exit $status
 
 inside systemd-sysusers
