@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "libclient/client.hpp"
 
-#include <linux/membarrier.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,6 +14,7 @@
 #include "base/crash_point.hpp"
 #include "libclient/backoff.hpp"
 #include "libclient/explain.hpp"
+#include "shm/reader_fence.hpp"
 
 namespace stepstash::client {
 namespace {
@@ -30,13 +29,6 @@ std::int64_t coarse_ms() noexcept {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
   return std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
-}
-
-/// A full memory fence in every thread of this process. Best effort: see Client::attach.
-void fence_all_threads() noexcept {
-  const auto barrier = [](int command) { return ::syscall(SYS_membarrier, command, 0, 0) == 0; };
-  if (barrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)) return;
-  if (barrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)) barrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 }
 
 bool nobody_there(std::error_code error) noexcept {
@@ -374,7 +366,7 @@ Result<> Client::attach(Channel& channel, const protocol::HelloOk& hello) {
     // A release stores its pin and then checks the state, without a fence of its own. After this fence either it sees
     // the state, or give_back_formers() sees the pin gone. If the kernel lacks such a fence, memory may stay until the
     // next view of that segment is released or the next segment is attached.
-    fence_all_threads();
+    shm::fence_all_threads();
   }
   return success();
 }

@@ -37,6 +37,11 @@ Result<> fence_readers() noexcept {
   return success();
 }
 
+void fence_all_threads() noexcept {
+  if (membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0) return;
+  if (membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) == 0) membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+}
+
 bool register_reader() noexcept {
   if (!can_fence_readers() || membarrier(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED) != 0) return false;
   registered.store(true, std::memory_order_relaxed);  // a hint

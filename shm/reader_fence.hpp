@@ -22,6 +22,10 @@ bool can_fence_readers() noexcept;
 /// those of membarrier(2), when the kernel or a system call filter has not got it.
 Result<> fence_readers() noexcept;
 
+/// A full fence in every thread of this process, registered or not. Best effort: nothing where the kernel has not got
+/// it.
+void fence_all_threads() noexcept;
+
 /// Registers this process with the kernel; again: no harm. False if that is impossible.
 bool register_reader() noexcept;
 /// Whether register_reader() takes microseconds: while the process has one thread, or has been registered. With several
